@@ -1,0 +1,178 @@
+"""Reading a Hugging Face checkpoint: every tensor is used exactly once, or the error names it.
+
+Knows safetensors and tensor names; executes nothing that came with the checkpoint.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from ark_asr_onnx.errors import ExportError
+
+from .config import ArkConfig
+from .modeling import AudioTower, Decoder
+
+EMBEDDING = "model.embed_tokens.weight"
+HEAD = "lm_head.weight"
+UNUSED = "audio_encoder.whisper.embed_positions.weight"  # stored, but RoPE replaced it
+_DTYPES = ("BF16", "F16", "F32")
+_INDEX = "model.safetensors.index.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A folder whose configuration and tensor headers were read; weights are read on demand."""
+
+    directory: Path
+    config: ArkConfig
+    shapes: dict[str, tuple[int, ...]]  # tensor name -> shape
+    shards: dict[str, Path]  # tensor name -> file
+
+    def tensor(self, name: str) -> Tensor:
+        """One tensor as float32."""
+        with _open(self.shards[name]) as file:
+            return file.get_tensor(name).float()
+
+    @property
+    def files(self) -> list[Path]:
+        """The safetensors files, sorted by name."""
+        return sorted(set(self.shards.values()))
+
+
+@dataclass(frozen=True, slots=True)
+class Network:
+    """The weights of a checkpoint in torch modules, fp32, ready to trace."""
+
+    tower: AudioTower
+    decoder: Decoder
+    table: Tensor  # [vocab, hidden]
+    notes: tuple[str, ...]  # what a reader of the log should know about the weights
+
+
+def open_checkpoint(directory: Path) -> Checkpoint:
+    """Read ``config.json`` and all tensor headers; :class:`ExportError` says what is wrong."""
+    if not directory.is_dir():
+        raise ExportError(f"checkpoint folder {directory} does not exist")
+    config = ArkConfig.read(directory / "config.json")
+    shapes: dict[str, tuple[int, ...]] = {}
+    shards: dict[str, Path] = {}
+    for path in _shard_paths(directory):
+        with _open(path) as file:
+            for name in file.keys():  # noqa: SIM118 - safe_open is no mapping
+                part = file.get_slice(name)
+                if part.get_dtype() not in _DTYPES:
+                    raise ExportError(
+                        f"{path}: tensor {name} has dtype {part.get_dtype()}, "
+                        f"expected one of {', '.join(_DTYPES)}"
+                    )
+                if name in shards:
+                    raise ExportError(f"{path}: tensor {name} is also in {shards[name].name}")
+                shapes[name], shards[name] = tuple(part.get_shape()), path
+    return Checkpoint(directory, config, shapes, shards)
+
+
+def load_network(checkpoint: Checkpoint, max_positions: int) -> Network:
+    """Fill the modules; ``max_positions`` bounds the decoder's RoPE tables.
+
+    Every tensor must have exactly one place with its shape; missing, surplus and misshapen ones
+    are listed in the :class:`ExportError`.
+    """
+    config = checkpoint.config
+    with torch.device("meta"):
+        tower = AudioTower(config.audio, config.decoder.hidden_size)
+        decoder = Decoder(config.decoder, max_positions)
+    expected: dict[str, tuple[int, ...]] = {
+        name: tuple(p.shape) for m in (tower, decoder) for name, p in m.named_parameters()
+    }
+    expected[EMBEDDING] = expected[HEAD]
+    _check_names(checkpoint, expected)
+    table = checkpoint.tensor(EMBEDDING)
+    notes = _fill_head(checkpoint, decoder, table)
+    for module in (tower, decoder):
+        for name in [name for name, _ in module.named_parameters()]:
+            if name != HEAD:
+                owner, _, leaf = name.rpartition(".")
+                weight = nn.Parameter(checkpoint.tensor(name), requires_grad=False)
+                setattr(module.get_submodule(owner), leaf, weight)
+        module.eval()
+    return Network(tower, decoder, table, notes)
+
+
+def _fill_head(checkpoint: Checkpoint, decoder: Decoder, table: Tensor) -> tuple[str, ...]:
+    """Tie the head to the table, unless a stored head says something else."""
+    decoder.lm_head.weight = nn.Parameter(table, requires_grad=False)
+    if HEAD not in checkpoint.shapes:
+        return ()
+    head = checkpoint.tensor(HEAD)
+    if torch.equal(head, table):
+        return ()
+    decoder.lm_head.weight = nn.Parameter(head, requires_grad=False)
+    if checkpoint.config.decoder.tie_word_embeddings:
+        return (f"{HEAD} differs from {EMBEDDING} though the config ties them; the head is used",)
+    return ()
+
+
+def _check_names(checkpoint: Checkpoint, expected: dict[str, tuple[int, ...]]) -> None:
+    found = checkpoint.shapes
+    audio = checkpoint.config.audio
+    optional: dict[str, tuple[int, ...]] = {UNUSED: (audio.max_positions, audio.d_model)}
+    if checkpoint.config.decoder.tie_word_embeddings:
+        optional[HEAD] = expected[HEAD]
+    problems = [
+        f"missing {n} {list(s)}" for n, s in expected.items() if n not in {*found, *optional}
+    ]
+    problems += [
+        f"unknown {n} {list(s)}" for n, s in found.items() if n not in {*expected, *optional}
+    ]
+    problems += [
+        f"{name} has shape {list(found[name])}, expected {list(shape)}"
+        for name, shape in {**expected, **optional}.items()
+        if name in found and found[name] != shape
+    ]
+    if problems:
+        more = f" (and {len(problems) - 5} more)" if len(problems) > 5 else ""
+        raise ExportError(
+            f"{checkpoint.directory}: the tensors do not fit config.json: "
+            + "; ".join(problems[:5])
+            + more
+        )
+
+
+def _shard_paths(directory: Path) -> Iterator[Path]:
+    """The safetensors files, in the order of the index where there is one."""
+    index_path = directory / _INDEX
+    single = directory / "model.safetensors"
+    if index_path.is_file():
+        try:
+            names = sorted(set(json.loads(index_path.read_text("utf-8"))["weight_map"].values()))
+        except (OSError, ValueError, KeyError, AttributeError) as error:
+            raise ExportError(f"{index_path}: not a safetensors index ({error!r})") from error
+        paths = [directory / name for name in names]
+    elif single.is_file():
+        paths = [single]
+    else:
+        raise ExportError(
+            f"{directory}: no model.safetensors and no {_INDEX}; only safetensors are read"
+        )
+    for path in paths:
+        if not path.is_file():
+            raise ExportError(f"{path}: shard named by {_INDEX} is missing; download it again")
+        yield path
+
+
+def _open(path: Path) -> Any:
+    """``safe_open`` with one clear error for a damaged file."""
+    try:
+        return safe_open(path, framework="pt")
+    except (SafetensorError, OSError) as error:
+        raise ExportError(
+            f"{path}: not a whole safetensors file ({error}); download it again"
+        ) from error

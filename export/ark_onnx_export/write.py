@@ -1,0 +1,113 @@
+"""Files of a package: graphs, table, tokenizer, manifest; a folder that appears whole or not."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import onnx
+import onnx_ir as ir
+from onnx import TensorProto, helper
+from torch import Tensor
+
+from ark_asr_onnx import contract
+from ark_asr_onnx.contract import File, Manifest, file_sha256, manifest_to_json
+from ark_asr_onnx.errors import ExportError
+
+_INLINE_BYTES = 1024  # smaller weights (constants of shape logic) stay inside the graph
+
+
+@contextlib.contextmanager
+def published(out: Path) -> Iterator[Path]:
+    """A staging folder beside ``out`` that is renamed to it on success and removed on failure."""
+    if out.exists():
+        raise ExportError(f"{out} exists; give another --out or remove it first")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        staging = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
+    except OSError as error:
+        raise ExportError(f"cannot write in {out.parent}: {error.strerror}") from error
+    try:
+        yield staging
+        staging.chmod(0o755)
+        staging.rename(out)
+    except OSError as error:
+        raise ExportError(f"writing {out} failed: {error.strerror or error}") from error
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def require_space(directory: Path, n_bytes: int) -> None:
+    """Refuse to start what the disk cannot hold."""
+    existing = next(p for p in (directory, *directory.absolute().parents) if p.exists())
+    free = shutil.disk_usage(existing).free
+    if free < n_bytes:
+        raise ExportError(
+            f"{existing}: {free / 1e9:.2f} GB free, the export needs about {n_bytes / 1e9:.2f} GB; "
+            "free some or give --out on another disk"
+        )
+
+
+def write_graph(model: ir.Model, path: Path) -> None:
+    """A graph and, beside it, one file with its weights."""
+    ir.save(
+        model,
+        path,
+        external_data=contract.external_data_file(path.name),
+        size_threshold_bytes=_INLINE_BYTES,
+    )
+
+
+def write_embedding(table: Tensor, directory: Path) -> None:
+    """The table ``[vocab, hidden]`` as raw float32 rows, and a graph: one ``Gather`` over it."""
+    data_path = directory / contract.EMBEDDING_DATA_FILE
+    with data_path.open("wb") as stream:
+        for rows in table.split(4096):
+            stream.write(rows.contiguous().numpy().astype("<f4", copy=False).tobytes())
+    n_rows, hidden = table.shape
+    weight = TensorProto(
+        name="embed_tokens.weight",
+        dims=[n_rows, hidden],
+        data_type=TensorProto.FLOAT,
+        data_location=TensorProto.EXTERNAL,
+    )
+    weight.external_data.add(key="location", value=contract.EMBEDDING_DATA_FILE)
+    graph = helper.make_graph(
+        [helper.make_node("Gather", ["embed_tokens.weight", "input_ids"], ["inputs_embeds"])],
+        "embedding",
+        [helper.make_tensor_value_info("input_ids", TensorProto.INT64, ["batch", "seq"])],
+        [
+            helper.make_tensor_value_info(
+                "inputs_embeds", TensorProto.FLOAT, ["batch", "seq", hidden]
+            )
+        ],
+        [weight],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    onnx.save(model, str(directory / contract.EMBEDDING_FILE))
+
+
+def copy_file(source: Path, target: Path) -> None:
+    """Contents only, not permissions or times."""
+    shutil.copyfile(source, target)
+
+
+def list_files(directory: Path) -> dict[str, File]:
+    """Size and checksum of every file in a folder."""
+    return {
+        path.name: File(path.stat().st_size, file_sha256(path))
+        for path in sorted(directory.iterdir())
+        if path.name != contract.MANIFEST_FILE
+    }
+
+
+def write_manifest(manifest: Manifest, directory: Path) -> None:
+    """The manifest, written last and flushed to disk."""
+    with (directory / contract.MANIFEST_FILE).open("w", encoding="utf-8") as stream:
+        stream.write(manifest_to_json(manifest))
+        stream.flush()
+        os.fsync(stream.fileno())

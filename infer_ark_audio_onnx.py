@@ -1,0 +1,22 @@
+#!/usr/bin/env python3
+"""Transcribe audio with an ARK-ASR package, straight from a clone: nothing needs to be installed
+but the packages in the README.
+
+    python infer_ark_audio_onnx.py --audio a.wav [--audio b.flac ...] [--model-dir DIR]
+"""
+
+import sys
+from pathlib import Path
+
+_HERE = Path(__file__).resolve().parent
+if (_HERE / "runtime" / "ark_asr_onnx").is_dir():
+    sys.path.insert(0, str(_HERE / "runtime"))
+
+try:
+    from ark_asr_onnx.cli import infer_main
+except ModuleNotFoundError as error:
+    names = "numpy onnxruntime tokenizers soundfile soxr"
+    sys.exit(f"error: {error.name} is not installed: pip install {names}")
+
+if __name__ == "__main__":
+    sys.exit(infer_main(_HERE))

@@ -1,0 +1,39 @@
+"""Speech to text with ARK-ASR packages on the CPU, through onnxruntime alone.
+
+>>> import ark_asr_onnx
+>>> transcriber = ark_asr_onnx.load("models/demo")               # doctest: +SKIP
+>>> transcriber.transcribe("audio.wav").text                     # doctest: +SKIP
+"""
+
+from __future__ import annotations
+
+from .errors import (
+    ArkError,
+    AudioError,
+    DecodeError,
+    ExportError,
+    MissingExtraError,
+    PackageError,
+)
+from .greedy import Options
+from .transcriber import Transcriber, load
+from .transcript import Segment, Timings, Transcript, transcript_to_json
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "ArkError",
+    "AudioError",
+    "DecodeError",
+    "ExportError",
+    "MissingExtraError",
+    "Options",
+    "PackageError",
+    "Segment",
+    "Timings",
+    "Transcriber",
+    "Transcript",
+    "__version__",
+    "load",
+    "transcript_to_json",
+]

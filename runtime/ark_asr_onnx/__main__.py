@@ -1,0 +1,7 @@
+"""``python -m ark_asr_onnx``."""
+
+import sys
+
+from .cli import main
+
+sys.exit(main())

@@ -1,0 +1,39 @@
+"""Every error this project raises on purpose.
+
+::
+
+    ArkError
+    ├── PackageError (ValueError)        a model folder is missing, damaged or too new
+    ├── AudioError (ValueError)          the audio cannot be read or cannot be transcribed
+    ├── DecodeError (RuntimeError)       the model ran and could not go on
+    ├── MissingExtraError (ImportError)  an optional dependency is not installed
+    └── ExportError (ValueError)         a checkpoint cannot be exported (raised by ark_onnx_export)
+
+A message says what was found, what was expected and what to do, in one line.
+"""
+
+from __future__ import annotations
+
+
+class ArkError(Exception):
+    """Base class: catch it to catch everything this project raises on purpose."""
+
+
+class PackageError(ArkError, ValueError):
+    """A model folder is missing, damaged, of a newer schema, or not a package at all."""
+
+
+class AudioError(ArkError, ValueError):
+    """Audio that cannot be read, or that holds nothing that can be transcribed."""
+
+
+class DecodeError(ArkError, RuntimeError):
+    """The model ran but decoding could not go on."""
+
+
+class MissingExtraError(ArkError, ImportError):
+    """An optional dependency is missing; the message names the extra that installs it."""
+
+
+class ExportError(ArkError, ValueError):
+    """A checkpoint that cannot be turned into a package."""

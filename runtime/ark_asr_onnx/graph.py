@@ -1,0 +1,114 @@
+"""One ONNX graph on the CPU. The only module that touches onnxruntime."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import numpy.typing as npt
+import onnxruntime  # pyright: ignore[reportMissingTypeStubs]
+
+from .errors import DecodeError, PackageError
+
+Array = npt.NDArray[Any]
+Shape = tuple[int | str | None, ...]
+
+ort = cast("Any", onnxruntime)  # ships no types
+
+# Each failure of onnxruntime is a class of its own, derived from Exception alone.
+_ORT_ERRORS: tuple[type[Exception], ...] = tuple(
+    item
+    for item in cast("dict[str, object]", vars(ort.capi.onnxruntime_pybind11_state)).values()
+    if isinstance(item, type) and issubclass(item, Exception)
+)
+_MAX_DEFAULT_THREADS = 8  # decoding is limited by memory, more threads only wait
+
+
+def default_threads() -> int:
+    """Cores this process may use, at most 8."""
+    if hasattr(os, "sched_getaffinity"):
+        return min(len(os.sched_getaffinity(0)), _MAX_DEFAULT_THREADS)
+    return min(os.cpu_count() or 1, _MAX_DEFAULT_THREADS)
+
+
+class Graph:
+    """An opened graph: named arrays in, named arrays out. Safe to call from several threads."""
+
+    def __init__(self, path: Path, threads: int) -> None:
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.log_severity_level = 3  # errors reach the caller as exceptions
+        try:
+            self._session = ort.InferenceSession(
+                str(path), options, providers=["CPUExecutionProvider"]
+            )
+        except _ORT_ERRORS as error:
+            raise PackageError(
+                f"{path}: onnxruntime {ort.__version__} cannot open this graph ({_first(error)})"
+            ) from error
+        self.path = path
+        self.inputs = {i.name: tuple(i.shape) for i in self._session.get_inputs()}
+        self.outputs = {o.name: tuple(o.shape) for o in self._session.get_outputs()}
+
+    def expect(self, inputs: Mapping[str, Shape], outputs: Sequence[str]) -> None:
+        """Refuse a graph whose interface differs; in a shape ``None`` stands for any size."""
+        for names, found in ((list(inputs), self.inputs), (outputs, self.outputs)):
+            if set(names) != set(found):
+                odd = sorted(set(names) ^ set(found))[0]
+                raise PackageError(f"{self.path}: unexpected or missing input or output {odd!r}")
+        for name, shape in inputs.items():
+            found = self.inputs[name]
+            fits = len(found) == len(shape) and all(
+                want is None or have == want for have, want in zip(found, shape, strict=True)
+            )
+            if not fits:
+                raise PackageError(f"{self.path}: input {name!r} is {found}, expected {shape}")
+
+    def run(self, feeds: Mapping[str, Array], outputs: Sequence[str]) -> list[Array]:
+        """Output arrays, in the order asked for."""
+        try:
+            return self._session.run(list(outputs), dict(feeds))
+        except _ORT_ERRORS as error:
+            raise DecodeError(f"{self.path.name}: {_first(error)}") from error
+
+    def bind(self, inputs: Mapping[str, Array], outputs: Mapping[str, Array]) -> Binding:
+        """A reusable call that reads and writes the given arrays in place."""
+        return Binding(self._session, self.path.name, inputs, outputs)
+
+
+class Binding:
+    """A call whose arrays are bound: the caller writes inputs and reads outputs in its own memory.
+
+    One array may be input and output at once (the KV cache). Not for several threads.
+    """
+
+    def __init__(
+        self, session: Any, name: str, inputs: Mapping[str, Array], outputs: Mapping[str, Array]
+    ) -> None:
+        self._session, self._name = session, name
+        self._io = session.io_binding()
+        for arrays, bind in (
+            (inputs, self._io.bind_ortvalue_input),
+            (outputs, self._io.bind_ortvalue_output),
+        ):
+            for key, array in arrays.items():
+                assert array.flags.c_contiguous
+                bind(key, ort.OrtValue.ortvalue_from_numpy(array))
+
+    def set(self, name: str, array: Array) -> None:
+        """Bind another input array."""
+        self._io.bind_cpu_input(name, array)
+
+    def __call__(self) -> None:
+        """Run; :class:`DecodeError` when the graph refuses."""
+        try:
+            self._session.run_with_iobinding(self._io)
+        except _ORT_ERRORS as error:
+            raise DecodeError(f"{self._name}: {_first(error)}") from error
+
+
+def _first(error: Exception) -> str:
+    """First line of an onnxruntime message."""
+    return str(error).splitlines()[0] if str(error) else type(error).__name__

@@ -1,0 +1,127 @@
+"""Our layout: one audio graph, and a decoder that attends over a KV buffer it shares with us.
+
+``GroupQueryAttention`` takes past and present at the same address and then writes only the new
+rows, so nothing is copied from step to step. A slot is the slice ``[b : b + 1]`` of the buffer.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from .. import contract
+from ..contract import Sizes
+from ..embedding import Embedding
+from ..errors import DecodeError, PackageError
+from ..graph import Binding, Graph
+from ..mel import F32
+from ..model import Model
+from ..package import Package
+
+
+def build(package: Package, threads: int) -> Model:
+    """Open the graphs of a native package."""
+    sizes = package.manifest.sizes
+    audio = Graph(package.path(contract.AUDIO_FILE), threads)
+    audio.expect({contract.LOG_MEL: (1, sizes.n_mels, None)}, [contract.AUDIO_EMBEDS])
+
+    def encode_audio(log_mel: F32) -> F32:
+        return audio.run({contract.LOG_MEL: log_mel}, [contract.AUDIO_EMBEDS])[0]
+
+    return Model(
+        encode_audio=encode_audio,
+        embed=Embedding(
+            package.path(contract.EMBEDDING_DATA_FILE), sizes.vocab_size, sizes.hidden_size
+        ),
+        decoder=NativeDecoder(Graph(package.path(contract.DECODER_FILE), threads), sizes),
+    )
+
+
+class NativeDecoder:
+    """The decoder graph and its sizes; see :class:`ark_asr_onnx.model.Decoder`."""
+
+    max_slots = 64  # a step over more than that gains nothing on a CPU
+
+    def __init__(self, graph: Graph, sizes: Sizes) -> None:
+        cache = (None, sizes.n_kv_heads, None, sizes.head_dim)
+        graph.expect(
+            {
+                contract.INPUTS_EMBEDS: (None, None, sizes.hidden_size),
+                contract.SEQLENS_K: (None,),
+                contract.TOTAL_SEQUENCE_LENGTH: (),
+                **dict.fromkeys(contract.past_names(sizes.n_layers), cache),
+            },
+            [contract.LOGITS, *contract.present_names(sizes.n_layers)],
+        )
+        n_logits = graph.outputs[contract.LOGITS][-1]
+        if n_logits != sizes.vocab_size:
+            raise PackageError(
+                f"{graph.path}: {n_logits} logits, the manifest says {sizes.vocab_size}"
+            )
+        self._graph, self._sizes = graph, sizes
+        self.capacity = sizes.max_positions
+
+    def start(self, slots: int, positions: int) -> NativeDecoding:
+        """Empty caches; see :class:`ark_asr_onnx.model.Decoder`."""
+        return NativeDecoding(self._graph, self._sizes, slots, positions)
+
+
+class NativeDecoding:
+    """Caches ``[slots, n_kv_heads, positions, head_dim]`` for each layer, key and value."""
+
+    def __init__(self, graph: Graph, sizes: Sizes, slots: int, positions: int) -> None:
+        if not 0 < positions <= sizes.max_positions:
+            raise DecodeError(
+                f"{positions} positions wanted, this model holds {sizes.max_positions}; "
+                "use shorter audio or a smaller max_new_tokens"
+            )
+        self._graph, self._positions = graph, positions
+        shape = (2 * sizes.n_layers, slots, sizes.n_kv_heads, positions, sizes.head_dim)
+        self._cache = np.zeros(shape, np.float32)
+        self._past = contract.past_names(sizes.n_layers)
+        self._present = contract.present_names(sizes.n_layers)
+        self._logits = np.empty((slots, 1, sizes.vocab_size), np.float32)
+        self._embeds = np.empty((slots, 1, sizes.hidden_size), np.float32)
+        self._seqlens = np.zeros(slots, np.int32)  # positions held, less one after each call
+        self._total = np.zeros((), np.int32)
+        self._lengths = np.zeros(slots, np.int32)
+        self._step = self._bind(slice(0, slots))
+
+    def prefill(self, slot: int, inputs_embeds: F32) -> F32:
+        """See :class:`ark_asr_onnx.model.Decoding`."""
+        length = inputs_embeds.shape[1]
+        if length > self._positions:
+            raise DecodeError(f"prompt of {length} positions, the cache holds {self._positions}")
+        part = slice(slot, slot + 1)
+        call = self._bind(part)
+        call.set(contract.INPUTS_EMBEDS, np.ascontiguousarray(inputs_embeds))
+        self._lengths[slot] = length
+        self._seqlens[slot], self._total[...] = length - 1, length
+        call()
+        return self._logits[slot, 0]
+
+    def step(self, inputs_embeds: F32) -> F32:
+        """See :class:`ark_asr_onnx.model.Decoding`."""
+        if self._lengths.max() >= self._positions:
+            raise DecodeError(f"the cache of {self._positions} positions is full")
+        self._embeds[...] = inputs_embeds
+        self._seqlens[...] = self._lengths
+        self._lengths += 1
+        self._total[...] = self._lengths.max()
+        self._step()
+        return self._logits[:, 0]
+
+    def _bind(self, part: slice) -> Binding:
+        """A call over some slots, with their caches, lengths and logits bound in place."""
+        caches = [cache[part] for cache in self._cache]
+        return self._graph.bind(
+            {
+                contract.INPUTS_EMBEDS: self._embeds[part],
+                contract.SEQLENS_K: self._seqlens[part],
+                contract.TOTAL_SEQUENCE_LENGTH: self._total,
+                **dict(zip(self._past, caches, strict=True)),
+            },
+            {
+                contract.LOGITS: self._logits[part],
+                **dict(zip(self._present, caches, strict=True)),
+            },
+        )

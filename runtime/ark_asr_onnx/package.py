@@ -1,0 +1,69 @@
+"""Opening a package: is this folder one, is it whole, and where are its files."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from .contract import MANIFEST_FILE, Manifest, file_sha256, manifest_from_json
+from .errors import PackageError
+
+# Small files (graphs, tokenizer) are hashed at every opening; weights only when asked, because
+# reading 1.7 GB to open a memory-mapped package would cost more than the opening.
+_ALWAYS_HASHED_BYTES = 8 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Package:
+    """A folder whose manifest was read and whose files were checked."""
+
+    directory: Path
+    manifest: Manifest
+
+    def path(self, name: str) -> Path:
+        """Where a file of the package lies; :class:`PackageError` when it is not listed."""
+        if name not in self.manifest.files:
+            raise PackageError(f"{self.directory}: the manifest lists no file {name!r}")
+        return self.directory / name
+
+
+def open_package(directory: str | os.PathLike[str], *, verify: bool = False) -> Package:
+    """Read and check the package in ``directory``.
+
+    Sizes are always compared with the manifest, checksums of files up to 8 MiB too; ``verify``
+    hashes the large ones as well. Raises :class:`PackageError` with the file and the remedy.
+    """
+    root = Path(directory)
+    if not root.is_dir():
+        found = "is a file, not a folder" if root.exists() else "does not exist"
+        raise PackageError(f"model folder {root} {found}")
+    manifest_path = root / MANIFEST_FILE
+    try:
+        text = manifest_path.read_text(encoding="utf-8")
+    except FileNotFoundError as error:
+        raise PackageError(
+            f"{root}: no {MANIFEST_FILE}, so this is not a package; make one with "
+            "ark-onnx-export --ckpt CHECKPOINT_DIR"
+        ) from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise PackageError(f"{manifest_path}: cannot be read ({error})") from error
+    manifest = manifest_from_json(text, str(manifest_path))
+    for name, expected in manifest.files.items():
+        _check_file(root, name, expected.bytes, expected.sha256, verify=verify)
+    return Package(root, manifest)
+
+
+def _check_file(root: Path, name: str, n_bytes: int, sha256: str, *, verify: bool) -> None:
+    path = root / name
+    if Path(name).is_absolute() or ".." in Path(name).parts:
+        raise PackageError(f"{root}: the manifest names {name!r}, outside the package")
+    if not path.is_file():
+        raise PackageError(f"{path}: missing from the package; copy or export it again")
+    size = path.stat().st_size
+    if size != n_bytes:
+        raise PackageError(
+            f"{path}: {size} bytes, the manifest says {n_bytes}; the copy is incomplete"
+        )
+    if (verify or n_bytes <= _ALWAYS_HASHED_BYTES) and file_sha256(path) != sha256:
+        raise PackageError(f"{path}: checksum differs from the manifest; copy or export it again")

@@ -1,0 +1,28 @@
+"""The prompt: prefix ids, one placeholder per audio row, suffix ids, and the splice over them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import numpy.typing as npt
+
+from .contract import Tokens
+from .mel import F32
+
+I64 = npt.NDArray[np.int64]
+
+
+def prompt_ids(tokens: Tokens, n_audio: int) -> I64:
+    """Ids ``[L]`` of the prompt for ``n_audio`` audio rows."""
+    return np.array([*tokens.prefix, *[tokens.audio] * n_audio, *tokens.suffix], np.int64)
+
+
+def splice(tokens: Tokens, audio_embeds: F32, embed: Callable[[I64], F32]) -> F32:
+    """``inputs_embeds [1, L, H]``: embedded prompt with ``audio_embeds [1, N, H]`` in its place.
+
+    Equals embedding all ids and overwriting the rows of ``<|audio|>``; the placeholder's own
+    row is never read.
+    """
+    prefix, suffix = (embed(np.array(part, np.int64)) for part in (tokens.prefix, tokens.suffix))
+    return np.concatenate((prefix, audio_embeds, suffix), axis=1)

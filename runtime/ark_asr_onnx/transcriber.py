@@ -1,0 +1,135 @@
+"""Audio to text: one straight line of stages over an opened package."""
+
+from __future__ import annotations
+
+import os
+import time
+
+from . import audio, contract, greedy, mel, prompt
+from .audio import AudioSource
+from .errors import AudioError, PackageError
+from .graph import default_threads
+from .greedy import Options
+from .layouts import LAYOUTS
+from .package import Package, open_package
+from .text import Text, clean
+from .transcript import Segment, Timings, Transcript
+
+
+def load(
+    directory: str | os.PathLike[str], *, threads: int | None = None, verify: bool = False
+) -> Transcriber:
+    """Open the package in ``directory`` and return a :class:`Transcriber` for it.
+
+    ``threads`` defaults to the cores this process may use, at most 8; ``verify`` compares the
+    checksums of the weights too. Raises :class:`PackageError`.
+    """
+    package = open_package(directory, verify=verify)
+    return Transcriber(package, default_threads() if threads is None else threads)
+
+
+class Transcriber:
+    """A loaded model. Safe to use from several threads at once."""
+
+    def __init__(self, package: Package, threads: int) -> None:
+        if threads < 1:
+            raise ValueError(f"threads is {threads}, must be at least 1")
+        manifest = package.manifest
+        if manifest.layout not in LAYOUTS:
+            raise PackageError(
+                f"{package.directory}: layout {manifest.layout!r} is unknown, expected one of "
+                f"{', '.join(LAYOUTS)}"
+            )
+        self.manifest = manifest
+        self._text = Text(package.path(contract.TOKENIZER_FILE))
+        self._model = LAYOUTS[manifest.layout](package, threads)
+
+    def transcribe(
+        self,
+        source: AudioSource,
+        sample_rate: int | None = None,
+        *,
+        begin_seconds: float | None = None,
+        end_seconds: float | None = None,
+        max_seconds: float | None = None,
+        options: Options | None = None,
+    ) -> Transcript:
+        """Text of a path, bytes, binary file object, or array with its ``sample_rate``.
+
+        ``begin_seconds`` and ``end_seconds`` select a part of the audio. Raises
+        :class:`AudioError` for audio that cannot be read or is longer than ``max_seconds``
+        (default and most: one pass of the model, 30 s for the published ones), and
+        :class:`DecodeError` when the model fails.
+        """
+        options = options or Options()
+        sizes, tokens = self.manifest.sizes, self.manifest.tokens
+        clock = _Clock()
+        waveform = audio.read(
+            source, sample_rate, begin_seconds=begin_seconds, end_seconds=end_seconds
+        )
+        duration = len(waveform) / mel.SAMPLE_RATE
+        _check_duration(
+            audio.describe(source),
+            duration,
+            min(max_seconds or sizes.max_seconds, sizes.max_seconds),
+        )
+        clock.lap("read")
+        log_mel = mel.log_mel(waveform, sizes.n_mels)
+        clock.lap("features")
+        audio_embeds = self._model.encode_audio(log_mel)
+        clock.lap("encode")
+        inputs_embeds = prompt.splice(tokens, audio_embeds, self._model.embed)
+        positions = inputs_embeds.shape[1] + options.max_new_tokens - 1
+        decoding = self._model.decoder.start(1, positions)
+        mask = greedy.token_mask(tokens, sizes.vocab_size, options.block_from_id)
+        chosen: list[greedy.Token] = []
+        for token in greedy.decode(
+            decoding, inputs_embeds, self._model.embed, tokens, mask, options.max_new_tokens
+        ):
+            if not chosen:
+                clock.lap("prefill")
+            chosen.append(token)
+        clock.lap("decode")
+        begin = begin_seconds or 0.0
+        segment = self._segment(chosen, begin, begin + duration)
+        return Transcript(segment.text, (segment,), duration, clock.timings())
+
+    def _segment(self, chosen: list[greedy.Token], start: float, end: float) -> Segment:
+        ids = tuple(token.id for token in chosen)
+        raw_text = self._text.decode(ids)
+        finish_reason = chosen[-1].finish_reason
+        assert finish_reason is not None
+        return Segment(
+            start=start,
+            end=end,
+            text=clean(raw_text),
+            raw_text=raw_text,
+            token_ids=ids,
+            logprobs=tuple(token.logprob for token in chosen),
+            finish_reason=finish_reason,
+        )
+
+
+def _check_duration(name: str, duration: float, max_seconds: float) -> None:
+    """Refuse what one pass cannot hold, rather than losing its end."""
+    if duration > max_seconds:
+        raise AudioError(
+            f"{name}: {duration:.3f} s long, at most {max_seconds:g} s can be transcribed at "
+            "once; select a part with begin and end"
+        )
+
+
+class _Clock:
+    """Time per stage, from lap to lap."""
+
+    def __init__(self) -> None:
+        self._start = self._last = time.perf_counter()
+        self._laps: dict[str, float] = {}
+
+    def lap(self, stage: str) -> None:
+        now = time.perf_counter()
+        self._laps[stage] = now - self._last
+        self._last = now
+
+    def timings(self) -> Timings:
+        return Timings(**self._laps, total=self._last - self._start)

@@ -1,0 +1,277 @@
+"""The exporter from the command line: what it makes, and what it says when it cannot."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from make_checkpoint import make_checkpoint  # noqa: E402
+from safetensors.torch import load_file, save_file  # noqa: E402
+
+import ark_asr_onnx  # noqa: E402
+from ark_asr_onnx import contract  # noqa: E402
+from ark_asr_onnx.errors import ExportError  # noqa: E402
+from ark_onnx_export import cli, parity, pipeline, reference, write  # noqa: E402
+from ark_onnx_export.checkpoint import load_network, open_checkpoint  # noqa: E402
+from ark_onnx_export.probes import probe_waveforms  # noqa: E402
+from ark_onnx_export.vocabulary import decoding_tokens, open_vocabulary  # noqa: E402
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Path:
+    """A checkpoint to damage."""
+    return make_checkpoint(tmp_path / "ckpt", seed=1, shards=2)
+
+
+def export(checkpoint: Path, *more: str) -> tuple[int, Path]:
+    out = checkpoint.parent / "out"
+    return cli.main(["--ckpt", str(checkpoint), "--out", str(out), "--quiet", *more]), out
+
+
+def test_the_package_holds_the_documented_files_and_no_others(tiny_package: Path) -> None:
+    assert sorted(path.name for path in tiny_package.iterdir()) == [
+        "ark_manifest.json", "audio.onnx", "audio.onnx.data", "decoder.onnx", "decoder.onnx.data",
+        "embedding_fp32.data", "embedding_fp32.onnx", "tokenizer.json",
+    ]  # fmt: skip
+
+
+def test_the_embedding_table_is_raw_float32_rows(tiny_checkpoint: Path, tiny_package: Path) -> None:
+    expected = open_checkpoint(tiny_checkpoint).tensor("model.embed_tokens.weight").numpy()
+    data = (tiny_package / contract.EMBEDDING_DATA_FILE).read_bytes()
+    np.testing.assert_array_equal(np.frombuffer(data, "<f4").reshape(expected.shape), expected)
+
+
+def test_the_embedding_graph_gathers_rows(tiny_package: Path) -> None:
+    graph = parity.session(tiny_package / contract.EMBEDDING_FILE)
+    ids = np.array([[3, 0, 3]], np.int64)
+    (rows,) = graph.run(None, {"input_ids": ids})
+    table = np.fromfile(tiny_package / contract.EMBEDDING_DATA_FILE, "<f4").reshape(-1, 64)
+    np.testing.assert_array_equal(rows, table[ids])
+
+
+def test_the_fp32_package_chooses_torchs_tokens(
+    tiny_checkpoint: Path, tiny_fp32_package: Path
+) -> None:
+    config = open_checkpoint(tiny_checkpoint)
+    network = load_network(config, max_positions=1024)
+    tokens = decoding_tokens(open_vocabulary(tiny_checkpoint), config.config, pipeline.INSTRUCTION)
+    transcriber = ark_asr_onnx.load(tiny_fp32_package)
+    options = ark_asr_onnx.Options(max_new_tokens=40)
+    for waveform in probe_waveforms():
+        expected = reference.transcribe(network, tokens, waveform, 40)
+        found = transcriber.transcribe(waveform, 16000, options=options)
+        assert found.token_ids == expected.token_ids
+
+
+def test_the_manifest_records_how_close_the_graphs_are(tiny_package: Path) -> None:
+    made = ark_asr_onnx.load(tiny_package).manifest.provenance
+    assert made.parity["torch to fp32, audio.onnx"]["max_error"] < 1e-4
+    assert made.parity["torch to fp32, decoder.onnx"]["max_error"] < 1e-4
+    assert 0 < made.parity["torch to int8, audio.onnx"]["rms_relative"] < 0.1
+    assert made.parity["torch to package, greedy"]["probes"] == 3
+    assert made.recipe["name"] == "blocks8"
+
+
+def test_the_graphs_name_no_path_of_the_machine_that_made_them(tiny_package: Path) -> None:
+    for name in (contract.AUDIO_FILE, contract.DECODER_FILE):
+        data = (tiny_package / name).read_bytes()
+        assert b"site-packages" not in data
+        assert str(Path(__file__).parent.parent).encode() not in data
+
+
+@pytest.mark.parametrize("dtype", ["fp16", "fp32"])
+def test_other_dtypes_and_a_single_file_are_read(tmp_path: Path, dtype: str) -> None:
+    folder = make_checkpoint(tmp_path / dtype, seed=2, dtype=dtype)
+    opened = open_checkpoint(folder)
+    stored = load_file(folder / "model.safetensors")["model.norm.weight"]
+    assert opened.tensor("model.norm.weight").dtype == torch.float32
+    assert torch.equal(opened.tensor("model.norm.weight"), stored.float())
+
+
+def test_the_export_word_may_be_given(checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["export", "--ckpt", str(checkpoint / "absent"), "--quiet"]) == 1
+    assert "does not exist" in capsys.readouterr().err
+
+
+def edit_config(**changes: Any) -> Callable[[Path], None]:
+    def damage(folder: Path) -> None:
+        path = folder / "config.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+    return damage
+
+
+def edit_shard(change: Callable[[dict[str, Any]], None]) -> Callable[[Path], None]:
+    def damage(folder: Path) -> None:
+        path = folder / "model-00001-of-00002.safetensors"
+        tensors = load_file(path)
+        change(tensors)
+        save_file(tensors, path)
+
+    return damage
+
+
+def truncate(folder: Path) -> None:
+    path = folder / "model-00002-of-00002.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+DAMAGE: dict[str, tuple[Callable[[Path], None], str]] = {
+    "no config": (lambda f: (f / "config.json").unlink(), "no config.json"),
+    "config no json": (lambda f: write_bytes(f / "config.json", b"{"), "not readable as JSON"),
+    "model type": (edit_config(model_type="whisper"), "model_type is 'whisper'"),
+    "missing key": (edit_config(vocab_size=None), "'vocab_size' is missing"),
+    "wrong type": (edit_config(vocab_size="many"), "expected int"),
+    "odd heads": (edit_config(num_key_value_heads=3), "does not divide"),
+    "missing shard": (lambda f: (f / "model-00001-of-00002.safetensors").unlink(), "is missing"),
+    "truncated": (truncate, "not a whole safetensors file"),
+    "unknown tensor": (
+        edit_shard(lambda t: t.update({"extra.weight": torch.zeros(3, 5)})),
+        r"unknown extra.weight \[3, 5\]",
+    ),
+    "missing tensor": (
+        edit_shard(lambda t: t.pop("audio_encoder.adapting.0.bias")),
+        r"missing audio_encoder.adapting.0.bias \[128\]",
+    ),
+    "wrong shape": (
+        edit_shard(lambda t: t.update({"audio_encoder.adapting.0.bias": torch.zeros(7)})),
+        r"audio_encoder.adapting.0.bias has shape \[7\], expected \[128\]",
+    ),
+    "wrong dtype": (
+        edit_shard(lambda t: t.update({"audio_encoder.adapting.0.bias": torch.zeros(128).long()})),
+        "dtype I64",
+    ),
+    "no weights": (
+        lambda f: (f / "model.safetensors.index.json").unlink(), "no model.safetensors",
+    ),
+    "no tokenizer": (lambda f: (f / "tokenizer.json").unlink(), "no tokenizer.json"),
+    "bad tokenizer": (lambda f: write_bytes(f / "tokenizer.json", b"{}"), "not a tokenizer"),
+    "other tokenizer": (edit_config(audio_token_id=5), "config.json says audio_token_id 5"),
+}  # fmt: skip
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize("case", DAMAGE)
+def test_a_bad_checkpoint_gives_one_clear_line_and_leaves_nothing(
+    checkpoint: Path, capsys: pytest.CaptureFixture[str], case: str
+) -> None:
+    damage, expected = DAMAGE[case]
+    damage(checkpoint)
+    status, out = export(checkpoint)
+    error = capsys.readouterr().err
+    assert status == 1
+    assert error.startswith("error: ")
+    assert error.count("\n") == 1
+    with pytest.raises(AssertionError, match=expected):
+        raise AssertionError(error)
+    assert sorted(path.name for path in out.parent.iterdir()) == ["ckpt"]
+
+
+def test_an_existing_output_folder_is_not_touched(
+    checkpoint: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = checkpoint.parent / "out"
+    out.mkdir()
+    (out / "mine.txt").write_text("precious")
+    assert export(checkpoint)[0] == 1
+    assert "exists" in capsys.readouterr().err
+    assert [path.name for path in out.iterdir()] == ["mine.txt"]
+
+
+def test_a_full_disk_is_refused_before_work_begins(
+    checkpoint: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = shutil.disk_usage(checkpoint)._replace(free=1000)
+    monkeypatch.setattr(write.shutil, "disk_usage", lambda _: usage)
+    assert export(checkpoint)[0] == 1
+    assert "GB free" in capsys.readouterr().err
+
+
+def test_a_disk_that_fills_up_leaves_nothing_behind(
+    checkpoint: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(write, "write_graph", full)
+    status, out = export(checkpoint)
+    assert status == 1
+    assert "No space left on device" in capsys.readouterr().err
+    assert sorted(path.name for path in out.parent.iterdir()) == ["ckpt"]
+
+
+def test_ctrl_c_leaves_nothing_behind(
+    checkpoint: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(write, "write_embedding", interrupted)
+    monkeypatch.setattr(parity, "compare_audio", lambda *_: GOOD)
+    monkeypatch.setattr(parity, "compare_decoder", lambda *_: GOOD)
+    status, out = export(checkpoint)
+    assert status == 130
+    assert "interrupted" in capsys.readouterr().err
+    assert sorted(path.name for path in out.parent.iterdir()) == ["ckpt"]
+
+
+GOOD = parity.Parity(0.0, 0.0, 0.0, 1.0)
+
+
+def test_a_graph_that_is_not_the_network_is_refused() -> None:
+    with pytest.raises(ExportError, match="differs from torch"):
+        parity.require_fp32(parity.Parity(1.0, 0.5, 0.5, 0.1), "audio.onnx")
+    with pytest.raises(ExportError, match="differs from torch"):
+        parity.require_fp32(parity.Parity(1.0, float("nan"), 0.5, 0.1), "audio.onnx")
+    with pytest.raises(ExportError, match="--precision fp32"):
+        parity.require_int8(parity.Parity(1.0, 0.5, 0.5, 0.1), "audio.onnx")
+
+
+def test_wrong_tokens_are_refused_unless_torch_was_undecided(
+    tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    truth = reference.transcribe
+
+    def wrong(*arguments: Any) -> reference.Reference:
+        found = truth(*arguments)
+        ids = (*found.token_ids[:-1], (found.token_ids[-1] + 1) % 299)
+        logits = found.logits.copy()
+        logits[-1, ids[-1]] += 50
+        return reference.Reference(ids, logits, found.inputs_embeds)
+
+    monkeypatch.setattr(reference, "transcribe", wrong)
+    monkeypatch.setattr(parity, "compare_audio", lambda *_: GOOD)
+    monkeypatch.setattr(parity, "compare_decoder", lambda *_: GOOD)
+    with pytest.raises(ExportError, match="leaves torch's tokens"):
+        pipeline.export(tiny_checkpoint, tmp_path / "out", precision="fp32")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_untied_head_is_used_and_mentioned(checkpoint: Path) -> None:
+    index = json.loads((checkpoint / "model.safetensors.index.json").read_text())
+    path = checkpoint / index["weight_map"]["lm_head.weight"]
+    tensors = load_file(path)
+    tensors["lm_head.weight"] = -tensors["lm_head.weight"]
+    save_file(tensors, path)
+    network = load_network(open_checkpoint(checkpoint), max_positions=64)
+    assert torch.equal(network.decoder.lm_head.weight, -network.table)
+    assert "differs" in network.notes[0]
+
+
+def test_missing_torch_names_the_extra(
+    checkpoint: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "tqdm", None)
+    assert export(checkpoint)[0] == 2
+    assert "pip install 'ark-asr-onnx[export]'" in capsys.readouterr().err
