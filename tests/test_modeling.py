@@ -56,7 +56,7 @@ def test_merge_keeps_whole_groups_and_fills_a_short_clip_with_zeros(
     network: Network, n_frames: int
 ) -> None:
     encoded = torch.randn(1, n_frames, 128)
-    rows = []
+    rows: list[np.ndarray] = []
     for group in range(max(n_frames // 4, 1)):
         row = [encoded[0, 4 * group + k].tolist() if 4 * group + k < n_frames else [0.0] * 128
                for k in range(4)]  # fmt: skip

@@ -6,7 +6,7 @@ Knows safetensors and tensor names; executes nothing that came with the checkpoi
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -79,7 +79,11 @@ def open_checkpoint(directory: Path) -> Checkpoint:
     return Checkpoint(directory, config, shapes, shards)
 
 
-def load_network(checkpoint: Checkpoint, max_positions: int) -> Network:
+def load_network(
+    checkpoint: Checkpoint,
+    max_positions: int,
+    progress: Callable[[list[str]], Iterable[str]] = iter,
+) -> Network:
     """Fill the modules; ``max_positions`` bounds the decoder's RoPE tables.
 
     Every tensor must have exactly one place with its shape; missing, surplus and misshapen ones
@@ -96,14 +100,12 @@ def load_network(checkpoint: Checkpoint, max_positions: int) -> Network:
     _check_names(checkpoint, expected)
     table = checkpoint.tensor(EMBEDDING)
     notes = _fill_head(checkpoint, decoder, table)
-    for module in (tower, decoder):
-        for name in [name for name, _ in module.named_parameters()]:
-            if name != HEAD:
-                owner, _, leaf = name.rpartition(".")
-                weight = nn.Parameter(checkpoint.tensor(name), requires_grad=False)
-                setattr(module.get_submodule(owner), leaf, weight)
-        module.eval()
-    return Network(tower, decoder, table, notes)
+    owners = {n: m for m in (tower, decoder) for n, _ in m.named_parameters() if n != HEAD}
+    for name in progress(list(owners)):
+        owner, _, leaf = name.rpartition(".")
+        weight = nn.Parameter(checkpoint.tensor(name), requires_grad=False)
+        setattr(owners[name].get_submodule(owner), leaf, weight)
+    return Network(tower.eval(), decoder.eval(), table, notes)
 
 
 def _fill_head(checkpoint: Checkpoint, decoder: Decoder, table: Tensor) -> tuple[str, ...]:

@@ -51,6 +51,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="DIR",
         help="package folder to create (default: NAME-onnx-PRECISION here)",
     )
+    parser.add_argument("--name", help="what the package calls itself (default: DIR's name)")
     parser.add_argument("--precision", choices=("int8", "fp32"), default="int8")
     parser.add_argument(
         "--instruction",
@@ -82,6 +83,7 @@ def _export(options: argparse.Namespace) -> int:
     exported = pipeline.export(
         options.ckpt,
         options.out or Path(name),
+        name=options.name,
         precision=options.precision,
         instruction=options.instruction or pipeline.INSTRUCTION,
         probes=[read(path) for path in options.probe],

@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 import platform
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
+
+import onnx_ir as ir
 
 import ark_asr_onnx
 from ark_asr_onnx import contract
@@ -48,6 +50,7 @@ def export(
     checkpoint_dir: Path,
     out: Path,
     *,
+    name: str | None = None,
     precision: Precision = "int8",
     instruction: str = INSTRUCTION,
     probes: Sequence[F32] = (),
@@ -55,8 +58,9 @@ def export(
 ) -> Exported:
     """Turn a Hugging Face checkpoint into a package folder ``out``, which must not exist yet.
 
-    ``probes`` are further waveforms ``[n]`` at 16 kHz to compare torch and the package on.
-    Raises :class:`ExportError`; whatever fails, ``out`` does not appear.
+    ``name`` is for people (default: the checkpoint folder's). ``probes`` are further waveforms
+    ``[n]`` at 16 kHz to compare torch and the package on. Raises :class:`ExportError`; whatever
+    fails, ``out`` does not appear.
     """
     track = progress or (lambda _, items: items)
     checkpoint = open_checkpoint(checkpoint_dir)
@@ -66,37 +70,22 @@ def export(
     max_positions = min(checkpoint.config.decoder.max_positions, MAX_POSITIONS)
 
     with write.published(out) as staging:
-        network = load_network(checkpoint, max_positions)
+        network = load_network(
+            checkpoint, max_positions, lambda names: track("read weights", names)
+        )
         waveforms = [*probe_waveforms(), *probes]
         references = [
             reference.transcribe(network, tokens, waveform, _PROBE_TOKENS)
             for waveform in track("torch reference", waveforms)
         ]
-        figures: dict[str, Parity] = {}
-        matrices: list[quantize.Matrix] = []
-        graphs = {
-            contract.AUDIO_FILE: lambda: trace.trace_audio(network.tower),
-            contract.DECODER_FILE: lambda: trace.trace_decoder(network.decoder),
-        }
-        for name, make in graphs.items():
-            (model,) = (make() for _ in track(f"trace {name}", [name]))
-            write.write_graph(model, staging / name)
-            found = _compare(network, references, staging / name, track, "fp32")
-            parity.require_fp32(found, name)
-            figures[f"torch to fp32, {name}"] = found
-            if precision == "int8":
-                matrices += quantize.blocks8(
-                    model, lambda nodes, name=name: track(f"quantise {name}", list(nodes))
-                )
-                write.write_graph(model, staging / name)
-                found = _compare(network, references, staging / name, track, "int8")
-                parity.require_int8(found, name)
-                figures[f"torch to int8, {name}"] = found
+        work = _Work(staging, network, references, precision, track)
+        _make_graph(work, contract.AUDIO_FILE, lambda: trace.trace_audio(network.tower))
+        _make_graph(work, contract.DECODER_FILE, lambda: trace.trace_decoder(network.decoder))
         write.write_embedding(network.table, staging)
         write.copy_file(vocabulary.path, staging / contract.TOKENIZER_FILE)
         manifest = Manifest(
             schema=contract.SCHEMA,
-            name=checkpoint_dir.resolve().name,
+            name=name or checkpoint_dir.resolve().name,
             layout="native",
             model_type="arkasr",
             precision=precision,
@@ -104,10 +93,10 @@ def export(
             sizes=_sizes(checkpoint, max_positions),
             tokens=tokens,
             files=write.list_files(staging),
-            provenance=_provenance(checkpoint, instruction, matrices, figures),
+            provenance=_provenance(checkpoint, instruction, work),
         )
         write.write_manifest(manifest, staging)
-        agreement, notes = _verify(staging, waveforms, references, precision, track)
+        agreement, notes = _verify(work, waveforms)
         parity_figures = {**manifest.provenance.parity, "torch to package, greedy": agreement}
         provenance = replace(manifest.provenance, parity=parity_figures)
         manifest = replace(manifest, provenance=provenance)
@@ -115,36 +104,66 @@ def export(
     return Exported(out, manifest, (*network.notes, *notes))
 
 
-def _compare(
-    network: Network, references: Sequence[Reference], path: Path, track: Progress, what: str
-) -> Parity:
+@dataclass
+class _Work:
+    """What the stages share, and the figures they collect."""
+
+    directory: Path
+    network: Network
+    references: list[Reference]
+    precision: Precision
+    track: Progress
+    figures: dict[str, Parity] = field(default_factory=dict)
+    matrices: list[quantize.Matrix] = field(default_factory=list)
+
+
+def _make_graph(work: _Work, file: str, make: Callable[[], ir.Model]) -> None:
+    """Trace, compare with torch, and for INT8 quantise and compare again."""
+    (model,) = (make() for _ in work.track(f"trace {file}", [file]))
+    _write(work, model, file)
+    found = _compare(work, file, "fp32")
+    parity.require_fp32(found, file)
+    if work.precision == "int8":
+        nodes = quantize.matrix_nodes(model)
+        for node in work.track(f"quantise {file}", nodes):
+            work.matrices.append(quantize.blocks8(model, node))
+        _write(work, model, file)
+        parity.require_int8(_compare(work, file, "int8"), file)
+
+
+def _write(work: _Work, model: ir.Model, file: str) -> None:
+    for _ in work.track(f"write {file}", [file]):
+        write.write_graph(model, work.directory / file)
+
+
+def _compare(work: _Work, file: str, what: str) -> Parity:
+    """Compare a written graph with torch and note the figures."""
+
     def counted(items: Iterable[Any]) -> Iterable[Any]:
-        return track(f"compare {path.name} {what}", list(items))
+        return work.track(f"compare {file} {what}", list(items))
 
-    if path.name == contract.AUDIO_FILE:
-        return parity.compare_audio(network, path, counted)
-    return parity.compare_decoder(network, path, references, counted)
+    path = work.directory / file
+    if file == contract.AUDIO_FILE:
+        found = parity.compare_audio(work.network, path, counted)
+    else:
+        found = parity.compare_decoder(work.network, path, work.references, counted)
+    work.figures[f"torch to {what}, {file}"] = found
+    return found
 
 
-def _verify(
-    directory: Path,
-    waveforms: Sequence[F32],
-    references: Sequence[Reference],
-    precision: Precision,
-    track: Progress,
-) -> tuple[dict[str, float], list[str]]:
+def _verify(work: _Work, waveforms: Sequence[F32]) -> tuple[dict[str, float], list[str]]:
     """Open the package with the runtime and compare its greedy tokens with torch's."""
-    transcriber = ark_asr_onnx.load(directory, verify=True)
+    transcriber = ark_asr_onnx.load(work.directory, verify=True)
     options = ark_asr_onnx.Options(max_new_tokens=_PROBE_TOKENS)
     same, notes = 0, []
-    for i, waveform in enumerate(track("verify with the runtime", list(waveforms))):
+    for i, waveform in enumerate(work.track("verify with the runtime", list(waveforms))):
         ours = transcriber.transcribe(waveform, SAMPLE_RATE, options=options).token_ids
-        divergence = parity.first_divergence(references[i], ours)
+        divergence = parity.first_divergence(work.references[i], ours)
         if divergence is None:
             same += 1
             continue
         step, margin = divergence
-        if margin > _NEAR_TIE[precision]:
+        if margin > _NEAR_TIE[work.precision]:
             raise ExportError(
                 f"probe {i}: the package leaves torch's tokens at step {step}, where torch was "
                 f"sure by {margin:.2f}; the package was not published"
@@ -170,18 +189,13 @@ def _sizes(checkpoint: Checkpoint, max_positions: int) -> Sizes:
     )
 
 
-def _provenance(
-    checkpoint: Checkpoint,
-    instruction: str,
-    matrices: Sequence[quantize.Matrix],
-    figures: dict[str, Parity],
-) -> Provenance:
-    worst = max(matrices, key=lambda m: m.error, default=None)
+def _provenance(checkpoint: Checkpoint, instruction: str, work: _Work) -> Provenance:
+    worst = max(work.matrices, key=lambda m: m.error, default=None)
     recipe = {"weights": "fp32"}
     if worst is not None:
         recipe = {
             "name": "blocks8",
-            "matrices": str(len(matrices)),
+            "matrices": str(len(work.matrices)),
             "worst weight error": f"{worst.error:.2e} ({worst.name})",
         }
     tools = {name: metadata.version(name) for name in _TOOLS}
@@ -192,7 +206,7 @@ def _provenance(
         source_sha256={path.name: file_sha256(path) for path in checkpoint.files},
         instruction=instruction,
         recipe=recipe,
-        parity={name: found.figures() for name, found in figures.items()},
+        parity={name: found.figures() for name, found in work.figures.items()},
     )
 
 

@@ -1,12 +1,10 @@
-"""INT8 recipes: functions from an fp32 graph to one whose matrices are 8-bit.
+"""INT8 recipes: each replaces one matrix product of an fp32 graph, and tells what it cost.
 
-Each recipe edits an ``onnx_ir`` model in place and returns what it did to every matrix. Packed
-weights are computed when the file is written, one matrix at a time.
+Graphs are ``onnx_ir`` models, edited in place.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,7 +13,6 @@ import onnx_ir as ir
 
 F32 = npt.NDArray[np.float32]
 U8 = npt.NDArray[np.uint8]
-Progress = Callable[[Iterable[ir.Node]], Iterable[ir.Node]]
 
 _ZERO_POINT = 128  # MatMulNBits' default for 8 bits
 _ACCURACY_LEVEL = 4  # int8 x int8 products; activations are scaled per row and block
@@ -31,53 +28,18 @@ class Matrix:
     error: float  # ||W - W'|| / ||W||, Frobenius
 
 
-def blocks8(model: ir.Model, progress: Progress = iter) -> list[Matrix]:
-    """Every ``MatMul`` with a constant right side becomes an 8-bit ``MatMulNBits``.
+def matrix_nodes(model: ir.Model) -> list[ir.Node]:
+    """Every ``MatMul`` whose right side is a weight."""
+    return [n for n in model.graph if n.op_type == "MatMul" and _weight(n) is not None]
+
+
+def blocks8(model: ir.Model, node: ir.Node) -> Matrix:
+    """Store the weight of one ``MatMul`` in 8 bits and multiply with ``MatMulNBits``.
 
     Weights are symmetric in blocks along the input axis, each block and output column with its
     own scale; activations are scaled per row and block at run time, so that neither an outlier
-    channel nor a loud frame sets the scale of the rest, and no product can saturate on CPUs
-    without VNNI. Convolutions and norms stay fp32.
+    channel nor a loud frame sets the scale of the rest. Convolutions and norms stay fp32.
     """
-    matrices = [n for n in model.graph if n.op_type == "MatMul" and _weight(n) is not None]
-    return [_replace(model, node) for node in progress(matrices)]
-
-
-RECIPES: dict[str, Callable[[ir.Model, Progress], list[Matrix]]] = {"blocks8": blocks8}
-
-
-def block_size(n_in: int) -> int:
-    """Inputs that share a scale: 128 where it divides (twice as fast to decode), else 32."""
-    return 128 if n_in % 128 == 0 and n_in >= 512 else 32
-
-
-def pack_blocks8(weight: F32, block: int) -> tuple[U8, F32]:
-    """Codes ``[n_out, n_blocks, block]`` and scales ``[n_out, n_blocks]`` of ``[n_in, n_out]``.
-
-    ``weight ~ (code - 128) * scale``. The last block is filled up with zeros.
-    """
-    n_in, n_out = weight.shape
-    n_blocks = -(-n_in // block)
-    padded = np.zeros((n_out, n_blocks * block), np.float32)
-    padded[:, :n_in] = weight.T
-    blocks = padded.reshape(n_out, n_blocks, block)
-    scales = np.abs(blocks).max(axis=2) / 127
-    codes = np.rint(blocks / np.where(scales > 0, scales, 1)[:, :, None]) + _ZERO_POINT
-    return codes.astype(np.uint8), scales.astype(np.float32)
-
-
-def unpack_blocks8(codes: U8, scales: F32, n_in: int) -> F32:
-    """The matrix ``[n_in, n_out]`` that the graph multiplies with."""
-    blocks = (codes.astype(np.float32) - _ZERO_POINT) * scales[:, :, None]
-    return blocks.reshape(len(codes), -1)[:, :n_in].T
-
-
-def _weight(node: ir.Node) -> ir.Value | None:
-    value = node.inputs[1]
-    return value if value is not None and value.is_initializer() else None
-
-
-def _replace(model: ir.Model, node: ir.Node) -> Matrix:
     value = _weight(node)
     assert value is not None and value.const_value is not None and value.name is not None
     weight = value.const_value.numpy().astype(np.float32, copy=False)
@@ -111,6 +73,37 @@ def _replace(model: ir.Model, node: ir.Node) -> Matrix:
     norm = float(np.linalg.norm(weight))
     error = float(np.linalg.norm(restored - weight)) / norm if norm else 0.0
     return Matrix(value.name, (n_in, n_out), f"int8 block {block}", error)
+
+
+def block_size(n_in: int) -> int:
+    """Inputs that share a scale: 128 where it divides (twice as fast to decode), else 32."""
+    return 128 if n_in % 128 == 0 and n_in >= 512 else 32
+
+
+def pack_blocks8(weight: F32, block: int) -> tuple[U8, F32]:
+    """Codes ``[n_out, n_blocks, block]`` and scales ``[n_out, n_blocks]`` of ``[n_in, n_out]``.
+
+    ``weight ~ (code - 128) * scale``. The last block is filled up with zeros.
+    """
+    n_in, n_out = weight.shape
+    n_blocks = -(-n_in // block)
+    padded = np.zeros((n_out, n_blocks * block), np.float32)
+    padded[:, :n_in] = weight.T
+    blocks = padded.reshape(n_out, n_blocks, block)
+    scales = np.abs(blocks).max(axis=2) / 127
+    codes = np.rint(blocks / np.where(scales > 0, scales, 1)[:, :, None]) + _ZERO_POINT
+    return codes.astype(np.uint8), scales.astype(np.float32)
+
+
+def unpack_blocks8(codes: U8, scales: F32, n_in: int) -> F32:
+    """The matrix ``[n_in, n_out]`` that the graph multiplies with."""
+    blocks = (codes.astype(np.float32) - _ZERO_POINT) * scales[:, :, None]
+    return blocks.reshape(len(codes), -1)[:, :n_in].T
+
+
+def _weight(node: ir.Node) -> ir.Value | None:
+    value = node.inputs[1]
+    return value if value is not None and value.is_initializer() else None
 
 
 def _initializer(model: ir.Model, name: str, array: npt.NDArray[np.generic]) -> ir.Value:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -31,6 +32,15 @@ def default_threads() -> int:
     if hasattr(os, "sched_getaffinity"):
         return min(len(os.sched_getaffinity(0)), _MAX_DEFAULT_THREADS)
     return min(os.cpu_count() or 1, _MAX_DEFAULT_THREADS)
+
+
+def require_onnxruntime(oldest: str) -> None:
+    """Refuse to open graphs that need a newer onnxruntime than the installed one."""
+    if _release(ort.__version__) < _release(oldest):
+        raise PackageError(
+            f"this package needs onnxruntime {oldest} or newer, {ort.__version__} is installed; "
+            f"pip install 'onnxruntime>={oldest}'"
+        )
 
 
 class Graph:
@@ -107,6 +117,11 @@ class Binding:
             self._session.run_with_iobinding(self._io)
         except _ORT_ERRORS as error:
             raise DecodeError(f"{self._name}: {_first(error)}") from error
+
+
+def _release(version: str) -> tuple[int, ...]:
+    """``1.22.0+local`` as ``(1, 22, 0)``."""
+    return tuple(map(int, re.findall(r"\d+", version.partition("+")[0])[:3]))
 
 
 def _first(error: Exception) -> str:

@@ -8,7 +8,7 @@ import time
 from . import audio, contract, greedy, mel, prompt
 from .audio import AudioSource
 from .errors import AudioError, PackageError
-from .graph import default_threads
+from .graph import default_threads, require_onnxruntime
 from .greedy import Options
 from .layouts import LAYOUTS
 from .package import Package, open_package
@@ -40,6 +40,7 @@ class Transcriber:
                 f"{package.directory}: layout {manifest.layout!r} is unknown, expected one of "
                 f"{', '.join(LAYOUTS)}"
             )
+        require_onnxruntime(manifest.min_onnxruntime)
         self.manifest = manifest
         self._text = Text(package.path(contract.TOKENIZER_FILE))
         self._model = LAYOUTS[manifest.layout](package, threads)
@@ -114,7 +115,7 @@ def _check_duration(name: str, duration: float, max_seconds: float) -> None:
     """Refuse what one pass cannot hold, rather than losing its end."""
     if duration > max_seconds:
         raise AudioError(
-            f"{name}: {duration:.3f} s long, at most {max_seconds:g} s can be transcribed at "
+            f"{name}: {duration:.4f} s long, at most {max_seconds:g} s can be transcribed at "
             "once; select a part with begin and end"
         )
 

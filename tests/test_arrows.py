@@ -1,0 +1,124 @@
+"""Who may import whom (architecture, section 2), by reading imports and by looking at a process."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import DEMO, ROOT
+
+RUNTIME = ROOT / "runtime" / "ark_asr_onnx"
+EXPORT = ROOT / "export" / "ark_onnx_export"
+HEAVY = ("torch", "transformers", "onnx", "safetensors", "optimum", "librosa", "scipy")
+
+CONTRACT = {"contract", "errors"}
+LEAVES = CONTRACT | {
+    "package", "audio", "mel", "text", "prompt", "embedding", "model", "transcript", "graph",
+    "greedy",
+}  # fmt: skip
+LIBRARY = {
+    "audio": {"soundfile", "soxr"}, "text": {"tokenizers"}, "graph": {"onnxruntime"},
+}  # fmt: skip
+MAY_IMPORT = {
+    "errors": set(),
+    "contract": {"errors"},
+    "package": CONTRACT,
+    "mel": {"errors"},
+    "audio": {"errors", "mel"},
+    "text": {"errors"},
+    "prompt": {"contract", "mel"},
+    "embedding": {"errors", "mel", "prompt"},
+    "graph": {"errors"},
+    "model": {"mel", "prompt"},
+    "layouts.__init__": {"model", "package", "layouts.native"},
+    "layouts.native": LEAVES - {"audio", "text", "transcript", "greedy"},
+    "greedy": {"contract", "mel", "model", "prompt"},
+    "transcript": {"greedy"},
+    "transcriber": LEAVES | {"layouts.__init__"},
+    "__init__": {"errors", "greedy", "transcriber", "transcript"},
+    "cli": {"__init__"},
+    "__main__": {"cli"},
+}
+
+
+def module_name(path: Path) -> str:
+    return ".".join(path.relative_to(RUNTIME).with_suffix("").parts)
+
+
+def imports(path: Path) -> tuple[set[str], set[str]]:
+    """Modules of the runtime, and outside packages, that a runtime module imports."""
+    package = path.relative_to(RUNTIME).parent.parts
+    own: set[str] = set()
+    outside: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        names: list[tuple[tuple[str, ...], str]] = []
+        if isinstance(node, ast.Import):
+            names = [(tuple(alias.name.split(".")), "") for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else ()
+            start = ("ark_asr_onnx", *base) if node.level else ()
+            module = (*start, *((node.module or "").split(".") if node.module else ()))
+            names = [(module, alias.name) for alias in node.names]
+        for module, name in names:
+            if module[0] != "ark_asr_onnx":
+                outside.add(module[0])
+                continue
+            inner = module[1:]
+            for candidate in ((*inner, name), inner, (*inner, "__init__")):
+                dotted = ".".join(part for part in candidate if part)
+                if dotted and (RUNTIME / Path(*dotted.split("."))).with_suffix(".py").is_file():
+                    own.add(dotted)
+                    break
+            else:
+                own.add(".".join((*inner, "__init__")))
+    return own, outside - set(sys.stdlib_module_names)
+
+
+@pytest.mark.parametrize("path", sorted(RUNTIME.rglob("*.py")), ids=module_name)
+def test_runtime_modules_import_only_what_the_plan_allows(path: Path) -> None:
+    name = module_name(path)
+    own, outside = imports(path)
+    assert own <= MAY_IMPORT[name]
+    assert outside <= {"numpy"} | LIBRARY.get(name, set())
+
+
+def test_contract_and_errors_need_only_the_standard_library() -> None:
+    for name in ("contract.py", "errors.py"):
+        assert imports(RUNTIME / name)[1] == set()
+
+
+def test_the_exporter_takes_little_from_the_runtime() -> None:
+    allowed = {"contract", "errors", "mel", "audio"}
+    for path in EXPORT.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("ark_asr_onnx"):
+                parts = (node.module or "").split(".")[1:] or [alias.name for alias in node.names]
+                assert set(parts) <= allowed, path
+
+
+def loaded_by(code: str) -> set[str]:
+    """Top-level packages in ``sys.modules`` after some code ran in a fresh interpreter."""
+    prelude = f"import sys; sys.path.insert(0, {str(RUNTIME.parent)!r}); "
+    tail = "; print(*sorted({name.split('.')[0] for name in sys.modules}))"
+    result = subprocess.run(
+        [sys.executable, "-c", prelude + code + tail], capture_output=True, text=True, check=True
+    )
+    return set(result.stdout.splitlines()[-1].split())
+
+
+def test_importing_the_runtime_loads_no_heavy_package() -> None:
+    assert loaded_by("import ark_asr_onnx, ark_asr_onnx.cli").isdisjoint(HEAVY)
+
+
+def test_transcribing_loads_no_heavy_package() -> None:
+    clip = next((DEMO / "samples").glob("*.flac"))
+    code = f"import ark_asr_onnx; ark_asr_onnx.load({str(DEMO)!r}).transcribe({str(clip)!r})"
+    assert loaded_by(code).isdisjoint(HEAVY)
+
+
+def test_importing_the_exporter_loads_no_torch() -> None:
+    code = f"sys.path.insert(0, {str(EXPORT.parent)!r}); import ark_onnx_export.cli"
+    assert loaded_by(code).isdisjoint(HEAVY)

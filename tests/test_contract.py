@@ -1,0 +1,307 @@
+"""The manifest by its exact bytes, and everything it may not be."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ark_asr_onnx import PackageError
+from ark_asr_onnx.contract import (
+    File,
+    Manifest,
+    Provenance,
+    Sizes,
+    Tokens,
+    external_data_file,
+    file_sha256,
+    manifest_from_json,
+    manifest_to_json,
+    past_names,
+    present_names,
+)
+
+MANIFEST = Manifest(
+    schema=1,
+    name="kleines Modell für Tests",
+    layout="native",
+    model_type="arkasr",
+    precision="int8",
+    min_onnxruntime="1.22.0",
+    sizes=Sizes(
+        n_mels=80,
+        merge_factor=4,
+        max_seconds=30.0,
+        hidden_size=64,
+        n_layers=2,
+        n_kv_heads=2,
+        head_dim=16,
+        vocab_size=320,
+        max_positions=1024,
+    ),
+    tokens=Tokens(
+        prefix=(305, 306),
+        audio=304,
+        suffix=(307, 308),
+        eos=(302,),
+        stop=(302, 300),
+        blocked=((300, 301), (303, 319)),
+        block_from_id=310,
+    ),
+    files={"audio.onnx": File(bytes=3, sha256="ab")},
+    provenance=Provenance(
+        exporter="ark-asr-onnx 0.1.0",
+        tools={"onnx": "1.20.0"},
+        source="checkpoint",
+        source_sha256={"model.safetensors": "cd"},
+        instruction="Please transcribe this audio.",
+        recipe={"audio": "int8"},
+        parity={"audio": {"max_error": 0.125, "probes": 3.0}},
+    ),
+)
+
+TEXT = """\
+{
+  "schema": 1,
+  "name": "kleines Modell für Tests",
+  "layout": "native",
+  "model_type": "arkasr",
+  "precision": "int8",
+  "min_onnxruntime": "1.22.0",
+  "sizes": {
+    "n_mels": 80,
+    "merge_factor": 4,
+    "max_seconds": 30.0,
+    "hidden_size": 64,
+    "n_layers": 2,
+    "n_kv_heads": 2,
+    "head_dim": 16,
+    "vocab_size": 320,
+    "max_positions": 1024
+  },
+  "tokens": {
+    "prefix": [
+      305,
+      306
+    ],
+    "audio": 304,
+    "suffix": [
+      307,
+      308
+    ],
+    "eos": [
+      302
+    ],
+    "stop": [
+      302,
+      300
+    ],
+    "blocked": [
+      [
+        300,
+        301
+      ],
+      [
+        303,
+        319
+      ]
+    ],
+    "block_from_id": 310
+  },
+  "files": {
+    "audio.onnx": {
+      "bytes": 3,
+      "sha256": "ab"
+    }
+  },
+  "provenance": {
+    "exporter": "ark-asr-onnx 0.1.0",
+    "tools": {
+      "onnx": "1.20.0"
+    },
+    "source": "checkpoint",
+    "source_sha256": {
+      "model.safetensors": "cd"
+    },
+    "instruction": "Please transcribe this audio.",
+    "recipe": {
+      "audio": "int8"
+    },
+    "parity": {
+      "audio": {
+        "max_error": 0.125,
+        "probes": 3.0
+      }
+    }
+  }
+}
+"""
+
+
+def keys(value: Any, path: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
+    """Paths of all keys of nested objects."""
+    if not isinstance(value, dict):
+        return []
+    return [p for key, item in value.items() for p in [(*path, key), *keys(item, (*path, key))]]
+
+
+# Keys of the format; those below files, tools, recipe and the like are names somebody chose.
+FREE = {"files", "tools", "source_sha256", "recipe", "parity"}
+FORMAT_KEYS = [path for path in keys(json.loads(TEXT)) if not FREE & set(path[:-1])]
+FORMAT_KEYS += [("files", "audio.onnx", "bytes"), ("files", "audio.onnx", "sha256")]
+
+
+def altered(change: Callable[[dict[str, Any]], object]) -> str:
+    """The manifest's text after a change to its parsed form."""
+    raw = copy.deepcopy(json.loads(TEXT))
+    change(raw)
+    return json.dumps(raw)
+
+
+def holder(raw: dict[str, Any], path: tuple[str, ...]) -> dict[str, Any]:
+    """The object that holds the last key of ``path``."""
+    for key in path[:-1]:
+        raw = raw[key]
+    return raw
+
+
+def refusal(text: str) -> str:
+    """The message with which a manifest is refused."""
+    with pytest.raises(PackageError) as caught:
+        manifest_from_json(text, "folder/ark_manifest.json")
+    message = str(caught.value)
+    assert message.startswith("folder/ark_manifest.json: ")
+    assert len(message.splitlines()) == 1
+    return message
+
+
+def test_a_manifest_has_exactly_this_text() -> None:
+    assert manifest_to_json(MANIFEST) == TEXT
+
+
+def test_a_manifest_is_read_back_as_it_was_written() -> None:
+    assert manifest_from_json(TEXT) == MANIFEST
+    other = replace(MANIFEST, name='a "quoted" \\ name\n', files={}, precision="fp32")
+    assert manifest_from_json(manifest_to_json(other)) == other
+
+
+def test_the_order_of_keys_does_not_matter() -> None:
+    backwards = json.dumps(dict(reversed(json.loads(TEXT).items())))
+    assert manifest_from_json(backwards) == MANIFEST
+
+
+def test_a_whole_number_may_stand_for_a_float_but_not_the_reverse() -> None:
+    whole = altered(lambda raw: raw["sizes"].update(max_seconds=30))
+    assert manifest_from_json(whole).sizes.max_seconds == 30.0
+    message = refusal(altered(lambda raw: raw["sizes"].update(n_mels=80.0)))
+    assert "n_mels: expected int, found 80.0" in message
+
+
+@pytest.mark.parametrize("path", FORMAT_KEYS, ids=".".join)
+def test_a_missing_key_is_named(path: tuple[str, ...]) -> None:
+    message = refusal(altered(lambda raw: holder(raw, path).pop(path[-1])))
+    if path == ("schema",):
+        assert "schema" in message
+    else:
+        assert f"missing key {path[-1]!r}" in message
+
+
+@pytest.mark.parametrize("path", [p for p in FORMAT_KEYS if p != ("files",)], ids=".".join)
+def test_an_unknown_key_is_named_and_not_ignored(path: tuple[str, ...]) -> None:
+    message = refusal(altered(lambda raw: holder(raw, path).update(surprise=1)))
+    assert "surprise" in message
+
+
+@pytest.mark.parametrize("path", [p for p in FORMAT_KEYS if p != ("schema",)], ids=".".join)
+@pytest.mark.parametrize("wrong", [None, True, [{}]], ids=repr)
+def test_a_value_of_the_wrong_type_is_named(path: tuple[str, ...], wrong: object) -> None:
+    message = refusal(altered(lambda raw: holder(raw, path).update({path[-1]: wrong})))
+    assert f"{path[-1]}: expected " in message
+    assert "found " in message
+
+
+@pytest.mark.parametrize(
+    ("key", "wrong", "found"),
+    [
+        ("eos", 302, "302"),
+        ("eos", ["302"], "'302'"),
+        ("blocked", [[300]], "[300]"),
+        ("blocked", [[300, 301, 302]], "[300, 301, 302]"),
+        ("blocked", [300, 301], "300"),
+        ("block_from_id", "310", "'310'"),
+    ],
+)
+def test_a_wrong_id_list_is_shown(key: str, wrong: object, found: str) -> None:
+    message = refusal(altered(lambda raw: raw["tokens"].update({key: wrong})))
+    assert f"tokens: {key}: expected " in message
+    assert message.endswith(f"found {found}")
+
+
+@pytest.mark.parametrize("schema", [0, 2, 17, "1", None, True])
+def test_another_schema_is_refused_with_the_remedy(schema: object) -> None:
+    message = refusal(altered(lambda raw: raw.update(schema=schema)))
+    assert "schema" in message
+    assert repr(schema) in message
+    if schema is not True:
+        assert "reads 1; upgrade ark-asr-onnx or export the package again" in message
+
+
+def test_a_newer_schema_is_refused_before_its_unknown_keys() -> None:
+    assert "schema is 2" in refusal('{"schema": 2, "weights": "elsewhere"}')
+
+
+@pytest.mark.parametrize("text", ["", "{", TEXT[:200], "ark", TEXT + "}", "\ufeff" + TEXT])
+def test_text_that_is_no_json_is_refused(text: str) -> None:
+    assert "not valid JSON" in refusal(text)
+
+
+@pytest.mark.parametrize("text", ["[]", "1", '"schema"', "null"])
+def test_json_that_is_no_object_is_refused(text: str) -> None:
+    assert "expected" in refusal(text)
+
+
+@pytest.mark.parametrize("number", ["NaN", "Infinity", "1e999"])
+def test_a_number_that_is_not_finite_is_refused(number: str) -> None:
+    message = refusal(TEXT.replace("30.0", number))
+    assert "max_seconds" in message or number in message
+
+
+def test_a_key_given_twice_is_refused() -> None:
+    message = refusal(TEXT.replace('"n_mels": 80,', '"n_mels": 80, "n_mels": 128,'))
+    assert "n_mels" in message
+
+
+def test_cache_names_go_layer_by_layer_key_before_value() -> None:
+    assert past_names(2) == [
+        "past_key_values.0.key",
+        "past_key_values.0.value",
+        "past_key_values.1.key",
+        "past_key_values.1.value",
+    ]
+    assert present_names(2) == [
+        "present.0.key",
+        "present.0.value",
+        "present.1.key",
+        "present.1.value",
+    ]
+
+
+def test_weights_lie_beside_their_graph() -> None:
+    assert external_data_file("audio.onnx") == "audio.onnx.data"
+
+
+def test_a_checksum_is_the_sha_256_of_the_content(tmp_path: Path) -> None:
+    path = tmp_path / "weights"
+    path.write_bytes(b"abc")
+    # FIPS 180-4's own example.
+    expected = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+    assert file_sha256(path) == expected
+    large = bytes(range(256)) * 5000  # more than one block
+    path.write_bytes(large)
+    assert file_sha256(path) == hashlib.sha256(large).hexdigest()

@@ -1,0 +1,86 @@
+"""Every command in the documents works, and shows the output that the document shows."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+DOCUMENTS = ("README.md", "README_INT8_ASR_USAGE.md", "models/demo/README.md")
+FENCE = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+
+
+@dataclass(frozen=True)
+class Example:
+    """A fenced command or program, and the output shown below it, if any."""
+
+    document: str
+    language: str
+    code: str
+    output: str | None
+
+
+def examples() -> list[Example]:
+    found: list[Example] = []
+    for document in DOCUMENTS:
+        fences = FENCE.findall((ROOT / document).read_text(encoding="utf-8"))
+        for i, (language, code) in enumerate(fences):
+            if language in ("sh", "python"):
+                following = fences[i + 1] if i + 1 < len(fences) else ("", "")
+                output = following[1] if following[0] == "text" else None
+                found.append(Example(document, language, code, output))
+    return found
+
+
+def label(example: Example) -> str:
+    return example.code.strip().splitlines()[0][:60]
+
+
+INSTALLING = [e for e in examples() if "pip install" in e.code]
+RUNNABLE = [e for e in examples() if "pip install" not in e.code]
+
+
+@pytest.mark.parametrize("example", INSTALLING, ids=label)
+def test_installing_commands_are_run_by_the_check_script(example: Example) -> None:
+    check = (ROOT / "scripts" / "check").read_text(encoding="utf-8")
+    for line in example.code.strip().splitlines():
+        assert line in check
+
+
+@pytest.fixture(scope="module")
+def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that looks like a clone, to write into."""
+    folder = tmp_path_factory.mktemp("clone")
+    for name in ("models", "runtime", "export", "benchmarks", "infer_ark_audio_onnx.py"):
+        (folder / name).symlink_to(ROOT / name)
+    return folder
+
+
+@pytest.mark.parametrize("example", RUNNABLE, ids=label)
+def test_documented_commands_work(example: Example, clone: Path) -> None:
+    if "ark-onnx-export" in example.code or "benchmarks/" in example.code:
+        pytest.importorskip("torch")
+    if "../shared" in example.code and not (ROOT.parent / "shared").is_dir():
+        pytest.skip("needs the speech corpus")
+    code = example.code.replace("../shared", str(ROOT.parent / "shared"))
+    command = ["bash", "-euc", code] if example.language == "sh" else [sys.executable, "-c", code]
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    environment = {k: v for k, v in os.environ.items() if k != "ARK_ASR_MODEL"} | {"PATH": path}
+    result = subprocess.run(
+        command, cwd=clone, env=environment, capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 0, result.stderr
+    if example.output is not None:
+        assert result.stdout == example.output
+
+
+def test_the_check_script_runs_the_readmes_test_command() -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert any("-m pytest" in e.code and e.document == "README.md" for e in INSTALLING)
+    assert "infer_ark_audio_onnx.py --audio models/demo/samples/" in readme
