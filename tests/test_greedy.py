@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from ark_asr_onnx import Options, greedy
+from ark_asr_onnx import DecodeError, Options, greedy
 from ark_asr_onnx.contract import Tokens
 from ark_asr_onnx.greedy import Token, choose, decode, token_mask
 
@@ -180,6 +180,14 @@ def test_huge_logits_do_not_overflow() -> None:
     values = np.full(N, 3e38, np.float32)
     _, logprob = choose(values, token_mask(TOKENS, N))
     assert logprob == pytest.approx(-np.log(13), rel=1e-6)
+
+
+@pytest.mark.parametrize("broken_id", [4, USER])
+def test_logits_that_are_no_numbers_are_an_error_and_not_a_token(broken_id: int) -> None:
+    values = logits(3)
+    values[broken_id] = np.nan
+    with pytest.raises(DecodeError, match="nan"):
+        choose(values, token_mask(TOKENS, N))
 
 
 # The loop ----------------------------------------------------------------------------------------

@@ -61,7 +61,9 @@ def test_merge_keeps_whole_groups_and_fills_a_short_clip_with_zeros(
         row = [encoded[0, 4 * group + k].tolist() if 4 * group + k < n_frames else [0.0] * 128
                for k in range(4)]  # fmt: skip
         rows.append(np.concatenate(row))
-    np.testing.assert_array_equal(network.tower.merge(encoded)[0].numpy(), np.float32(rows))
+    np.testing.assert_array_equal(
+        network.tower.merge(encoded)[0].numpy(), np.stack(rows).astype(np.float32)
+    )
 
 
 def test_nine_encoder_frames_give_two_audio_rows(network: Network) -> None:

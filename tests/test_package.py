@@ -73,7 +73,7 @@ def refusal(package: Path, *, verify: bool = False) -> str:
 
 
 def test_a_package_opens_wherever_it_lies(package: Path) -> None:
-    moved = package.rename(package.parent / "ein Modell – moved")
+    moved = package.rename(package.parent / "ein Modell, moved (größer)")
     for directory in (moved, str(moved)):
         opened = open_package(directory, verify=True)
         assert opened.directory == moved

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 import typing
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,8 @@ DECODER_FILE = "decoder.onnx"
 EMBEDDING_FILE = "embedding_fp32.onnx"
 EMBEDDING_DATA_FILE = "embedding_fp32.data"
 TOKENIZER_FILE = "tokenizer.json"
+
+REMEDY = "copy the package or export it again"  # the end of most messages about a damaged one
 
 # Graph inputs and outputs of the native layout.
 LOG_MEL = "log_mel"
@@ -125,16 +128,18 @@ def manifest_to_json(manifest: Manifest) -> str:
 def manifest_from_json(text: str, where: str = MANIFEST_FILE) -> Manifest:
     """Parse a manifest; :class:`PackageError` names the key that is missing, unknown or wrong."""
     try:
-        raw = json.loads(text)
+        raw = json.loads(text, object_pairs_hook=_unique)
     except ValueError as error:
-        raise PackageError(f"{where}: not valid JSON ({error})") from error
+        raise PackageError(f"{where}: not valid JSON ({error}); {REMEDY}") from error
     schema = _decode(dict[str, object], raw, where).get("schema")
     if schema != SCHEMA:
         raise PackageError(
             f"{where}: package schema is {schema!r}, this version of ark-asr-onnx reads {SCHEMA}; "
             "upgrade ark-asr-onnx or export the package again"
         )
-    return _decode(Manifest, raw, where)
+    manifest = _decode(Manifest, raw, where)
+    _check_values(manifest, where)
+    return manifest
 
 
 def file_sha256(path: Path) -> str:
@@ -146,9 +151,42 @@ def file_sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
+def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise ValueError(f"key {max(keys, key=keys.count)!r} given twice")
+    return found
+
+
+def _check_values(manifest: Manifest, where: str) -> None:
+    """Refuse sizes below 1 and ids that the embedding table does not have."""
+    sizes, tokens = manifest.sizes, manifest.tokens
+    for key, value in dataclasses.asdict(sizes).items():
+        if value <= 0:
+            raise PackageError(f"{where}: sizes: {key} is {value}, must be positive; {REMEDY}")
+    ids = {
+        "prefix": tokens.prefix,
+        "audio": (tokens.audio,),
+        "suffix": tokens.suffix,
+        "eos": tokens.eos,
+        "stop": tokens.stop,
+        "blocked": tuple(i for limits in tokens.blocked for i in limits),
+    }
+    for key, value in ids.items():
+        for i in value:
+            if not 0 <= i < sizes.vocab_size:
+                raise PackageError(
+                    f"{where}: tokens: {key} has id {i}, the vocabulary has {sizes.vocab_size}; "
+                    f"{REMEDY}"
+                )
+
+
 def _decode(kind: Any, value: Any, where: str) -> Any:
     """``value`` from JSON as the annotated type ``kind``; nothing is converted or ignored."""
-    if kind is object or (type(value) is kind) or (kind is float and type(value) is int):
+    if kind is float and type(value) in (int, float) and math.isfinite(value):
+        return float(value)
+    if kind is object or (type(value) is kind and kind is not float):
         return value
     origin, args = typing.get_origin(kind), typing.get_args(kind)
     if dataclasses.is_dataclass(kind):
@@ -157,7 +195,7 @@ def _decode(kind: Any, value: Any, where: str) -> Any:
         odd = {key: "missing" for key in hints if key not in found}
         odd |= {key: "unknown" for key in found if key not in hints}
         for key, problem in odd.items():
-            raise PackageError(f"{where}: {problem} key {key!r}")
+            raise PackageError(f"{where}: {problem} key {key!r}; {REMEDY}")
         parts = {key: _decode(hint, found[key], f"{where}: {key}") for key, hint in hints.items()}
         return typing.cast("Any", kind)(**parts)
     if origin is dict and isinstance(value, dict):
@@ -170,4 +208,4 @@ def _decode(kind: Any, value: Any, where: str) -> Any:
         if len(items) == len(args):
             return tuple(_decode(k, item, where) for k, item in zip(args, items, strict=True))
     name = kind.__name__ if isinstance(kind, type) and not args else str(kind)
-    raise PackageError(f"{where}: expected {name}, found {value!r}")
+    raise PackageError(f"{where}: expected {name}, found {value!r}; {REMEDY}")

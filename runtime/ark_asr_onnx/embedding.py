@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from .contract import REMEDY
 from .errors import PackageError
 from .mel import F32
 from .prompt import I64
@@ -19,7 +20,7 @@ class Embedding:
         if path.stat().st_size != expected:
             raise PackageError(
                 f"{path}: {path.stat().st_size} bytes, expected {expected} for "
-                f"{n_rows} x {hidden_size} float32"
+                f"{n_rows} x {hidden_size} float32; {REMEDY}"
             )
         self._table: F32 = np.memmap(path, np.float32, mode="r", shape=(n_rows, hidden_size))
 

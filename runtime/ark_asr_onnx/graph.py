@@ -11,6 +11,7 @@ from typing import Any, cast
 import numpy.typing as npt
 import onnxruntime  # pyright: ignore[reportMissingTypeStubs]
 
+from .contract import REMEDY
 from .errors import DecodeError, PackageError
 
 Array = npt.NDArray[Any]
@@ -56,7 +57,8 @@ class Graph:
             )
         except _ORT_ERRORS as error:
             raise PackageError(
-                f"{path}: onnxruntime {ort.__version__} cannot open this graph ({_first(error)})"
+                f"{path}: onnxruntime {ort.__version__} cannot open this graph ({_first(error)}); "
+                f"{REMEDY}"
             ) from error
         self.path = path
         self.inputs = {i.name: tuple(i.shape) for i in self._session.get_inputs()}
@@ -67,14 +69,18 @@ class Graph:
         for names, found in ((list(inputs), self.inputs), (outputs, self.outputs)):
             if set(names) != set(found):
                 odd = sorted(set(names) ^ set(found))[0]
-                raise PackageError(f"{self.path}: unexpected or missing input or output {odd!r}")
+                raise PackageError(
+                    f"{self.path}: unexpected or missing input or output {odd!r}; {REMEDY}"
+                )
         for name, shape in inputs.items():
             found = self.inputs[name]
             fits = len(found) == len(shape) and all(
                 want is None or have == want for have, want in zip(found, shape, strict=True)
             )
             if not fits:
-                raise PackageError(f"{self.path}: input {name!r} is {found}, expected {shape}")
+                raise PackageError(
+                    f"{self.path}: input {name!r} is {found}, expected {shape}; {REMEDY}"
+                )
 
     def run(self, feeds: Mapping[str, Array], outputs: Sequence[str]) -> list[Array]:
         """Output arrays, in the order asked for."""

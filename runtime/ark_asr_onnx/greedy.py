@@ -9,6 +9,7 @@ from typing import Literal
 import numpy as np
 
 from .contract import Tokens
+from .errors import DecodeError
 from .mel import F32
 from .model import Decoding
 from .prompt import I64
@@ -56,7 +57,12 @@ def token_mask(tokens: Tokens, vocab_size: int, block_from_id: int | None = None
 def choose(logits: F32, mask: F32) -> tuple[int, float]:
     """The likeliest id that may be chosen, lowest first among equals, and its log-probability."""
     masked = logits + mask
-    best = int(masked.argmax())
+    best = int(masked.argmax())  # the first NaN, if there is one
+    if not np.isfinite(masked[best]):
+        raise DecodeError(
+            f"the model gave {logits[best]} for id {best}; check the package with "
+            "ark-asr inspect --verify"
+        )
     return best, -float(np.log(np.exp(masked - masked[best]).sum(dtype=np.float64)))
 
 

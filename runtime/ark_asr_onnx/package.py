@@ -6,7 +6,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from .contract import MANIFEST_FILE, Manifest, file_sha256, manifest_from_json
+from .contract import MANIFEST_FILE, REMEDY, Manifest, file_sha256, manifest_from_json
 from .errors import PackageError
 
 # Small files (graphs, tokenizer) are hashed at every opening; weights only when asked, because
@@ -24,7 +24,7 @@ class Package:
     def path(self, name: str) -> Path:
         """Where a file of the package lies; :class:`PackageError` when it is not listed."""
         if name not in self.manifest.files:
-            raise PackageError(f"{self.directory}: the manifest lists no file {name!r}")
+            raise PackageError(f"{self.directory}: the manifest lists no file {name!r}; {REMEDY}")
         return self.directory / name
 
 
@@ -37,7 +37,10 @@ def open_package(directory: str | os.PathLike[str], *, verify: bool = False) -> 
     root = Path(directory)
     if not root.is_dir():
         found = "is a file, not a folder" if root.exists() else "does not exist"
-        raise PackageError(f"model folder {root} {found}")
+        raise PackageError(
+            f"model folder {root} {found}; give the folder of a package, or make one with "
+            "ark-onnx-export --ckpt CHECKPOINT_DIR"
+        )
     manifest_path = root / MANIFEST_FILE
     try:
         text = manifest_path.read_text(encoding="utf-8")
@@ -47,7 +50,7 @@ def open_package(directory: str | os.PathLike[str], *, verify: bool = False) -> 
             "ark-onnx-export --ckpt CHECKPOINT_DIR"
         ) from error
     except (OSError, UnicodeDecodeError) as error:
-        raise PackageError(f"{manifest_path}: cannot be read ({error})") from error
+        raise PackageError(f"{manifest_path}: cannot be read ({error}); {REMEDY}") from error
     manifest = manifest_from_json(text, str(manifest_path))
     for name, expected in manifest.files.items():
         _check_file(root, name, expected.bytes, expected.sha256, verify=verify)
@@ -57,13 +60,13 @@ def open_package(directory: str | os.PathLike[str], *, verify: bool = False) -> 
 def _check_file(root: Path, name: str, n_bytes: int, sha256: str, *, verify: bool) -> None:
     path = root / name
     if Path(name).is_absolute() or ".." in Path(name).parts:
-        raise PackageError(f"{root}: the manifest names {name!r}, outside the package")
+        raise PackageError(f"{root}: the manifest names {name!r}, outside the package; {REMEDY}")
     if not path.is_file():
         raise PackageError(f"{path}: missing from the package; copy or export it again")
     size = path.stat().st_size
     if size != n_bytes:
         raise PackageError(
-            f"{path}: {size} bytes, the manifest says {n_bytes}; the copy is incomplete"
+            f"{path}: {size} bytes, the manifest says {n_bytes}; incomplete, copy it again"
         )
     if (verify or n_bytes <= _ALWAYS_HASHED_BYTES) and file_sha256(path) != sha256:
         raise PackageError(f"{path}: checksum differs from the manifest; copy or export it again")

@@ -9,6 +9,7 @@ from typing import Any, cast
 
 from tokenizers import Tokenizer
 
+from .contract import REMEDY
 from .errors import PackageError
 
 _TURN_ENDS = ("<|user|>", "<|assistant|>", "<|im_end|>")
@@ -27,7 +28,7 @@ class Text:
         try:
             self._tokenizer = cast("Any", Tokenizer).from_file(str(path))
         except Exception as error:  # tokenizers raises nothing narrower than Exception
-            raise PackageError(f"{path}: not a tokenizer file ({error})") from error
+            raise PackageError(f"{path}: not a tokenizer file ({error}); {REMEDY}") from error
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text with special tokens kept; bytes that are no UTF-8 become U+FFFD."""

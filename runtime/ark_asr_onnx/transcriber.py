@@ -38,7 +38,7 @@ class Transcriber:
         if manifest.layout not in LAYOUTS:
             raise PackageError(
                 f"{package.directory}: layout {manifest.layout!r} is unknown, expected one of "
-                f"{', '.join(LAYOUTS)}"
+                f"{', '.join(LAYOUTS)}; upgrade ark-asr-onnx"
             )
         require_onnxruntime(manifest.min_onnxruntime)
         self.manifest = manifest

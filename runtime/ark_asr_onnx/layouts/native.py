@@ -55,7 +55,8 @@ class NativeDecoder:
         n_logits = graph.outputs[contract.LOGITS][-1]
         if n_logits != sizes.vocab_size:
             raise PackageError(
-                f"{graph.path}: {n_logits} logits, the manifest says {sizes.vocab_size}"
+                f"{graph.path}: {n_logits} logits, the manifest says {sizes.vocab_size}; "
+                f"{contract.REMEDY}"
             )
         self._graph, self._sizes = graph, sizes
         self.capacity = sizes.max_positions
