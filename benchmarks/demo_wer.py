@@ -24,10 +24,9 @@ from tqdm import tqdm
 
 import ark_asr_onnx
 from ark_asr_onnx.audio import read
-from ark_asr_onnx.text import Text, clean
+from ark_asr_onnx.text import clean
 from ark_onnx_export import pipeline, reference
-from ark_onnx_export.checkpoint import load_network, open_checkpoint
-from ark_onnx_export.vocabulary import decoding_tokens, open_vocabulary
+from ark_onnx_export.checkpoint import load_network, open_checkpoint, open_text
 
 ROOT = Path(__file__).resolve().parent.parent
 DEMO = ROOT / "models" / "demo"
@@ -53,9 +52,7 @@ def transcribe_folder(
     checkpoint_dir = DEMO / "checkpoint"
     checkpoint = open_checkpoint(checkpoint_dir)
     network = load_network(checkpoint, int8.manifest.sizes.max_positions)
-    vocabulary = open_vocabulary(checkpoint_dir)
-    tokens = decoding_tokens(vocabulary, checkpoint.config, pipeline.INSTRUCTION)
-    text = Text(vocabulary.path)
+    text, tokens = open_text(checkpoint, pipeline.INSTRUCTION)
     clips: list[Clip] = []
     manifest = (speech / folder / "dev.jsonl").read_text(encoding="utf-8")
     for line in tqdm(manifest.splitlines(), desc=folder, file=sys.stderr):

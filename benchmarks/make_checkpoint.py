@@ -1,25 +1,38 @@
 """Write a random checkpoint in the exact published format: any size, no download.
 
-    python benchmarks/make_checkpoint.py OUT [--seed 0] [--single] [--dtype bf16|fp16|fp32]
+    python benchmarks/make_checkpoint.py OUT [--size tiny|0.6B|3B] [--seed 0] [--shards N]
+        [--dtype bf16|fp16|fp32] [--outliers STRENGTH] [--set KEY=VALUE ...]
 
-The weights are random, so the transcripts are noise; the tensor names, shapes, config keys and
-tokenizer layout are those of ARK-ASR (facts, sections a to d). Tests export these.
+The weights are random, so the transcripts are noise; tensor names, shapes, config keys, side files
+and the safetensors header are those of ARK-ASR (a 0.6B folder has a model.safetensors of exactly
+2,599,020,680 bytes). Tensors are made and written one after the other. ``0.6B`` and ``3B`` take the
+real tokenizer from ``--tokenizer`` (default ``../shared/tokenizer/qwen2``), ``tiny`` makes its own.
+
+``--outliers`` plants what breaks INT8 in such models, each multiplied by the strength: a few
+residual channels (x 50), a few norm gains (x 30), and an attention sink in the embedding of the
+first prompt token (x 1000).
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import shutil
+import struct
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 from tokenizers.trainers import BpeTrainer
+from torch import Tensor
 
-# Ids after the BPE vocabulary; unlike the 0.6B model's, so that nothing can be hard-wired to it.
+QWEN2 = Path(__file__).resolve().parent.parent.parent / "shared" / "tokenizer" / "qwen2"
+
+# Added tokens of the tiny tokenizer, after its BPE vocabulary: at other ids than the 0.6B model's,
+# so that nothing can be hard-wired to it.
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 MARKERS = ["<tool_call>", "<|audio|>"]  # added but not special, as in the published tokenizer
 PROMPT = ["<|user|>", "<|begin_of_audio|>", "<|end_of_audio|>", "<|assistant|>", "<|system|>"]
@@ -30,47 +43,91 @@ SPLIT = (
 )
 _SAMPLE = "Please transcribe this audio. The quick brown fox reads zero one two three letters."
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+_NAMES = {torch.bfloat16: "BF16", torch.float16: "F16", torch.float32: "F32"}
 
-
-def tiny_config(vocab_size: int, ids: dict[str, int]) -> dict[str, Any]:
-    """A ``config.json`` with the published keys and a network of some 0.3 M parameters."""
-    return {
-        "architectures": ["ArkasrForConditionalGeneration"],
-        "model_type": "arkasr",
-        "hidden_size": 64,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "intermediate_size": 96,
-        "vocab_size": vocab_size,
-        "hidden_act": "silu",
-        "rms_norm_eps": 1e-6,
-        "rope_theta": 1000000.0,
-        "max_position_embeddings": 1024,
-        "tie_word_embeddings": True,
-        "sliding_window": None,
-        "attention_dropout": 0.0,
-        "bos_token_id": ids["<|endoftext|>"],
-        "eos_token_id": ids["<|im_end|>"],
-        "pad_token_id": ids["<|endoftext|>"],
-        "audio_token_id": ids["<|audio|>"],
-        "adapter_type": "mlp",
-        "merge_factor": 4,
-        "use_rope": True,
-        "spec_aug": False,
-        "max_whisper_length": 1500,
-        "mlp_adapter_act": "gelu",
-        "torch_dtype": "bfloat16",
+_COMMON: dict[str, Any] = {
+    "architectures": ["ArkasrForConditionalGeneration"],
+    "auto_map": {
+        "AutoConfig": "configuration_arkasr.ArkasrConfig",
+        "AutoModelForCausalLM": "modeling_arkasr.ArkasrForConditionalGeneration",
+    },
+    "model_type": "arkasr",
+    "hidden_act": "silu",
+    "rms_norm_eps": 1e-6,
+    "rope_theta": 1000000.0,
+    "max_position_embeddings": 32768,
+    "tie_word_embeddings": True,
+    "sliding_window": None,
+    "attention_dropout": 0.0,
+    "bos_token_id": 151643,
+    "eos_token_id": 151645,
+    "pad_token_id": 151643,
+    "audio_token_id": 151663,
+    "adapter_type": "mlp",
+    "merge_factor": 4,
+    "use_rope": True,
+    "spec_aug": False,
+    "max_whisper_length": 1500,
+    "mlp_adapter_act": "gelu",
+}
+_WHISPER: dict[str, Any] = {
+    "d_model": 1280,
+    "encoder_layers": 32,
+    "encoder_attention_heads": 20,
+    "encoder_ffn_dim": 5120,
+    "num_mel_bins": 128,
+    "max_source_positions": 1500,
+    "activation_function": "gelu",
+}
+SIZES: dict[str, dict[str, Any]] = {
+    "0.6B": {
+        "hidden_size": 896, "num_hidden_layers": 24, "num_attention_heads": 14,
+        "num_key_value_heads": 2, "intermediate_size": 4864, "vocab_size": 163958,
+        "whisper_config": _WHISPER,
+    },
+    "3B": {
+        "hidden_size": 2048, "num_hidden_layers": 36, "num_attention_heads": 16,
+        "num_key_value_heads": 2, "intermediate_size": 11008, "vocab_size": 151936,
+        "whisper_config": _WHISPER,
+    },
+    "tiny": {
+        "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
+        "num_key_value_heads": 2, "intermediate_size": 96, "max_position_embeddings": 1024,
         "whisper_config": {
-            "d_model": 128,
-            "encoder_layers": 2,
-            "encoder_attention_heads": 2,
-            "encoder_ffn_dim": 160,
-            "num_mel_bins": 80,
-            "max_source_positions": 1500,
-            "activation_function": "gelu",
+            **_WHISPER, "d_model": 128, "encoder_layers": 2, "encoder_attention_heads": 2,
+            "encoder_ffn_dim": 160, "num_mel_bins": 80,
         },
-    }
+    },
+}  # fmt: skip
+_LAST_COMMON_ID = 151669  # the 3B tokenizer ends here, the 0.6B one goes on with codec tokens
+
+
+def make_checkpoint(
+    out: Path,
+    *,
+    size: str = "tiny",
+    seed: int = 0,
+    shards: int = 1,
+    dtype: str = "bf16",
+    outliers: float = 0.0,
+    overrides: dict[str, Any] | None = None,
+    tokenizer_dir: Path = QWEN2,
+) -> Path:
+    """Write the folder and return it; ``overrides`` replace keys of ``config.json``."""
+    out.mkdir(parents=True)
+    config = {**_COMMON, **SIZES[size], "torch_dtype": "bfloat16"}
+    if size == "tiny":
+        config |= _write_small_tokenizer(out)
+    else:
+        _copy_tokenizer(tokenizer_dir, out, config["vocab_size"])
+    config |= overrides or {}
+    for whisper in (k for k in list(config) if k.startswith("whisper_config.")):
+        value = config.pop(whisper)
+        config["whisper_config"] = {**config["whisper_config"], whisper.partition(".")[2]: value}
+    _write_json(out / "config.json", config)
+    _write_side_files(out, config["whisper_config"]["num_mel_bins"])
+    write_weights(out, config, seed=seed, shards=shards, dtype=_DTYPES[dtype], outliers=outliers)
+    return out
 
 
 def tensor_shapes(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
@@ -123,22 +180,146 @@ def tensor_shapes(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
     return dict(sorted(shapes.items()))
 
 
-def random_tensors(config: dict[str, Any], seed: int) -> dict[str, torch.Tensor]:
-    """Seeded values: norms near one, biases small, matrices scaled by their fan-in."""
-    generator = torch.Generator().manual_seed(seed)
-    tensors: dict[str, torch.Tensor] = {}
-    for name, shape in tensor_shapes(config).items():
-        noise = torch.randn(shape, generator=generator)
-        if len(shape) > 1 and name != "model.embed_tokens.weight":
-            noise *= 1.4 / (noise[0].numel() ** 0.5)
-        elif "norm" in name and name.endswith("weight"):
-            noise = 1 + 0.1 * noise
-        else:
-            noise *= 0.1
-        tensors[name] = noise
-    if config["tie_word_embeddings"]:
-        tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"]
-    return tensors
+def write_weights(
+    out: Path,
+    config: dict[str, Any],
+    *,
+    seed: int,
+    shards: int,
+    dtype: torch.dtype,
+    outliers: float,
+) -> None:
+    """The safetensors files, one tensor in memory at a time."""
+    shapes = tensor_shapes(config)
+    names = list(shapes)
+    parts = [names[i::shards] for i in range(shards)]
+    files = ["model.safetensors"]
+    if shards > 1:
+        files = [f"model-{i + 1:05d}-of-{shards:05d}.safetensors" for i in range(shards)]
+        weight_map = {n: file for file, part in zip(files, parts, strict=True) for n in part}
+        index = {"metadata": {}, "weight_map": dict(sorted(weight_map.items()))}
+        _write_json(out / "model.safetensors.index.json", index)
+    for file, part in zip(files, parts, strict=True):
+        with (out / file).open("wb") as stream:
+            stream.write(safetensors_header({name: shapes[name] for name in part}, dtype))
+            for name in part:
+                tensor = random_tensor(name, shapes[name], config, seed, outliers).to(dtype)
+                stream.write(tensor.contiguous().view(torch.uint8).numpy().tobytes())
+
+
+def safetensors_header(shapes: dict[str, tuple[int, ...]], dtype: torch.dtype) -> bytes:
+    """Length and JSON header of a safetensors file, as the library writes it."""
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    offset = 0
+    for name, shape in shapes.items():
+        end = offset + torch.Size(shape).numel() * dtype.itemsize
+        header[name] = {
+            "dtype": _NAMES[dtype], "shape": list(shape), "data_offsets": [offset, end],
+        }  # fmt: skip
+        offset = end
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return struct.pack("<Q", len(text)) + text
+
+
+def random_tensor(
+    name: str, shape: tuple[int, ...], config: dict[str, Any], seed: int, outliers: float
+) -> Tensor:
+    """Seeded values: norms near one, biases small, matrices scaled by their fan-in.
+
+    A tied ``lm_head.weight`` repeats the embedding, as the published file does.
+    """
+    if name == "lm_head.weight" and config["tie_word_embeddings"]:
+        name = "model.embed_tokens.weight"
+    generator = torch.Generator().manual_seed(hash_name(name) + 1_000_003 * seed)
+    noise = torch.randn(shape, generator=generator)
+    if len(shape) > 1 and name != "model.embed_tokens.weight":
+        noise *= 1.4 / noise[0].numel() ** 0.5
+    elif "norm" in name and name.endswith("weight"):
+        noise = 1 + 0.1 * noise
+    else:
+        noise *= 0.1
+    if outliers:
+        plant_outliers(noise, name, config, seed, outliers)
+    return noise
+
+
+def plant_outliers(
+    tensor: Tensor, name: str, config: dict[str, Any], seed: int, strength: float
+) -> None:
+    """Scale what feeds a few residual channels, a few norm gains, and the first prompt token."""
+    width = tensor.shape[0]
+    channels = torch.randperm(width, generator=torch.Generator().manual_seed(seed))
+    if name.endswith(("out_proj.weight", "fc2.weight", "o_proj.weight", "down_proj.weight")):
+        tensor[channels[:3]] *= 50 * strength
+    elif "norm" in name and name.endswith("weight"):
+        tensor[channels[3:6]] *= 30 * strength
+    elif name == "model.embed_tokens.weight":
+        first = config.get("user_token_id", 151665)  # where <|user|> stands in the real tokenizer
+        hidden = torch.randperm(tensor.shape[1], generator=torch.Generator().manual_seed(seed))
+        tensor[min(first, width - 1), hidden[:2]] *= 1000 * strength
+
+
+def hash_name(name: str) -> int:
+    """A stable number for a name, so that tensors do not depend on each other."""
+    value = 0
+    for byte in name.encode():
+        value = (value * 257 + byte) % (1 << 61)
+    return value
+
+
+def _write_small_tokenizer(out: Path) -> dict[str, Any]:
+    """Write the tiny tokenizer; returns the ids and the vocabulary size for the config."""
+    tokenizer = small_tokenizer()
+    tokenizer.save(str(out / "tokenizer.json"))
+    ids = tokenizer.get_vocab()
+    return {
+        # Two rows without a token at the end, as the 3B model has hundreds.
+        "vocab_size": tokenizer.get_vocab_size() + 2,
+        "bos_token_id": ids["<|endoftext|>"],
+        "eos_token_id": ids["<|im_end|>"],
+        "pad_token_id": ids["<|endoftext|>"],
+        "audio_token_id": ids["<|audio|>"],
+    }
+
+
+def _copy_tokenizer(source: Path, out: Path, vocab_size: int) -> None:
+    """The real tokenizer, without the codec tokens where the model has no rows for them."""
+    for path in source.iterdir():
+        if path.suffix in (".json", ".txt"):
+            shutil.copyfile(path, out / path.name)
+    path = out / "tokenizer.json"
+    tokenizer = json.loads(path.read_text(encoding="utf-8"))
+    added = tokenizer["added_tokens"]
+    if max(token["id"] for token in added) < vocab_size:
+        return
+    tokenizer["added_tokens"] = [token for token in added if token["id"] <= _LAST_COMMON_ID]
+    path.write_text(json.dumps(tokenizer, ensure_ascii=False), encoding="utf-8")
+    path = out / "added_tokens.json"
+    kept = {k: v for k, v in json.loads(path.read_text()).items() if v <= _LAST_COMMON_ID}
+    _write_json(path, kept)
+
+
+def _write_side_files(out: Path, n_mels: int) -> None:
+    """Both processor files, known to the byte for 128 bands."""
+    auto_map = {"AutoProcessor": "processing_arkasr.ArkasrProcessor"}
+    preprocessor = {
+        "auto_map": auto_map, "chunk_length": 30, "dither": 0.0,
+        "feature_extractor_type": "WhisperFeatureExtractor", "feature_size": n_mels,
+        "hop_length": 160, "n_fft": 400, "n_samples": 480000, "nb_max_frames": 3000,
+        "padding_side": "right", "padding_value": 0.0, "processor_class": "ArkasrProcessor",
+        "return_attention_mask": False, "sampling_rate": 16000,
+    }  # fmt: skip
+    processor = {
+        "audio_dtype": "bfloat16", "audio_token": "<|audio|>", "auto_map": auto_map,
+        "merge_factor": 4, "processor_class": "ArkasrProcessor",
+    }  # fmt: skip
+    _write_json(out / "preprocessor_config.json", preprocessor)
+    _write_json(out / "processor_config.json", processor)
+
+
+def _write_json(path: Path, value: dict[str, Any]) -> None:
+    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def small_tokenizer() -> Tokenizer:
@@ -164,55 +345,46 @@ def small_tokenizer() -> Tokenizer:
     return tokenizer
 
 
-def make_checkpoint(
-    out: Path,
-    *,
-    seed: int = 0,
-    shards: int = 1,
-    dtype: str = "bf16",
-    overrides: dict[str, Any] | None = None,
-) -> Path:
-    """Write the folder and return it; ``overrides`` replace top-level keys of ``config.json``."""
-    out.mkdir(parents=True)
-    tokenizer = small_tokenizer()
-    tokenizer.save(str(out / "tokenizer.json"))
-    # Two rows without a token at the end, as the 3B model has hundreds.
-    config = tiny_config(tokenizer.get_vocab_size() + 2, tokenizer.get_vocab())
-    config |= overrides or {}
-    (out / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-    tensors = {k: v.to(_DTYPES[dtype]) for k, v in random_tensors(config, seed).items()}
-    tensors["lm_head.weight"] = tensors["lm_head.weight"].clone()  # stored twice, though tied
-    names = list(tensors)
-    if shards == 1:
-        save_file(tensors, out / "model.safetensors", metadata={"format": "pt"})
-        return out
-    weight_map: dict[str, str] = {}
-    for i in range(shards):
-        file = f"model-{i + 1:05d}-of-{shards:05d}.safetensors"
-        part = {name: tensors[name] for name in names[i::shards]}
-        save_file(part, out / file, metadata={"format": "pt"})
-        weight_map |= dict.fromkeys(part, file)
-    index = {"metadata": {}, "weight_map": weight_map}
-    (out / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")
-    return out
+def settings(pairs: list[str]) -> Iterator[tuple[str, Any]]:
+    """``KEY=VALUE`` pairs, values as JSON where they are JSON."""
+    for pair in pairs:
+        key, _, text = pair.partition("=")
+        try:
+            yield key, json.loads(text)
+        except ValueError:
+            yield key, text
 
 
 def main() -> int:
     """Command line."""
-    parser = argparse.ArgumentParser(
-        description="Write a random checkpoint in the published format."
-    )
+    parser = argparse.ArgumentParser(description="Write a random checkpoint, published format.")
     parser.add_argument("out", type=Path)
+    parser.add_argument("--size", choices=sorted(SIZES), default="tiny")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--shards", type=int, default=1)
     parser.add_argument("--dtype", choices=sorted(_DTYPES), default="bf16")
+    parser.add_argument("--outliers", type=float, default=0.0, metavar="STRENGTH")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="a key of config.json; whisper_config.KEY for the encoder's",
+    )
+    parser.add_argument("--tokenizer", type=Path, default=QWEN2, metavar="DIR")
     options = parser.parse_args()
     if options.out.exists():
         print(f"error: {options.out} exists", file=sys.stderr)
         return 1
-    print(
-        make_checkpoint(options.out, seed=options.seed, shards=options.shards, dtype=options.dtype)
-    )
+    if options.size != "tiny" and not options.tokenizer.is_dir():
+        print(f"error: no tokenizer folder {options.tokenizer}; give --tokenizer", file=sys.stderr)
+        return 1
+    out = make_checkpoint(
+        options.out, size=options.size, seed=options.seed, shards=options.shards,
+        dtype=options.dtype, outliers=options.outliers, overrides=dict(settings(options.set)),
+        tokenizer_dir=options.tokenizer,
+    )  # fmt: skip
+    print(out)
     return 0
 
 

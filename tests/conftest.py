@@ -22,27 +22,32 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_checkpoint(tmp_path_factory.mktemp("tiny") / "checkpoint", seed=0, shards=3)
 
 
-def _export(checkpoint: Path, precision: str) -> Path:
+def export_tiny(checkpoint: Path, precision: str, layout: str = "native") -> Path:
+    """Export beside the checkpoint, by the command."""
     from ark_onnx_export.cli import main
 
-    out = checkpoint.parent / f"package-{precision}"
-    status = main(
-        ["--ckpt", str(checkpoint), "--out", str(out), "--precision", precision, "--quiet"]
-    )
-    assert status == 0
+    out = checkpoint.parent / f"{layout}-{precision}"
+    options = ["--precision", precision, "--layout", layout, "--quiet"]
+    assert main(["--ckpt", str(checkpoint), "--out", str(out), *options]) == 0
     return out
 
 
 @pytest.fixture(scope="session")
 def tiny_package(tiny_checkpoint: Path) -> Path:
     """The INT8 package of :func:`tiny_checkpoint`. Read only."""
-    return _export(tiny_checkpoint, "int8")
+    return export_tiny(tiny_checkpoint, "int8")
 
 
 @pytest.fixture(scope="session")
 def tiny_fp32_package(tiny_checkpoint: Path) -> Path:
     """The fp32 package of :func:`tiny_checkpoint`. Read only."""
-    return _export(tiny_checkpoint, "fp32")
+    return export_tiny(tiny_checkpoint, "fp32")
+
+
+@pytest.fixture(scope="session")
+def tiny_published_package(tiny_checkpoint: Path) -> Path:
+    """The same checkpoint in upstream's layout and INT8 recipe. Read only."""
+    return export_tiny(tiny_checkpoint, "int8", layout="published")
 
 
 @pytest.fixture(scope="session")

@@ -13,6 +13,7 @@ import pytest
 import soundfile
 from conftest import DEMO, ROOT, Sample
 
+import ark_asr_onnx
 from ark_asr_onnx import cli
 
 SCRIPT = ROOT / "infer_ark_audio_onnx.py"
@@ -183,7 +184,7 @@ def test_ctrl_c_is_one_word_and_status_130(
     def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli.ark_asr_onnx, "load", interrupted)
+    monkeypatch.setattr(ark_asr_onnx, "load", interrupted)
     assert cli.main(["inspect", "-m", "x"]) == 130
     assert capsys.readouterr().err == "interrupted\n"
 

@@ -20,9 +20,8 @@ import ark_asr_onnx  # noqa: E402
 from ark_asr_onnx import contract  # noqa: E402
 from ark_asr_onnx.errors import ExportError  # noqa: E402
 from ark_onnx_export import cli, parity, pipeline, reference, write  # noqa: E402
-from ark_onnx_export.checkpoint import load_network, open_checkpoint  # noqa: E402
+from ark_onnx_export.checkpoint import load_network, open_checkpoint, open_text  # noqa: E402
 from ark_onnx_export.probes import probe_waveforms  # noqa: E402
-from ark_onnx_export.vocabulary import decoding_tokens, open_vocabulary  # noqa: E402
 
 
 @pytest.fixture
@@ -62,7 +61,7 @@ def test_the_fp32_package_chooses_torchs_tokens(
 ) -> None:
     config = open_checkpoint(tiny_checkpoint)
     network = load_network(config, max_positions=1024)
-    tokens = decoding_tokens(open_vocabulary(tiny_checkpoint), config.config, pipeline.INSTRUCTION)
+    _, tokens = open_text(config, pipeline.INSTRUCTION)
     transcriber = ark_asr_onnx.load(tiny_fp32_package)
     options = ark_asr_onnx.Options(max_new_tokens=40)
     for waveform in probe_waveforms():
@@ -218,7 +217,7 @@ def test_ctrl_c_leaves_nothing_behind(
         raise KeyboardInterrupt
 
     monkeypatch.setattr(write, "write_embedding", interrupted)
-    monkeypatch.setattr(parity, "compare_audio", lambda *_: GOOD)
+    monkeypatch.setattr(parity, "compare", lambda *_: GOOD)
     monkeypatch.setattr(parity, "compare_decoder", lambda *_: GOOD)
     status, out = export(checkpoint)
     assert status == 130
@@ -251,7 +250,7 @@ def test_wrong_tokens_are_refused_unless_torch_was_undecided(
         return reference.Reference(ids, logits, found.inputs_embeds)
 
     monkeypatch.setattr(reference, "transcribe", wrong)
-    monkeypatch.setattr(parity, "compare_audio", lambda *_: GOOD)
+    monkeypatch.setattr(parity, "compare", lambda *_: GOOD)
     monkeypatch.setattr(parity, "compare_decoder", lambda *_: GOOD)
     with pytest.raises(ExportError, match="leaves torch's tokens"):
         pipeline.export(tiny_checkpoint, tmp_path / "out", precision="fp32")

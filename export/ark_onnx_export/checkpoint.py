@@ -15,7 +15,10 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from ark_asr_onnx.errors import ExportError
+from ark_asr_onnx.contract import Tokens
+from ark_asr_onnx.errors import ExportError, PackageError
+from ark_asr_onnx.text import Text
+from ark_asr_onnx.vocabulary import decoding_tokens
 
 from .config import ArkConfig
 from .modeling import AudioTower, Decoder
@@ -77,6 +80,25 @@ def open_checkpoint(directory: Path) -> Checkpoint:
                     raise ExportError(f"{path}: tensor {name} is also in {shards[name].name}")
                 shapes[name], shards[name] = tuple(part.get_shape()), path
     return Checkpoint(directory, config, shapes, shards)
+
+
+def open_text(checkpoint: Checkpoint, instruction: str) -> tuple[Text, Tokens]:
+    """The tokenizer of the checkpoint, and what it says about decoding."""
+    config = checkpoint.config
+    pad = () if config.pad_token_id is None else (config.pad_token_id,)
+    try:
+        text = Text(checkpoint.directory)
+        tokens = decoding_tokens(
+            text,
+            config.decoder.vocab_size,
+            audio=config.audio_token_id,
+            eos=config.eos_token_ids,
+            stop=pad,
+            instruction=instruction,
+        )
+    except PackageError as error:
+        raise ExportError(str(error)) from error
+    return text, tokens
 
 
 def load_network(

@@ -52,6 +52,12 @@ def _parser() -> argparse.ArgumentParser:
         help="package folder to create (default: NAME-onnx-PRECISION here)",
     )
     parser.add_argument("--name", help="what the package calls itself (default: DIR's name)")
+    parser.add_argument(
+        "--layout",
+        choices=("native", "published"),
+        default="native",
+        help="published: the folder format of upstream's own INT8 package",
+    )
     parser.add_argument("--precision", choices=("int8", "fp32"), default="int8")
     parser.add_argument(
         "--instruction",
@@ -79,12 +85,14 @@ def _export(options: argparse.Namespace) -> int:
     def progress(label: str, items: Sequence[Any]) -> Iterable[Any]:
         return tqdm(items, desc=label, file=sys.stderr, disable=options.quiet, unit="step")
 
-    name = f"{options.ckpt.resolve().name}-onnx-{options.precision}"
+    kind = "onnx" if options.layout == "native" else options.layout
+    name = f"{options.ckpt.resolve().name}-{kind}-{options.precision}"
     exported = pipeline.export(
         options.ckpt,
         options.out or Path(name),
         name=options.name,
         precision=options.precision,
+        layout=options.layout,
         instruction=options.instruction or pipeline.INSTRUCTION,
         probes=[read(path) for path in options.probe],
         progress=progress,
@@ -95,14 +103,13 @@ def _export(options: argparse.Namespace) -> int:
 
 def _report(exported: Any) -> None:
     """What was made, for people, on stderr; the folder alone on stdout."""
-    manifest = exported.manifest
-    for comparison, figures in manifest.provenance.parity.items():
+    for comparison, figures in exported.provenance.parity.items():
         values = ", ".join(f"{name} {value:.3g}" for name, value in figures.items())
         _say(f"{comparison}: {values}")
     for note in exported.notes:
         _say(f"note: {note}")
-    n_bytes = sum(file.bytes for file in manifest.files.values())
-    _say(f"{manifest.precision} package, {n_bytes / 1e6:.1f} MB:")
+    n_bytes = sum(path.stat().st_size for path in exported.directory.iterdir())
+    _say(f"{exported.precision} package, {n_bytes / 1e6:.1f} MB:")
     print(exported.directory)
 
 

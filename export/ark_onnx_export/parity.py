@@ -11,8 +11,8 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort
 import torch
+from torch import Tensor
 
-from ark_asr_onnx import contract
 from ark_asr_onnx.errors import ExportError
 
 from .checkpoint import Network
@@ -20,6 +20,8 @@ from .reference import Reference, lengths
 
 F32 = npt.NDArray[np.float32]
 Progress = Callable[[Iterable[Any]], Iterable[Any]]
+# New embeddings [1, S, hidden] and the state so far (None: empty) to logits [1, vocab] and state.
+DecoderRun = Callable[[F32, Any], tuple[F32, Any]]
 
 # Frames on both sides of every rounding: of the stride-2 convolution, of the merge by four, of
 # the shortest clip; an odd one; and the longest.
@@ -50,56 +52,52 @@ def session(path: Path) -> ort.InferenceSession:
     return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
 
-@torch.inference_mode()
-def compare_audio(network: Network, path: Path, progress: Progress = iter) -> Parity:
-    """The audio graph against torch at every awkward length."""
-    graph = session(path)
-    config = network.tower.config
-    generator = np.random.default_rng(0)
-    pairs: list[tuple[F32, F32]] = []
-    for n_frames in progress([n for n in AWKWARD_FRAMES if n <= config.max_frames]):
-        # Log-mel lies in about [-1.5, 1.5]; neighbouring frames resemble each other.
-        noise = generator.standard_normal((1, config.n_mels, n_frames), np.float32)
-        mel = np.clip(0.5 * noise + 0.3 * np.sin(np.arange(n_frames) / 7), -1.5, 1.5)
-        mel = mel.astype(np.float32)
-        found = cast("Any", graph.run(None, {contract.LOG_MEL: mel})[0])
-        pairs.append((network.tower(torch.from_numpy(mel)).numpy(), found))
+def compare(
+    cases: Sequence[F32],
+    expected: Callable[[Tensor], Tensor],
+    found: Callable[[F32], F32],
+    progress: Progress = iter,
+) -> Parity:
+    """A torch function against a graph, on each case."""
+    with torch.inference_mode():
+        pairs = [
+            (expected(torch.from_numpy(case)).numpy(), found(case)) for case in progress(cases)
+        ]
     return _parity(pairs)
 
 
-@torch.inference_mode()
+def mel_cases(n_mels: int, max_frames: int) -> list[F32]:
+    """Log-mel-like inputs ``[1, n_mels, T]`` at every awkward length."""
+    generator = np.random.default_rng(0)
+    cases: list[F32] = []
+    for n_frames in (n for n in AWKWARD_FRAMES if n <= max_frames):
+        # Log-mel lies in about [-1.5, 1.5]; neighbouring frames resemble each other.
+        noise = generator.standard_normal((1, n_mels, n_frames), np.float32)
+        mel = np.clip(0.5 * noise + 0.3 * np.sin(np.arange(n_frames) / 7), -1.5, 1.5)
+        cases.append(mel.astype(np.float32))
+    return cases
+
+
 def compare_decoder(
-    network: Network, path: Path, references: Sequence[Reference], progress: Progress = iter
+    network: Network,
+    run: DecoderRun,
+    references: Sequence[Reference],
+    progress: Progress = iter,
 ) -> Parity:
     """The decoder graph against torch: short prefills, then real prompts, teacher-forced."""
-    graph = session(path)
-    config = network.decoder.config
-    names = contract.past_names(config.n_layers)
     pairs: list[tuple[F32, F32]] = []
-
-    def run(embeds: F32, past: list[F32]) -> tuple[F32, list[F32]]:
-        total = past[0].shape[2] + embeds.shape[1]
-        seqlens, total_length = (t.numpy() for t in lengths(total))
-        feeds = {
-            contract.INPUTS_EMBEDS: embeds,
-            contract.SEQLENS_K: seqlens,
-            contract.TOTAL_SEQUENCE_LENGTH: total_length,
-            **dict(zip(names, past, strict=True)),
-        }
-        logits, *present = cast("Any", graph.run(None, feeds))
-        return logits[:, 0], present
-
-    empty = [t.numpy() for pair in network.decoder.empty_past() for t in pair]
     generator = np.random.default_rng(0)
-    for n in PREFILL_LENGTHS:
-        embeds = network.table[torch.from_numpy(generator.integers(0, len(network.table), n))]
-        expected, _ = network.decoder(embeds[None], *lengths(n), network.decoder.empty_past())
-        pairs.append((expected[:, 0].numpy(), run(embeds[None].numpy(), empty)[0]))
+    with torch.inference_mode():
+        for n in PREFILL_LENGTHS:
+            ids = torch.from_numpy(generator.integers(0, len(network.table), n))
+            embeds, past = network.table[ids][None], network.decoder.empty_past()
+            expected, _ = network.decoder(embeds, *lengths(n), past)
+            pairs.append((expected[:, 0].numpy(), run(embeds.numpy(), None)[0]))
     for reference in progress(references):
-        logits, past = run(reference.inputs_embeds, empty)
+        logits, state = run(reference.inputs_embeds, None)
         rows = [logits]
         for token_id in reference.token_ids[:-1]:
-            logits, past = run(network.table[token_id][None, None].numpy(), past)
+            logits, state = run(network.table[token_id][None, None].numpy(), state)
             rows.append(logits)
         pairs.append((reference.logits, np.concatenate(rows)))
     return _parity(pairs)

@@ -13,17 +13,19 @@ from .prompt import I64
 
 
 class Embedding:
-    """Table ``[n_rows, hidden]`` of float32, row-major from offset 0 of its file."""
+    """Table ``[n_rows, hidden]``, float32 or float16, row-major from offset 0 of its file."""
 
     def __init__(self, path: Path, n_rows: int, hidden_size: int) -> None:
-        expected = n_rows * hidden_size * np.dtype(np.float32).itemsize
-        if path.stat().st_size != expected:
+        n_bytes, n_values = path.stat().st_size, n_rows * hidden_size
+        types = {n_values * np.dtype(kind).itemsize: kind for kind in (np.float32, np.float16)}
+        if n_bytes not in types:
             raise PackageError(
-                f"{path}: {path.stat().st_size} bytes, expected {expected} for "
-                f"{n_rows} x {hidden_size} float32; {REMEDY}"
+                f"{path}: {n_bytes} bytes, expected {4 * n_values} for {n_rows} x {hidden_size} "
+                f"float32, or half of that for float16; {REMEDY}"
             )
-        self._table: F32 = np.memmap(path, np.float32, mode="r", shape=(n_rows, hidden_size))
+        shape = (n_rows, hidden_size)
+        self._table = np.memmap(path, types[n_bytes], mode="r", shape=shape)
 
     def __call__(self, ids: I64) -> F32:
-        """Rows ``[1, L, hidden]`` for ids ``[L]``; a copy the caller owns."""
-        return np.asarray(self._table[ids])[None]
+        """Rows ``[1, L, hidden]`` float32 for ids ``[L]``; a copy the caller owns."""
+        return self._table[ids].astype(np.float32)[None]

@@ -1,4 +1,4 @@
-"""Opening a package: is this folder one, is it whole, and where are its files."""
+"""Opening a package: what kind of folder is this, is it whole, and where are its files."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from . import upstream
 from .contract import MANIFEST_FILE, REMEDY, Manifest, file_sha256, manifest_from_json
 from .errors import PackageError
 
@@ -20,12 +21,13 @@ class Package:
 
     directory: Path
     manifest: Manifest
+    paths: dict[str, Path]  # file name (native) or role (published) -> where it lies
 
     def path(self, name: str) -> Path:
         """Where a file of the package lies; :class:`PackageError` when it is not listed."""
-        if name not in self.manifest.files:
+        if name not in self.paths:
             raise PackageError(f"{self.directory}: the manifest lists no file {name!r}; {REMEDY}")
-        return self.directory / name
+        return self.paths[name]
 
 
 def open_package(directory: str | os.PathLike[str], *, verify: bool = False) -> Package:
@@ -42,19 +44,22 @@ def open_package(directory: str | os.PathLike[str], *, verify: bool = False) -> 
             "ark-onnx-export --ckpt CHECKPOINT_DIR"
         )
     manifest_path = root / MANIFEST_FILE
+    if not manifest_path.exists() and (model_dir := upstream.find(root)):
+        found = upstream.translate(root, model_dir)
+        return Package(root, found.manifest, found.paths)
     try:
         text = manifest_path.read_text(encoding="utf-8")
     except FileNotFoundError as error:
         raise PackageError(
-            f"{root}: no {MANIFEST_FILE}, so this is not a package; make one with "
-            "ark-onnx-export --ckpt CHECKPOINT_DIR"
+            f"{root}: no {MANIFEST_FILE} and no {upstream.RUNTIME_MANIFEST}, so this is not a "
+            "package; make one with ark-onnx-export --ckpt CHECKPOINT_DIR"
         ) from error
     except (OSError, UnicodeDecodeError) as error:
         raise PackageError(f"{manifest_path}: cannot be read ({error}); {REMEDY}") from error
     manifest = manifest_from_json(text, str(manifest_path))
     for name, expected in manifest.files.items():
         _check_file(root, name, expected.bytes, expected.sha256, verify=verify)
-    return Package(root, manifest)
+    return Package(root, manifest, {name: root / name for name in manifest.files})
 
 
 def _check_file(root: Path, name: str, n_bytes: int, sha256: str, *, verify: bool) -> None:

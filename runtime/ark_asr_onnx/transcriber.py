@@ -42,7 +42,7 @@ class Transcriber:
             )
         require_onnxruntime(manifest.min_onnxruntime)
         self.manifest = manifest
-        self._text = Text(package.path(contract.TOKENIZER_FILE))
+        self._text = Text(package.path(contract.TOKENIZER_FILE).parent)
         self._model = LAYOUTS[manifest.layout](package, threads)
 
     def transcribe(

@@ -176,7 +176,7 @@ def add_layer_norm(
         )
         return normed, total
     total = x + delta
-    return F.layer_norm(total, (x.shape[-1],), weight, bias, eps), total
+    return F.layer_norm(total, (int(weight.shape[0]),), weight, bias, eps), total
 
 
 def gelu(x: Tensor) -> Tensor:

@@ -6,6 +6,9 @@ from collections.abc import Callable
 
 from ..model import Model
 from ..package import Package
-from . import native
+from . import native, published
 
-LAYOUTS: dict[str, Callable[[Package, int], Model]] = {"native": native.build}
+LAYOUTS: dict[str, Callable[[Package, int], Model]] = {
+    "native": native.build,
+    "published": published.build,
+}

@@ -1,0 +1,233 @@
+"""The two layouts a package can be written in: which graphs, how made, how compared with torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+from ark_asr_onnx import contract
+from ark_asr_onnx.contract import Manifest, Provenance, Sizes, Tokens
+
+from . import parity, published, quantize, trace, write
+from .checkpoint import Checkpoint, Network
+from .parity import DecoderRun, Parity, Progress
+from .quantize import Matrix
+from .reference import Reference, lengths
+
+F32 = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class GraphPlan:
+    """One graph of a package, as steps the pipeline takes in order."""
+
+    file: str
+    trace: Callable[[Path], None]  # writes the fp32 graph
+    quantise: Callable[[Path, Progress], list[Matrix]]  # replaces it by the INT8 one
+    compare: Callable[[Path, Progress], Parity]  # against torch
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What a package says about itself."""
+
+    name: str
+    precision: str
+    sizes: Sizes
+    tokens: Tokens
+    provenance: Provenance
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """How one layout is written."""
+
+    plans: Callable[[Network, Sequence[Reference], str], list[GraphPlan]]
+    describe: Callable[[Path, Facts, Checkpoint], None]
+
+
+def native_plans(network: Network, references: Sequence[Reference], _: str) -> list[GraphPlan]:
+    """Our layout: one audio graph, a decoder with a shared KV buffer."""
+    config = network.tower.config
+    mels = parity.mel_cases(config.n_mels, config.max_frames)
+
+    def compare_audio(path: Path, progress: Progress) -> Parity:
+        run = _function(path, contract.LOG_MEL)
+        return parity.compare(mels, network.tower, run, progress)
+
+    def compare_decoder(path: Path, progress: Progress) -> Parity:
+        return parity.compare_decoder(network, _native_run(network, path), references, progress)
+
+    audio, decoder = _Native(), _Native()
+    return [
+        GraphPlan(
+            contract.AUDIO_FILE,
+            lambda path: audio.trace(path, lambda: trace.trace_audio(network.tower)),
+            audio.quantise,
+            compare_audio,
+        ),
+        GraphPlan(
+            contract.DECODER_FILE,
+            lambda path: decoder.trace(path, lambda: trace.trace_decoder(network.decoder)),
+            decoder.quantise,
+            compare_decoder,
+        ),
+    ]
+
+
+class _Native:
+    """A traced graph between its two writings."""
+
+    def __init__(self) -> None:
+        self._model: ir.Model | None = None
+
+    def trace(self, path: Path, make: Callable[[], ir.Model]) -> None:
+        self._model = make()
+        write.write_graph(self._model, path)
+
+    def quantise(self, path: Path, progress: Progress) -> list[Matrix]:
+        model = self._model
+        assert model is not None
+        matrices = [quantize.blocks8(model, n) for n in progress(quantize.matrix_nodes(model))]
+        write.write_graph(model, path)
+        return matrices
+
+
+def _native_run(network: Network, path: Path) -> DecoderRun:
+    graph = parity.session(path)
+    names = contract.past_names(network.decoder.config.n_layers)
+    empty = [t.numpy() for pair in network.decoder.empty_past() for t in pair]
+
+    def run(embeds: F32, past: Any) -> tuple[F32, Any]:
+        past = past or empty
+        seqlens, total = (t.numpy() for t in lengths(past[0].shape[2] + embeds.shape[1]))
+        feeds = {
+            contract.INPUTS_EMBEDS: embeds,
+            contract.SEQLENS_K: seqlens,
+            contract.TOTAL_SEQUENCE_LENGTH: total,
+            **dict(zip(names, past, strict=True)),
+        }
+        logits, *present = cast("Any", graph.run(None, feeds))
+        return logits[:, 0], present
+
+    return run
+
+
+def describe_native(directory: Path, facts: Facts, _: Checkpoint) -> None:
+    """``ark_manifest.json``."""
+    manifest = Manifest(
+        schema=contract.SCHEMA,
+        name=facts.name,
+        layout="native",
+        model_type="arkasr",
+        precision=facts.precision,
+        min_onnxruntime=trace.MIN_ONNXRUNTIME,
+        sizes=facts.sizes,
+        tokens=facts.tokens,
+        files=write.list_files(directory),
+        provenance=facts.provenance,
+    )
+    write.write_manifest(manifest, directory)
+
+
+def published_plans(
+    network: Network, references: Sequence[Reference], precision: str
+) -> list[GraphPlan]:
+    """Upstream's layout: encoder, adapter, decoder with a static cache."""
+    tower, names = network.tower, published.Names.of(precision)
+    capacity = min(network.decoder.max_positions, published.CAPACITY)
+    mels = parity.mel_cases(tower.config.n_mels, tower.config.max_frames)
+    width = tower.config.merge_factor * tower.config.d_model
+    generator = np.random.default_rng(0)
+    merged = [generator.standard_normal((1, n, width), np.float32) for n in (1, 2, 7, 75)]
+
+    def compare_encoder(path: Path, progress: Progress) -> Parity:
+        return parity.compare(mels, tower.encode, _function(path, "audios"), progress)
+
+    def compare_adapter(path: Path, progress: Progress) -> Parity:
+        run = _function(path, "merged_audio_features")
+        return parity.compare(merged, tower.adapt, run, progress)
+
+    def compare_decoder(path: Path, progress: Progress) -> Parity:
+        run = _published_run(network, path, capacity)
+        return parity.compare_decoder(network, run, references, progress)
+
+    return [
+        GraphPlan(
+            names.encoder,
+            lambda path: published.trace_encoder(network, path),
+            _quantise_published,
+            compare_encoder,
+        ),
+        GraphPlan(
+            names.adapter,
+            lambda path: published.trace_adapter(network, path),
+            _quantise_published,
+            compare_adapter,
+        ),
+        GraphPlan(
+            names.decoder,
+            lambda path: published.trace_decoder(network, path, capacity),
+            _quantise_published,
+            compare_decoder,
+        ),
+    ]
+
+
+def describe_published(directory: Path, facts: Facts, checkpoint: Checkpoint) -> None:
+    """``runtime_manifest.json``, ``llm_kv_*.json`` and the checkpoint's side files."""
+    names = published.Names.of(facts.precision)
+    capacity = min(facts.sizes.max_positions, published.CAPACITY)
+    published.write_metadata(directory, checkpoint, facts.tokens, names, capacity)
+
+
+def _quantise_published(path: Path, progress: Progress) -> list[Matrix]:
+    source = path.with_suffix(".fp32.onnx")
+    for _ in progress([path.name]):
+        path.rename(source)
+        published.quantize(source, path)
+        source.unlink()
+    return []
+
+
+def _published_run(network: Network, path: Path, capacity: int) -> DecoderRun:
+    graph = parity.session(path)
+    config = network.decoder.config
+    names = published.cache_names(config.n_layers)
+    shape = (1, capacity, config.n_kv_heads, config.head_dim)
+
+    def run(embeds: F32, state: Any) -> tuple[F32, Any]:
+        caches, begin = state or ([np.zeros(shape, np.float32) for _ in names], 0)
+        end = begin + embeds.shape[1]
+        mask = np.zeros((1, capacity), np.int64)
+        mask[:, :end] = 1
+        feeds = {
+            "inputs_embeds": embeds,
+            "attention_mask": mask,
+            "cache_position": np.arange(begin, end),
+            **dict(zip(names, caches, strict=True)),
+        }
+        logits, *deltas = cast("Any", graph.run(None, feeds))
+        for cache, delta in zip(caches, deltas, strict=True):
+            cache[:, begin:end] = delta
+        return logits[:, 0], (caches, end)
+
+    return run
+
+
+def _function(path: Path, name: str) -> Callable[[F32], F32]:
+    """A graph with one input and one output as a function."""
+    graph = parity.session(path)
+    return lambda array: cast("Any", graph.run(None, {name: array})[0])
+
+
+LAYOUTS = {
+    "native": Layout(native_plans, describe_native),
+    "published": Layout(published_plans, describe_published),
+}

@@ -1,0 +1,237 @@
+"""The published layout, written: the folder upstream's readers open, from the same weights.
+
+Names, types and file formats follow upstream's package (``export/MODEL.md``, facts f): opset 17,
+``runtime_manifest.json``, ``llm_kv_*.json``, dynamic INT8 with unsigned 8-bit weights per channel.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import onnx
+import torch
+from torch import Tensor, nn
+
+from ark_asr_onnx.contract import Tokens
+
+from .checkpoint import Checkpoint, Network
+from .config import ArkConfig
+from .modeling import AudioTower
+from .modeling.published import PublishedDecoder
+
+OPSET = 17
+CAPACITY = 2048  # positions of the cache
+_ENCODER_FRAMES, _DECODER_POSITIONS = 300, 8  # sizes of the examples that are traced
+
+
+@dataclass(frozen=True, slots=True)
+class Names:
+    """File names of one precision."""
+
+    encoder: str
+    adapter: str
+    decoder: str
+
+    @classmethod
+    def of(cls, precision: str) -> Names:
+        """Upstream's names for ``int8`` or ``fp32``."""
+        decoder = "llm_kv_cpu_fp32" + ("_int8" if precision == "int8" else "")
+        return cls(
+            encoder=f"audio_encoder_whisper_{precision}.onnx",
+            adapter=f"audio_encoder_adapter_{precision}.onnx",
+            decoder=f"{decoder}.onnx",
+        )
+
+
+class _Encoder(nn.Module):
+    def __init__(self, tower: AudioTower) -> None:
+        super().__init__()
+        self.tower = tower
+
+    def forward(self, audios: Tensor) -> Tensor:
+        return self.tower.encode(audios)
+
+
+class _Adapter(nn.Module):
+    def __init__(self, tower: AudioTower) -> None:
+        super().__init__()
+        self.tower = tower
+
+    def forward(self, merged_audio_features: Tensor) -> Tensor:
+        return self.tower.adapt(merged_audio_features)
+
+
+def trace_encoder(network: Network, path: Path) -> None:
+    """``audios [1, n_mels, mel_seq]`` to ``encoded_audio_features [1, audio_seq, d_model]``."""
+    config = network.tower.config
+    _trace(
+        _Encoder(network.tower),
+        (torch.zeros(1, config.n_mels, _ENCODER_FRAMES),),
+        {"audios": {2: "mel_seq"}},
+        {"encoded_audio_features": (1, "audio_seq", config.d_model)},
+        path,
+    )
+
+
+def trace_adapter(network: Network, path: Path) -> None:
+    """``merged_audio_features [1, N, 4 d_model]`` to ``audio_embeddings [1, N, hidden]``."""
+    config = network.tower.config
+    _trace(
+        _Adapter(network.tower),
+        (torch.zeros(1, 7, config.merge_factor * config.d_model),),
+        {"merged_audio_features": {1: "audio_seq"}},
+        {"audio_embeddings": (1, "audio_seq", network.table.shape[1])},
+        path,
+    )
+
+
+def trace_decoder(network: Network, path: Path, capacity: int) -> None:
+    """The decoder of :class:`PublishedDecoder`, with upstream's input and output names."""
+    config = network.decoder.config
+    cache = (config.n_kv_heads, config.head_dim)
+    caches = cache_names(config.n_layers)
+    n = _DECODER_POSITIONS
+    example = (
+        torch.zeros(1, n, config.hidden_size),
+        torch.ones(1, capacity, dtype=torch.int64),
+        torch.arange(n),
+        *[torch.zeros(1, capacity, *cache) for _ in caches],
+    )
+    inputs = {
+        "inputs_embeds": {0: "batch", 1: "seq"},
+        "attention_mask": {0: "batch"},
+        "cache_position": {0: "seq"},
+        **{name: {0: "batch"} for name in caches},
+    }
+    outputs = {
+        "logits": ("batch", 1, config.vocab_size),
+        **dict.fromkeys(delta_names(config.n_layers), ("batch", "seq", *cache)),
+    }
+    _trace(PublishedDecoder(network.decoder, capacity), example, inputs, outputs, path)
+
+
+def cache_names(n_layers: int) -> list[str]:
+    """Cache inputs, layer by layer, key before value."""
+    return [f"cache_{part}_{i}" for i in range(n_layers) for part in ("key", "value")]
+
+
+def delta_names(n_layers: int) -> list[str]:
+    """New cache rows among the outputs, in the order of :func:`cache_names`."""
+    return [f"{part}_delta_{i}" for i in range(n_layers) for part in ("key", "value")]
+
+
+def quantize(source: Path, target: Path) -> None:
+    """Upstream's recipe: ``quantize_dynamic`` with unsigned 8-bit weights, per channel."""
+    from onnxruntime.quantization import QuantType, quantize_dynamic  # pyright: ignore
+
+    with _quiet():
+        quantize_dynamic(source, target, weight_type=QuantType.QUInt8, per_channel=True)
+
+
+def write_metadata(
+    directory: Path, checkpoint: Checkpoint, tokens: Tokens, names: Names, capacity: int
+) -> None:
+    """``runtime_manifest.json``, both ``llm_kv_*.json``, and the checkpoint's side files."""
+    config = checkpoint.config
+    _write_json(directory / "runtime_manifest.json", _runtime_manifest(config, tokens, names))
+    metadata = _decoder_metadata(config, capacity)
+    for stem in (Path(names.decoder).stem, "llm_kv_fp32_qwen_native"):
+        _write_json(directory / f"{stem}.json", metadata)
+    for name in ("config.json", "preprocessor_config.json", "processor_config.json",
+                 "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
+                 "vocab.json", "merges.txt", "chat_template.jinja"):  # fmt: skip
+        if (checkpoint.directory / name).is_file():
+            shutil.copyfile(checkpoint.directory / name, directory / name)
+
+
+def _runtime_manifest(config: ArkConfig, tokens: Tokens, names: Names) -> dict[str, Any]:
+    user, assistant = tokens.prefix[0], tokens.suffix[-1]
+    pad = config.pad_token_id
+    manifest: dict[str, Any] = {
+        "sample_rate": 16000,
+        "latent_hop_length": 320,
+        "audio_token_id": tokens.audio,
+        "user_token_id": user,
+        "assistant_token_id": assistant,
+        "im_end_token_id": tokens.eos[0],
+        "pad_token_id": tokens.eos[0] if pad is None else pad,
+        "stop_token_ids": list(tokens.stop),
+        "audio_encoder_default": names.encoder,
+        "audio_adapter_default": names.adapter,
+        "audio_merge_factor": config.audio.merge_factor,
+        "audio_encoder_hidden_size": config.audio.d_model,
+        "embedding_default": "embedding_fp32.onnx",
+        "llm_default": names.decoder,
+    }
+    return manifest
+
+
+def _decoder_metadata(config: ArkConfig, capacity: int) -> dict[str, Any]:
+    decoder = config.decoder
+    return {
+        "hidden_size": decoder.hidden_size,
+        "num_layers": decoder.n_layers,
+        "num_attention_heads": decoder.n_heads,
+        "num_key_value_heads": decoder.n_kv_heads,
+        "max_total_len": capacity,
+        "model_type": "arkasr",
+        "sliding_window": None,
+        "layer_types": ["full_attention"] * decoder.n_layers,
+        "attn_implementation": "eager",
+    }
+
+
+def _write_json(path: Path, value: dict[str, Any]) -> None:
+    path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+
+
+def _trace(
+    module: nn.Module,
+    example: tuple[Tensor, ...],
+    inputs: dict[str, dict[int, str]],
+    outputs: dict[str, tuple[int | str, ...]],
+    path: Path,
+) -> None:
+    """Trace with upstream's exporter and opset, then state the shapes of the outputs."""
+    axes = {name: dict(dims) for name, dims in inputs.items()}
+    for name, shape in outputs.items():
+        axes[name] = {i: dim for i, dim in enumerate(shape) if isinstance(dim, str)}
+    with _quiet():
+        torch.onnx.export(
+            module.eval(),
+            example,
+            path,
+            dynamo=False,
+            opset_version=OPSET,
+            input_names=list(inputs),
+            output_names=list(outputs),
+            dynamic_axes=axes,
+        )
+    model = onnx.load(str(path), load_external_data=False)
+    for output in model.graph.output:
+        dims = output.type.tensor_type.shape.dim
+        for dim, size in zip(dims, outputs[output.name], strict=True):
+            if isinstance(size, int):
+                dim.dim_value = size
+    onnx.save(model, str(path))
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep remarks about the old tracer and about quantisation off the user's terminal."""
+    import logging
+
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(logging.NOTSET)

@@ -1,0 +1,222 @@
+"""Upstream's layout: two audio graphs with a merge between them, and a cache fed whole.
+
+Two kinds of decoder are told apart by their inputs. The published one takes every cache buffer
+``[1, P, n_kv_heads, head_dim]`` (sequence-major) at each call and gives back the new rows, which
+we write in place. A re-export seen in the wild takes ``past_key_i [1, n_kv_heads, past, head_dim]``
+and gives back the whole present.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from .. import upstream
+from ..contract import Sizes
+from ..embedding import Embedding
+from ..errors import DecodeError, PackageError
+from ..graph import Array, Graph
+from ..mel import F32
+from ..model import Model
+from ..package import Package
+
+
+def build(package: Package, threads: int) -> Model:
+    """Open the graphs of a published folder."""
+    sizes = package.manifest.sizes
+    return Model(
+        encode_audio=_Audio(package, threads),
+        embed=Embedding(package.path(upstream.EMBEDDING), sizes.vocab_size, sizes.hidden_size),
+        decoder=_open_decoder(Graph(package.path(upstream.DECODER), threads), sizes),
+    )
+
+
+class _Audio:
+    """Encoder, merge by ``merge_factor`` on the host, adapter."""
+
+    def __init__(self, package: Package, threads: int) -> None:
+        sizes = package.manifest.sizes
+        self._encoder = Graph(package.path(upstream.ENCODER), threads)
+        self._encoder.expect({"audios": (1, sizes.n_mels, None)}, ["encoded_audio_features"])
+        self._adapter = Graph(package.path(upstream.ADAPTER), threads)
+        self._adapter.expect({"merged_audio_features": (1, None, None)}, ["audio_embeddings"])
+        self._factor = sizes.merge_factor
+
+    def __call__(self, log_mel: F32) -> F32:
+        encoded = self._encoder.run({"audios": log_mel}, ["encoded_audio_features"])[0]
+        merged = merge(encoded, self._factor)
+        return self._adapter.run({"merged_audio_features": merged}, ["audio_embeddings"])[0]
+
+
+def merge(encoded: F32, factor: int) -> F32:
+    """``[1, S, d]`` to ``[1, max(S // factor, 1), factor * d]``; a short clip is zero-filled."""
+    _, length, width = encoded.shape
+    n_audio = max(length // factor, 1)
+    rows = np.zeros((1, n_audio * factor, width), np.float32)
+    n_kept = min(length, n_audio * factor)
+    rows[:, :n_kept] = encoded[:, :n_kept]
+    return rows.reshape(1, n_audio, factor * width)
+
+
+def _open_decoder(graph: Graph, sizes: Sizes) -> StaticDecoder | GrowingDecoder:
+    if "past_key_0" in graph.inputs:
+        return GrowingDecoder(graph, sizes)
+    return StaticDecoder(graph, sizes)
+
+
+def _check_logits(graph: Graph, sizes: Sizes) -> None:
+    n_logits = graph.outputs["logits"][-1]
+    if n_logits != sizes.vocab_size:
+        raise PackageError(
+            f"{graph.path}: {n_logits} logits, the embedding has {sizes.vocab_size} rows; "
+            "the files belong to different models"
+        )
+
+
+def _pairs(first: str, second: str, n_layers: int) -> list[str]:
+    return [f"{name}_{i}" for i in range(n_layers) for name in (first, second)]
+
+
+class StaticDecoder:
+    """The published decoder; see :class:`ark_asr_onnx.model.Decoder`."""
+
+    max_slots = 1
+
+    def __init__(self, graph: Graph, sizes: Sizes) -> None:
+        self.capacity = _static_size(graph, "cache_key_0", 1)
+        self.caches = _pairs("cache_key", "cache_value", sizes.n_layers)
+        self.deltas = _pairs("key_delta", "value_delta", sizes.n_layers)
+        cache = (None, self.capacity, sizes.n_kv_heads, sizes.head_dim)
+        graph.expect(
+            {
+                "inputs_embeds": (None, None, sizes.hidden_size),
+                "attention_mask": (None, self.capacity),
+                "cache_position": (None,),
+                **dict.fromkeys(self.caches, cache),
+            },
+            ["logits", *self.deltas],
+        )
+        _check_logits(graph, sizes)
+        self.graph, self.cache_shape = graph, (1, *cache[1:])
+
+    def start(self, slots: int, positions: int) -> StaticDecoding:
+        """One empty cache; see :class:`ark_asr_onnx.model.Decoder`."""
+        _check_room(slots, positions, self.capacity)
+        return StaticDecoding(self)
+
+
+class StaticDecoding:
+    """Caches ``[1, P, n_kv_heads, head_dim]`` for each layer, key and value, written in place."""
+
+    def __init__(self, decoder: StaticDecoder) -> None:
+        self._decoder = decoder
+        self._caches = {name: np.zeros(decoder.cache_shape, np.float32) for name in decoder.caches}
+        self._mask = np.zeros((1, decoder.capacity), np.int64)
+        self._length = 0
+
+    def prefill(self, slot: int, inputs_embeds: F32) -> F32:
+        """See :class:`ark_asr_onnx.model.Decoding`."""
+        assert slot == 0
+        self._length = 0
+        self._mask[:] = 0
+        return self._call(inputs_embeds)[0]
+
+    def step(self, inputs_embeds: F32) -> F32:
+        """See :class:`ark_asr_onnx.model.Decoding`."""
+        return self._call(inputs_embeds)
+
+    def _call(self, inputs_embeds: F32) -> F32:
+        begin, end = self._length, self._length + inputs_embeds.shape[1]
+        if end > self._decoder.capacity:
+            raise DecodeError(f"the cache of {self._decoder.capacity} positions is full")
+        self._mask[0, :end] = 1
+        feeds: dict[str, Array] = {
+            "inputs_embeds": inputs_embeds,
+            "attention_mask": self._mask,
+            "cache_position": np.arange(begin, end),
+            **self._caches,
+        }
+        logits, *deltas = self._decoder.graph.run(feeds, ["logits", *self._decoder.deltas])
+        for cache, delta in zip(self._caches.values(), deltas, strict=True):
+            cache[:, begin:end] = delta
+        self._length = end
+        return logits[:, -1]
+
+
+class GrowingDecoder:
+    """The re-exported decoder; see :class:`ark_asr_onnx.model.Decoder`."""
+
+    max_slots = 1
+
+    def __init__(self, graph: Graph, sizes: Sizes) -> None:
+        self.capacity = sizes.max_positions
+        self.pasts = _pairs("past_key", "past_value", sizes.n_layers)
+        self.presents = _pairs("present_key", "present_value", sizes.n_layers)
+        past = (None, sizes.n_kv_heads, None, sizes.head_dim)
+        graph.expect(
+            {
+                "inputs_embeds": (None, None, sizes.hidden_size),
+                "cache_position": (None,),
+                **dict.fromkeys(self.pasts, past),
+            },
+            ["logits", *self.presents],
+        )
+        _check_logits(graph, sizes)
+        self.graph, self.past_shape = graph, (1, sizes.n_kv_heads, 0, sizes.head_dim)
+
+    def start(self, slots: int, positions: int) -> GrowingDecoding:
+        """An empty past; see :class:`ark_asr_onnx.model.Decoder`."""
+        _check_room(slots, positions, self.capacity)
+        return GrowingDecoding(self)
+
+
+class GrowingDecoding:
+    """Past arrays, replaced by the present ones after each call."""
+
+    def __init__(self, decoder: GrowingDecoder) -> None:
+        self._decoder = decoder
+        self._past: list[Array] = []
+
+    def prefill(self, slot: int, inputs_embeds: F32) -> F32:
+        """See :class:`ark_asr_onnx.model.Decoding`."""
+        assert slot == 0
+        self._past = [np.zeros(self._decoder.past_shape, np.float32)] * len(self._decoder.pasts)
+        return self._call(inputs_embeds)[0]
+
+    def step(self, inputs_embeds: F32) -> F32:
+        """See :class:`ark_asr_onnx.model.Decoding`."""
+        return self._call(inputs_embeds)
+
+    def _call(self, inputs_embeds: F32) -> F32:
+        begin = self._past[0].shape[2]
+        end = begin + inputs_embeds.shape[1]
+        if end > self._decoder.capacity:
+            raise DecodeError(f"the cache of {self._decoder.capacity} positions is full")
+        feeds: dict[str, Array] = {
+            "inputs_embeds": inputs_embeds,
+            "cache_position": np.arange(begin, end),
+            **dict(zip(self._decoder.pasts, self._past, strict=True)),
+        }
+        outputs = ["logits", *self._decoder.presents]
+        logits, *self._past = self._decoder.graph.run(feeds, outputs)
+        return logits[:, -1]
+
+
+def _check_room(slots: int, positions: int, capacity: int) -> None:
+    if slots != 1:
+        raise DecodeError(f"{slots} utterances at once wanted, this layout decodes one")
+    if not 0 < positions <= capacity:
+        raise DecodeError(
+            f"{positions} positions wanted, this model holds {capacity}; use shorter audio or a "
+            "smaller max_new_tokens"
+        )
+
+
+def _static_size(graph: Graph, name: str, axis: int) -> int:
+    """A fixed axis of an input, or an error that names what was found."""
+    shape = graph.inputs.get(name)
+    if shape is None:
+        raise PackageError(f"{graph.path}: no input {name!r}; this is no ARK-ASR decoder")
+    size = shape[axis] if len(shape) > axis else None
+    if not isinstance(size, int):
+        raise PackageError(f"{graph.path}: input {name!r} is {shape}, expected a fixed axis {axis}")
+    return size
