@@ -6,7 +6,7 @@ Knows safetensors and tensor names; executes nothing that came with the checkpoi
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,10 +39,14 @@ class Checkpoint:
     shapes: dict[str, tuple[int, ...]]  # tensor name -> shape
     shards: dict[str, Path]  # tensor name -> file
 
-    def tensor(self, name: str) -> Tensor:
-        """One tensor as float32."""
+    def stored(self, name: str) -> Tensor:
+        """One tensor in the type it is stored in, mapped from the file."""
         with _open(self.shards[name]) as file:
-            return file.get_tensor(name).float()
+            return file.get_tensor(name)
+
+    def tensor(self, name: str) -> Tensor:
+        """One tensor as float32, in memory of its own."""
+        return self.stored(name).float()
 
     @property
     def files(self) -> list[Path]:
@@ -52,12 +56,17 @@ class Checkpoint:
 
 @dataclass(frozen=True, slots=True)
 class Network:
-    """The weights of a checkpoint in torch modules, fp32, ready to trace."""
+    """A checkpoint as torch modules: weights mapped from disk as stored, arithmetic in fp32."""
 
     tower: AudioTower
     decoder: Decoder
-    table: Tensor  # [vocab, hidden]
+    table: Tensor  # [vocab, hidden], as stored
+    head: str  # the tensor that is the head: EMBEDDING when tied, else HEAD
     notes: tuple[str, ...]  # what a reader of the log should know about the weights
+
+    def embed(self, ids: Sequence[int]) -> Tensor:
+        """Rows ``[len(ids), hidden]`` of the table, fp32."""
+        return self.table[list(ids)].float()
 
 
 def open_checkpoint(directory: Path) -> Checkpoint:
@@ -120,28 +129,34 @@ def load_network(
     }
     expected[EMBEDDING] = expected[HEAD]
     _check_names(checkpoint, expected)
-    table = checkpoint.tensor(EMBEDDING)
-    notes = _fill_head(checkpoint, decoder, table)
-    owners = {n: m for m in (tower, decoder) for n, _ in m.named_parameters() if n != HEAD}
+    table = checkpoint.stored(EMBEDDING)
+    head, notes = _choose_head(checkpoint, table)
+    owners = {n: m for m in (tower, decoder) for n, _ in m.named_parameters()}
     for name in progress(list(owners)):
         owner, _, leaf = name.rpartition(".")
-        weight = nn.Parameter(checkpoint.tensor(name), requires_grad=False)
+        stored = checkpoint.stored(head if name == HEAD else name)
+        weight = nn.Parameter(stored, requires_grad=False)
         setattr(owners[name].get_submodule(owner), leaf, weight)
-    return Network(tower.eval(), decoder.eval(), table, notes)
+    return Network(tower.eval(), decoder.eval(), table, head, notes)
 
 
-def _fill_head(checkpoint: Checkpoint, decoder: Decoder, table: Tensor) -> tuple[str, ...]:
-    """Tie the head to the table, unless a stored head says something else."""
-    decoder.lm_head.weight = nn.Parameter(table, requires_grad=False)
-    if HEAD not in checkpoint.shapes:
-        return ()
-    head = checkpoint.tensor(HEAD)
-    if torch.equal(head, table):
-        return ()
-    decoder.lm_head.weight = nn.Parameter(head, requires_grad=False)
+def graph_weight(checkpoint: Checkpoint, network: Network, name: str) -> Tensor:
+    """The fp32 weight of a traced graph: the checkpoint's, but for the packed and the tied ones."""
+    if name == HEAD:
+        return checkpoint.tensor(network.head)
+    if ".qkv_proj." in name:
+        return torch.cat([checkpoint.tensor(name.replace("qkv", part)) for part in "qkv"])
+    return checkpoint.tensor(name)
+
+
+def _choose_head(checkpoint: Checkpoint, table: Tensor) -> tuple[str, tuple[str, ...]]:
+    """The table is the head, unless a stored head says something else."""
+    if HEAD not in checkpoint.shapes or torch.equal(checkpoint.stored(HEAD), table):
+        return EMBEDDING, ()
     if checkpoint.config.decoder.tie_word_embeddings:
-        return (f"{HEAD} differs from {EMBEDDING} though the config ties them; the head is used",)
-    return ()
+        note = f"{HEAD} differs from {EMBEDDING} though the config ties them; the head is used"
+        return HEAD, (note,)
+    return HEAD, ()
 
 
 def _check_names(checkpoint: Checkpoint, expected: dict[str, tuple[int, ...]]) -> None:

@@ -10,12 +10,13 @@ from typing import Any, cast
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
+from torch import Tensor
 
 from ark_asr_onnx import contract
 from ark_asr_onnx.contract import Manifest, Provenance, Sizes, Tokens
 
 from . import parity, published, quantize, trace, write
-from .checkpoint import Checkpoint, Network
+from .checkpoint import Checkpoint, Network, graph_weight
 from .parity import DecoderRun, Parity, Progress
 from .quantize import Matrix
 from .reference import Reference, lengths
@@ -48,14 +49,19 @@ class Facts:
 class Layout:
     """How one layout is written."""
 
-    plans: Callable[[Network, Sequence[Reference], str], list[GraphPlan]]
+    plans: Callable[[Checkpoint, Network, Sequence[Reference], str], list[GraphPlan]]
     describe: Callable[[Path, Facts, Checkpoint], None]
 
 
-def native_plans(network: Network, references: Sequence[Reference], _: str) -> list[GraphPlan]:
+def native_plans(
+    checkpoint: Checkpoint, network: Network, references: Sequence[Reference], _: str
+) -> list[GraphPlan]:
     """Our layout: one audio graph, a decoder with a shared KV buffer."""
     config = network.tower.config
     mels = parity.mel_cases(config.n_mels, config.max_frames)
+
+    def weights(name: str) -> Tensor:
+        return graph_weight(checkpoint, network, name)
 
     def compare_audio(path: Path, progress: Progress) -> Parity:
         run = _function(path, contract.LOG_MEL)
@@ -68,13 +74,20 @@ def native_plans(network: Network, references: Sequence[Reference], _: str) -> l
     return [
         GraphPlan(
             contract.AUDIO_FILE,
-            lambda path: audio.trace(path, lambda: trace.trace_audio(network.tower)),
+            lambda path: audio.trace(
+                path, lambda: trace.trace_audio(config, network.table.shape[1], weights)
+            ),
             audio.quantise,
             compare_audio,
         ),
         GraphPlan(
             contract.DECODER_FILE,
-            lambda path: decoder.trace(path, lambda: trace.trace_decoder(network.decoder)),
+            lambda path: decoder.trace(
+                path,
+                lambda: trace.trace_decoder(
+                    network.decoder.config, network.decoder.max_positions, weights
+                ),
+            ),
             decoder.quantise,
             compare_decoder,
         ),
@@ -137,7 +150,7 @@ def describe_native(directory: Path, facts: Facts, _: Checkpoint) -> None:
 
 
 def published_plans(
-    network: Network, references: Sequence[Reference], precision: str
+    _: Checkpoint, network: Network, references: Sequence[Reference], precision: str
 ) -> list[GraphPlan]:
     """Upstream's layout: encoder, adapter, decoder with a static cache."""
     tower, names = network.tower, published.Names.of(precision)

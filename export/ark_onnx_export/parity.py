@@ -89,15 +89,15 @@ def compare_decoder(
     generator = np.random.default_rng(0)
     with torch.inference_mode():
         for n in PREFILL_LENGTHS:
-            ids = torch.from_numpy(generator.integers(0, len(network.table), n))
-            embeds, past = network.table[ids][None], network.decoder.empty_past()
+            ids = generator.integers(0, len(network.table), n).tolist()
+            embeds, past = network.embed(ids)[None], network.decoder.empty_past()
             expected, _ = network.decoder(embeds, *lengths(n), past)
             pairs.append((expected[:, 0].numpy(), run(embeds.numpy(), None)[0]))
     for reference in progress(references):
         logits, state = run(reference.inputs_embeds, None)
         rows = [logits]
         for token_id in reference.token_ids[:-1]:
-            logits, state = run(network.table[token_id][None, None].numpy(), state)
+            logits, state = run(network.embed([token_id])[None].numpy(), state)
             rows.append(logits)
         pairs.append((reference.logits, np.concatenate(rows)))
     return _parity(pairs)

@@ -82,7 +82,7 @@ def export(
             for waveform in track("torch reference", waveforms)
         ]
         work = _Work(staging, references, precision, layout, track)
-        for plan in chosen.plans(network, references, precision):
+        for plan in chosen.plans(checkpoint, network, references, precision):
             _make_graph(work, plan)
         write.write_embedding(network.table, staging)
         (staging / contract.TOKENIZER_FILE).write_text(text.to_json(), encoding="utf-8")

@@ -200,6 +200,7 @@ def _trace(
     path: Path,
 ) -> None:
     """Trace with upstream's exporter and opset, then state the shapes of the outputs."""
+    module = module.float()  # reads the weights: this tracer writes down numbers
     axes = {name: dict(dims) for name, dims in inputs.items()}
     for name, shape in outputs.items():
         axes[name] = {i: dim for i, dim in enumerate(shape) if isinstance(dim, str)}

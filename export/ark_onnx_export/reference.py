@@ -37,7 +37,7 @@ def transcribe(network: Network, tokens: Tokens, waveform: F32, max_new_tokens: 
     mel = torch.from_numpy(log_mel(waveform, config.n_mels))
     audio_embeds = network.tower(mel)
     ids = [*tokens.prefix, *[tokens.audio] * audio_embeds.shape[1], *tokens.suffix]
-    embeds = network.table[ids]
+    embeds = network.embed(ids)
     embeds[len(tokens.prefix) : len(tokens.prefix) + audio_embeds.shape[1]] = audio_embeds[0]
     blocked = _blocked(tokens, network.table.shape[0])
     past = network.decoder.empty_past()
@@ -50,7 +50,7 @@ def transcribe(network: Network, tokens: Tokens, waveform: F32, max_new_tokens: 
         chosen.append(int(logits[0, 0].masked_fill(blocked, -torch.inf).argmax()))
         if chosen[-1] in tokens.stop or len(chosen) == max_new_tokens:
             return Reference(tuple(chosen), np.stack(rows), prompt)
-        x = network.table[chosen[-1]][None, None]
+        x = network.embed(chosen[-1:])[None]
 
 
 def lengths(total: int, batch: int = 1) -> tuple[Tensor, Tensor]:

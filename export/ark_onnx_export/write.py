@@ -67,7 +67,7 @@ def write_embedding(table: Tensor, directory: Path) -> None:
     data_path = directory / contract.EMBEDDING_DATA_FILE
     with data_path.open("wb") as stream:
         for rows in table.split(4096):
-            stream.write(rows.contiguous().numpy().astype("<f4", copy=False).tobytes())
+            stream.write(rows.float().numpy().astype("<f4", copy=False).tobytes())
     n_rows, hidden = table.shape
     weight = TensorProto(
         name="embed_tokens.weight",

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ..config import ENCODER_ROPE_DIM, ENCODER_ROPE_THETA, LAYER_NORM_EPS, AudioConfig
 from .ops import add_layer_norm, attention, gelu, rope_tables, rotate_interleaved
+from .stored import Conv1d, LayerNorm, Linear
 
 
 class EncoderAttention(nn.Module):
@@ -22,10 +23,10 @@ class EncoderAttention(nn.Module):
         super().__init__()
         width = config.d_model
         self.n_heads = config.n_heads
-        self.q_proj = nn.Linear(width, width)
-        self.k_proj = nn.Linear(width, width, bias=False)
-        self.v_proj = nn.Linear(width, width)
-        self.out_proj = nn.Linear(width, width)
+        self.q_proj = Linear(width, width)
+        self.k_proj = Linear(width, width, bias=False)
+        self.v_proj = Linear(width, width)
+        self.out_proj = Linear(width, width)
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, bias: Tensor | None) -> Tensor:
         """``[B, S, d_model]`` to the same shape; ``bias`` as in :func:`ops.attention`."""
@@ -40,10 +41,10 @@ class EncoderLayer(nn.Module):
     def __init__(self, config: AudioConfig) -> None:
         super().__init__()
         self.self_attn = EncoderAttention(config)
-        self.self_attn_layer_norm = nn.LayerNorm(config.d_model, eps=LAYER_NORM_EPS)
-        self.fc1 = nn.Linear(config.d_model, config.ffn_dim)
-        self.fc2 = nn.Linear(config.ffn_dim, config.d_model)
-        self.final_layer_norm = nn.LayerNorm(config.d_model, eps=LAYER_NORM_EPS)
+        self.self_attn_layer_norm = LayerNorm(config.d_model, eps=LAYER_NORM_EPS)
+        self.fc1 = Linear(config.d_model, config.ffn_dim)
+        self.fc2 = Linear(config.ffn_dim, config.d_model)
+        self.final_layer_norm = LayerNorm(config.d_model, eps=LAYER_NORM_EPS)
 
 
 class Whisper(nn.Module):
@@ -51,8 +52,8 @@ class Whisper(nn.Module):
 
     def __init__(self, config: AudioConfig) -> None:
         super().__init__()
-        self.conv1 = nn.Conv1d(config.n_mels, config.d_model, kernel_size=3, padding=1)
-        self.conv2 = nn.Conv1d(config.d_model, config.d_model, kernel_size=3, stride=2, padding=1)
+        self.conv1 = Conv1d(config.n_mels, config.d_model, kernel_size=3, padding=1)
+        self.conv2 = Conv1d(config.d_model, config.d_model, kernel_size=3, stride=2, padding=1)
         layers = nn.ModuleList(EncoderLayer(config) for _ in range(config.n_layers))
         self.layers = cast("list[EncoderLayer]", layers)
 
@@ -63,10 +64,10 @@ class AudioEncoder(nn.Module):
     def __init__(self, config: AudioConfig, hidden_size: int) -> None:
         super().__init__()
         self.whisper = Whisper(config)
-        self.layer_norm = nn.LayerNorm(config.d_model, eps=LAYER_NORM_EPS)
+        self.layer_norm = LayerNorm(config.d_model, eps=LAYER_NORM_EPS)
         merged = config.merge_factor * config.d_model
         self.adapting = nn.Sequential(
-            nn.Linear(merged, 2 * hidden_size), nn.GELU(), nn.Linear(2 * hidden_size, hidden_size)
+            Linear(merged, 2 * hidden_size), nn.GELU(), Linear(2 * hidden_size, hidden_size)
         )
 
 
@@ -126,7 +127,7 @@ class AudioTower(nn.Module):
         return down(gelu(up(merged)))
 
 
-def _next_norm(x: Tensor, delta: Tensor | None, norm: nn.LayerNorm) -> tuple[Tensor, Tensor]:
+def _next_norm(x: Tensor, delta: Tensor | None, norm: LayerNorm) -> tuple[Tensor, Tensor]:
     """Add the pending residual ``delta`` to ``x`` and normalise: ``(normed, sum)``."""
     if delta is None:
         return norm(x), x

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ..config import DecoderConfig
 from .ops import add_rms_norm, grouped_query_attention, rms_norm, rope_tables
+from .stored import Linear
 
 
 class RMSNorm(nn.Module):
@@ -31,17 +32,17 @@ class DecoderAttention(nn.Module):
         super().__init__()
         hidden, dim = config.hidden_size, config.head_dim
         self.n_heads = config.n_heads
-        self.q_proj = nn.Linear(hidden, config.n_heads * dim)
-        self.k_proj = nn.Linear(hidden, config.n_kv_heads * dim)
-        self.v_proj = nn.Linear(hidden, config.n_kv_heads * dim)
-        self.o_proj = nn.Linear(config.n_heads * dim, hidden, bias=False)
-        self.qkv_proj: nn.Linear | None = None
+        self.q_proj = Linear(hidden, config.n_heads * dim)
+        self.k_proj = Linear(hidden, config.n_kv_heads * dim)
+        self.v_proj = Linear(hidden, config.n_kv_heads * dim)
+        self.o_proj = Linear(config.n_heads * dim, hidden, bias=False)
+        self.qkv_proj: Linear | None = None
 
     def pack(self) -> None:
         """Replace q, k and v by one projection, as the traced graph wants it."""
         parts = (self.q_proj, self.k_proj, self.v_proj)
         n_out = sum(part.out_features for part in parts)
-        packed = nn.Linear(self.q_proj.in_features, n_out, device="meta")
+        packed = Linear(self.q_proj.in_features, n_out, device="meta")
         packed.weight = nn.Parameter(torch.cat([p.weight for p in parts]), requires_grad=False)
         packed.bias = nn.Parameter(torch.cat([p.bias for p in parts]), requires_grad=False)
         self.qkv_proj = packed
@@ -59,9 +60,9 @@ class DecoderMLP(nn.Module):
 
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
-        self.gate_proj = nn.Linear(config.hidden_size, config.ffn_dim, bias=False)
-        self.up_proj = nn.Linear(config.hidden_size, config.ffn_dim, bias=False)
-        self.down_proj = nn.Linear(config.ffn_dim, config.hidden_size, bias=False)
+        self.gate_proj = Linear(config.hidden_size, config.ffn_dim, bias=False)
+        self.up_proj = Linear(config.hidden_size, config.ffn_dim, bias=False)
+        self.down_proj = Linear(config.ffn_dim, config.hidden_size, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """``[B, S, hidden]`` to the same shape."""
@@ -102,7 +103,7 @@ class Decoder(nn.Module):
         super().__init__()
         self.config = config
         self.model = Qwen2(config)
-        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.lm_head = Linear(config.hidden_size, config.vocab_size, bias=False)
         self.max_positions = max_positions or config.max_positions
         self.register_rope()
 

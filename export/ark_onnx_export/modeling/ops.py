@@ -142,7 +142,8 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
             version=1,
         )
     wide = x.float()
-    return (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)).to(x.dtype) * weight
+    normed = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
+    return normed.to(x.dtype) * weight.to(x.dtype)
 
 
 def add_rms_norm(x: Tensor, delta: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
@@ -176,6 +177,7 @@ def add_layer_norm(
         )
         return normed, total
     total = x + delta
+    weight, bias = weight.to(x.dtype), bias.to(x.dtype)
     return F.layer_norm(total, (int(weight.shape[0]),), weight, bias, eps), total
 
 
