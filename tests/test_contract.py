@@ -33,6 +33,7 @@ MANIFEST = Manifest(
     layout="native",
     model_type="arkasr",
     precision="int8",
+    embedding="fp32",
     min_onnxruntime="1.22.0",
     sizes=Sizes(
         n_mels=80,
@@ -43,6 +44,8 @@ MANIFEST = Manifest(
         n_kv_heads=2,
         head_dim=16,
         vocab_size=320,
+        n_embeddings=309,
+        n_logits=303,
         max_positions=1024,
     ),
     tokens=Tokens(
@@ -73,6 +76,7 @@ TEXT = """\
   "layout": "native",
   "model_type": "arkasr",
   "precision": "int8",
+  "embedding": "fp32",
   "min_onnxruntime": "1.22.0",
   "sizes": {
     "n_mels": 80,
@@ -83,6 +87,8 @@ TEXT = """\
     "n_kv_heads": 2,
     "head_dim": 16,
     "vocab_size": 320,
+    "n_embeddings": 309,
+    "n_logits": 303,
     "max_positions": 1024
   },
   "tokens": {

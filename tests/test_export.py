@@ -44,15 +44,16 @@ def test_the_package_holds_the_documented_files_and_no_others(tiny_package: Path
 
 def test_the_embedding_table_is_raw_float32_rows(tiny_checkpoint: Path, tiny_package: Path) -> None:
     expected = open_checkpoint(tiny_checkpoint).tensor("model.embed_tokens.weight").numpy()
-    data = (tiny_package / contract.EMBEDDING_DATA_FILE).read_bytes()
-    np.testing.assert_array_equal(np.frombuffer(data, "<f4").reshape(expected.shape), expected)
+    n_rows = ark_asr_onnx.load(tiny_package).manifest.sizes.n_embeddings
+    data = (tiny_package / "embedding_fp32.data").read_bytes()
+    np.testing.assert_array_equal(np.frombuffer(data, "<f4").reshape(n_rows, 64), expected[:n_rows])
 
 
 def test_the_embedding_graph_gathers_rows(tiny_package: Path) -> None:
-    graph = parity.session(tiny_package / contract.EMBEDDING_FILE)
+    graph = parity.session(tiny_package / "embedding_fp32.onnx")
     ids = np.array([[3, 0, 3]], np.int64)
     (rows,) = graph.run(None, {"input_ids": ids})
-    table = np.fromfile(tiny_package / contract.EMBEDDING_DATA_FILE, "<f4").reshape(-1, 64)
+    table = np.fromfile(tiny_package / "embedding_fp32.data", "<f4").reshape(-1, 64)
     np.testing.assert_array_equal(rows, table[ids])
 
 
@@ -68,6 +69,36 @@ def test_the_fp32_package_chooses_torchs_tokens(
         expected = reference.transcribe(network, tokens, waveform, 40)
         found = transcriber.transcribe(waveform, 16000, options=options)
         assert found.token_ids == expected.token_ids
+
+
+def test_rows_that_can_never_come_out_are_pruned_and_nothing_else_changes(
+    tiny_checkpoint: Path, tiny_package: Path, tmp_path: Path
+) -> None:
+    pipeline.export(tiny_checkpoint, tmp_path / "whole", prune=False)
+    pruned, whole = (ark_asr_onnx.load(folder) for folder in (tiny_package, tmp_path / "whole"))
+    tokens, sizes = pruned.manifest.tokens, pruned.manifest.sizes
+    assert sizes.n_logits == max(tokens.eos) + 1  # the last id that may be chosen
+    assert sizes.n_embeddings == max(*tokens.prefix, *tokens.suffix) + 1
+    assert whole.manifest.sizes.n_logits == whole.manifest.sizes.n_embeddings == sizes.vocab_size
+    assert whole.manifest.tokens == tokens
+    options = ark_asr_onnx.Options(max_new_tokens=60)
+    for waveform in probe_waveforms():
+        found, expected = (t.transcribe(waveform, 16000, options=options) for t in (pruned, whole))
+        assert found.token_ids == expected.token_ids
+        assert found.logprobs == pytest.approx(expected.logprobs, abs=1e-5)
+
+
+def test_a_half_precision_table_is_half_the_size(
+    tiny_checkpoint: Path, tiny_package: Path, tmp_path: Path
+) -> None:
+    pipeline.export(tiny_checkpoint, tmp_path / "half", embedding="fp16")
+    half = (tmp_path / "half" / "embedding_fp16.data").stat().st_size
+    assert 2 * half == (tiny_package / "embedding_fp32.data").stat().st_size
+    graph = parity.session(tmp_path / "half" / "embedding_fp16.onnx")
+    (rows,) = graph.run(None, {"input_ids": np.array([[3, 0]], np.int64)})
+    table = np.fromfile(tiny_package / "embedding_fp32.data", "<f4").reshape(-1, 64)
+    np.testing.assert_array_equal(rows, table[[[3, 0]]].astype(np.float16).astype(np.float32))
+    assert ark_asr_onnx.load(tmp_path / "half").manifest.embedding == "fp16"
 
 
 def test_the_manifest_records_how_close_the_graphs_are(tiny_package: Path) -> None:
@@ -153,7 +184,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], None], str]] = {
     ),
     "no tokenizer": (lambda f: (f / "tokenizer.json").unlink(), "no tokenizer.json"),
     "bad tokenizer": (lambda f: write_bytes(f / "tokenizer.json", b"{}"), "not a tokenizer"),
-    "other tokenizer": (edit_config(audio_token_id=5), "config.json says audio_token_id 5"),
+    "other tokenizer": (edit_config(audio_token_id=5), "configuration says audio_token_id 5"),
 }  # fmt: skip
 
 

@@ -140,10 +140,13 @@ def load_network(
     return Network(tower.eval(), decoder.eval(), table, head, notes)
 
 
-def graph_weight(checkpoint: Checkpoint, network: Network, name: str) -> Tensor:
-    """The fp32 weight of a traced graph: the checkpoint's, but for the packed and the tied ones."""
+def graph_weight(checkpoint: Checkpoint, network: Network, name: str, n_logits: int) -> Tensor:
+    """The fp32 weight of a traced graph: the checkpoint's, but for the packed and the tied ones.
+
+    Of the head only the first ``n_logits`` rows are kept.
+    """
     if name == HEAD:
-        return checkpoint.tensor(network.head)
+        return checkpoint.stored(network.head)[:n_logits].float()
     if ".qkv_proj." in name:
         return torch.cat([checkpoint.tensor(name.replace("qkv", part)) for part in "qkv"])
     return checkpoint.tensor(name)

@@ -58,6 +58,12 @@ def _parser() -> argparse.ArgumentParser:
         default="native",
         help="published: the folder format of upstream's own INT8 package",
     )
+    parser.add_argument(
+        "--embedding",
+        choices=("fp32", "fp16"),
+        default="fp32",
+        help="type of the embedding table; fp16 halves it (default: fp32)",
+    )
     parser.add_argument("--precision", choices=("int8", "fp32"), default="int8")
     parser.add_argument(
         "--instruction",
@@ -93,6 +99,7 @@ def _export(options: argparse.Namespace) -> int:
         name=options.name,
         precision=options.precision,
         layout=options.layout,
+        embedding=options.embedding,
         instruction=options.instruction or pipeline.INSTRUCTION,
         probes=[read(path) for path in options.probe],
         progress=progress,

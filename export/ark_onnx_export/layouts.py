@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -40,6 +40,7 @@ class Facts:
 
     name: str
     precision: str
+    embedding: str
     sizes: Sizes
     tokens: Tokens
     provenance: Provenance
@@ -49,19 +50,21 @@ class Facts:
 class Layout:
     """How one layout is written."""
 
-    plans: Callable[[Checkpoint, Network, Sequence[Reference], str], list[GraphPlan]]
+    plans: Callable[[Checkpoint, Network, Sequence[Reference], Facts], list[GraphPlan]]
     describe: Callable[[Path, Facts, Checkpoint], None]
 
 
 def native_plans(
-    checkpoint: Checkpoint, network: Network, references: Sequence[Reference], _: str
+    checkpoint: Checkpoint, network: Network, references: Sequence[Reference], facts: Facts
 ) -> list[GraphPlan]:
     """Our layout: one audio graph, a decoder with a shared KV buffer."""
     config = network.tower.config
+    n_logits = facts.sizes.n_logits
+    decoder_config = replace(network.decoder.config, vocab_size=n_logits)
     mels = parity.mel_cases(config.n_mels, config.max_frames)
 
     def weights(name: str) -> Tensor:
-        return graph_weight(checkpoint, network, name)
+        return graph_weight(checkpoint, network, name, n_logits)
 
     def compare_audio(path: Path, progress: Progress) -> Parity:
         run = _function(path, contract.LOG_MEL)
@@ -84,9 +87,7 @@ def native_plans(
             contract.DECODER_FILE,
             lambda path: decoder.trace(
                 path,
-                lambda: trace.trace_decoder(
-                    network.decoder.config, network.decoder.max_positions, weights
-                ),
+                lambda: trace.trace_decoder(decoder_config, network.decoder.max_positions, weights),
             ),
             decoder.quantise,
             compare_decoder,
@@ -140,6 +141,7 @@ def describe_native(directory: Path, facts: Facts, _: Checkpoint) -> None:
         layout="native",
         model_type="arkasr",
         precision=facts.precision,
+        embedding=facts.embedding,
         min_onnxruntime=trace.MIN_ONNXRUNTIME,
         sizes=facts.sizes,
         tokens=facts.tokens,
@@ -150,10 +152,10 @@ def describe_native(directory: Path, facts: Facts, _: Checkpoint) -> None:
 
 
 def published_plans(
-    _: Checkpoint, network: Network, references: Sequence[Reference], precision: str
+    _: Checkpoint, network: Network, references: Sequence[Reference], facts: Facts
 ) -> list[GraphPlan]:
     """Upstream's layout: encoder, adapter, decoder with a static cache."""
-    tower, names = network.tower, published.Names.of(precision)
+    tower, names = network.tower, published.Names.of(facts.precision)
     capacity = min(network.decoder.max_positions, published.CAPACITY)
     mels = parity.mel_cases(tower.config.n_mels, tower.config.max_frames)
     width = tower.config.merge_factor * tower.config.d_model

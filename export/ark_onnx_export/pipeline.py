@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import ark_asr_onnx
 from ark_asr_onnx import contract
-from ark_asr_onnx.contract import Provenance, Sizes, file_sha256
+from ark_asr_onnx.contract import Provenance, Sizes, Tokens, file_sha256
 from ark_asr_onnx.errors import ExportError
 from ark_asr_onnx.vocabulary import INSTRUCTION
 
@@ -54,6 +54,8 @@ def export(
     name: str | None = None,
     precision: Precision = "int8",
     layout: LayoutName = "native",
+    embedding: Literal["fp32", "fp16"] = "fp32",
+    prune: bool = True,
     instruction: str = INSTRUCTION,
     probes: Sequence[F32] = (),
     progress: Progress | None = None,
@@ -61,16 +63,20 @@ def export(
     """Turn a Hugging Face checkpoint into a package folder ``out``, which must not exist yet.
 
     ``name`` is for people (default: the checkpoint folder's). ``layout`` is ours or, for upstream's
-    readers and as a baseline, the published one. ``probes`` are further waveforms ``[n]`` at 16 kHz
-    to compare torch and the package on. Raises :class:`ExportError`; whatever fails, ``out`` does
-    not appear.
+    readers and as a baseline, the published one. ``embedding`` is the type of the stored table;
+    ``prune`` leaves out rows of table and head that can never be read or chosen. ``probes`` are
+    further waveforms ``[n]`` at 16 kHz to compare torch and the package on. Raises
+    :class:`ExportError`; whatever fails, ``out`` does not appear.
     """
     track = progress or (lambda _, items: items)
     checkpoint = open_checkpoint(checkpoint_dir)
     text, tokens = open_text(checkpoint, instruction)
     write.require_space(out.parent, _needed_bytes(checkpoint, precision))
-    sizes = _sizes(checkpoint)
     chosen = LAYOUTS[layout]
+    sizes = _sizes(checkpoint, tokens, prune=prune and layout == "native")
+    made = _provenance(checkpoint, instruction)
+    named = name or checkpoint_dir.resolve().name
+    facts = Facts(named, precision, embedding, sizes, tokens, made)
 
     with write.published(out) as staging:
         network = load_network(
@@ -82,15 +88,13 @@ def export(
             for waveform in track("torch reference", waveforms)
         ]
         work = _Work(staging, references, precision, layout, track)
-        for plan in chosen.plans(checkpoint, network, references, precision):
+        for plan in chosen.plans(checkpoint, network, references, facts):
             _make_graph(work, plan)
-        write.write_embedding(network.table, staging)
+        write.write_embedding(network.table[: sizes.n_embeddings], staging, embedding)
         (staging / contract.TOKENIZER_FILE).write_text(text.to_json(), encoding="utf-8")
-        made = _provenance(checkpoint, instruction, work)
-        facts = Facts(name or checkpoint_dir.resolve().name, precision, sizes, tokens, made)
         chosen.describe(staging, facts, checkpoint)
         agreement, notes = _verify(work, waveforms)
-        made = replace(made, parity={**made.parity, "torch to package, greedy": agreement})
+        made = replace(made, recipe=_recipe(work), parity=_figures(work, agreement))
         chosen.describe(staging, replace(facts, provenance=made), checkpoint)
     return Exported(out, precision, made, (*network.notes, *notes))
 
@@ -157,8 +161,12 @@ def _verify(work: _Work, waveforms: Sequence[F32]) -> tuple[dict[str, float], li
     return {"probes": len(waveforms), "same_tokens": same}, notes
 
 
-def _sizes(checkpoint: Checkpoint) -> Sizes:
+def _sizes(checkpoint: Checkpoint, tokens: Tokens, *, prune: bool) -> Sizes:
     audio, decoder = checkpoint.config.audio, checkpoint.config.decoder
+    n_logits = n_embeddings = decoder.vocab_size
+    if prune:
+        n_logits = _first_unused(tokens, decoder.vocab_size)
+        n_embeddings = max(n_logits, 1 + max(*tokens.prefix, *tokens.suffix))
     return Sizes(
         n_mels=audio.n_mels,
         merge_factor=audio.merge_factor,
@@ -168,19 +176,22 @@ def _sizes(checkpoint: Checkpoint) -> Sizes:
         n_kv_heads=decoder.n_kv_heads,
         head_dim=decoder.head_dim,
         vocab_size=decoder.vocab_size,
+        n_embeddings=n_embeddings,
+        n_logits=n_logits,
         max_positions=min(decoder.max_positions, MAX_POSITIONS),
     )
 
 
-def _provenance(checkpoint: Checkpoint, instruction: str, work: _Work) -> Provenance:
-    worst = max(work.matrices, key=lambda m: m.error, default=None)
-    recipe = {"weights": "fp32"}
-    if worst is not None:
-        recipe = {
-            "name": "blocks8",
-            "matrices": str(len(work.matrices)),
-            "worst weight error": f"{worst.error:.2e} ({worst.name})",
-        }
+def _first_unused(tokens: Tokens, vocab_size: int) -> int:
+    """The lowest id from which on none may be chosen, end of turn included."""
+    blocked = {i for first, last in tokens.blocked for i in range(first, last + 1)}
+    end = vocab_size
+    while end - 1 in blocked:
+        end -= 1
+    return end
+
+
+def _provenance(checkpoint: Checkpoint, instruction: str) -> Provenance:
     tools = {name: metadata.version(name) for name in _TOOLS}
     return Provenance(
         exporter=f"ark-asr-onnx {ark_asr_onnx.__version__}",
@@ -188,9 +199,28 @@ def _provenance(checkpoint: Checkpoint, instruction: str, work: _Work) -> Proven
         source=checkpoint.directory.resolve().name,
         source_sha256={path.name: file_sha256(path) for path in checkpoint.files},
         instruction=instruction,
-        recipe=recipe,
-        parity={name: found.figures() for name, found in work.figures.items()},
+        recipe={},
+        parity={},
     )
+
+
+def _recipe(work: _Work) -> dict[str, str]:
+    """How the weights are stored."""
+    if work.precision == "fp32":
+        return {"weights": "fp32"}
+    if not work.matrices:
+        return {"name": "dynamic, unsigned 8 bits per channel (upstream's)"}
+    worst = max(work.matrices, key=lambda m: m.error)
+    return {
+        "name": "blocks8",
+        "matrices": str(len(work.matrices)),
+        "worst weight error": f"{worst.error:.2e} ({worst.name})",
+    }
+
+
+def _figures(work: _Work, agreement: dict[str, float]) -> dict[str, dict[str, float]]:
+    graphs = {name: found.figures() for name, found in work.figures.items()}
+    return {**graphs, "torch to package, greedy": agreement}
 
 
 def _needed_bytes(checkpoint: Checkpoint, precision: Precision) -> int:

@@ -62,22 +62,31 @@ def write_graph(model: ir.Model, path: Path) -> None:
     )
 
 
-def write_embedding(table: Tensor, directory: Path) -> None:
-    """The table ``[vocab, hidden]`` as raw float32 rows, and a graph: one ``Gather`` over it."""
-    data_path = directory / contract.EMBEDDING_DATA_FILE
-    with data_path.open("wb") as stream:
+def write_embedding(table: Tensor, directory: Path, dtype: str) -> None:
+    """The table ``[n, hidden]`` as raw rows, and a graph: one ``Gather`` over it.
+
+    ``dtype`` is ``fp32`` or ``fp16``; the graph gives float32 rows in both cases.
+    """
+    graph_file, data_file = contract.embedding_files(dtype)
+    half = dtype == "fp16"
+    with (directory / data_file).open("wb") as stream:
         for rows in table.split(4096):
-            stream.write(rows.float().numpy().astype("<f4", copy=False).tobytes())
+            numbers = rows.float().numpy()
+            stream.write(numbers.astype("<f2" if half else "<f4").tobytes())
     n_rows, hidden = table.shape
     weight = TensorProto(
         name="embed_tokens.weight",
         dims=[n_rows, hidden],
-        data_type=TensorProto.FLOAT,
+        data_type=TensorProto.FLOAT16 if half else TensorProto.FLOAT,
         data_location=TensorProto.EXTERNAL,
     )
-    weight.external_data.add(key="location", value=contract.EMBEDDING_DATA_FILE)
+    weight.external_data.add(key="location", value=data_file)
+    rows_name = "rows" if half else "inputs_embeds"
+    nodes = [helper.make_node("Gather", ["embed_tokens.weight", "input_ids"], [rows_name])]
+    if half:
+        nodes.append(helper.make_node("Cast", ["rows"], ["inputs_embeds"], to=TensorProto.FLOAT))
     graph = helper.make_graph(
-        [helper.make_node("Gather", ["embed_tokens.weight", "input_ids"], ["inputs_embeds"])],
+        nodes,
         "embedding",
         [helper.make_tensor_value_info("input_ids", TensorProto.INT64, ["batch", "seq"])],
         [
@@ -88,7 +97,7 @@ def write_embedding(table: Tensor, directory: Path) -> None:
         [weight],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
-    onnx.save(model, str(directory / contract.EMBEDDING_FILE))
+    onnx.save(model, str(directory / graph_file))
 
 
 def copy_file(source: Path, target: Path) -> None:

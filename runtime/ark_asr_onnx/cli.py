@@ -172,7 +172,8 @@ def _inspect(arguments: argparse.Namespace) -> int:
         ("precision", manifest.precision),
         ("size", f"{n_bytes / 1e6:.1f} MB in {len(manifest.files)} files"),
         ("audio", f"{sizes.n_mels} mel bands, at most {sizes.max_seconds:g} s at once"),
-        ("decoder", f"{sizes.n_layers} layers x {sizes.hidden_size}, {sizes.vocab_size} ids, "
+        ("decoder", f"{sizes.n_layers} layers x {sizes.hidden_size}, {sizes.n_logits} of "
+                    f"{sizes.vocab_size} ids can come out, "
                     f"{sizes.max_positions} positions"),
         ("blocked ids", f"{n_blocked}, all from {tokens.block_from_id} up but end of turn"),
         ("stop ids", ", ".join(map(str, tokens.stop))),

@@ -21,8 +21,6 @@ SCHEMA = 1  # raised when a reader of the old schema would misread a new package
 MANIFEST_FILE = "ark_manifest.json"
 AUDIO_FILE = "audio.onnx"
 DECODER_FILE = "decoder.onnx"
-EMBEDDING_FILE = "embedding_fp32.onnx"
-EMBEDDING_DATA_FILE = "embedding_fp32.data"
 TOKENIZER_FILE = "tokenizer.json"
 
 REMEDY = "copy the package or export it again"  # the end of most messages about a damaged one
@@ -46,6 +44,11 @@ def present_names(n_layers: int) -> list[str]:
     return [f"present.{i}.{part}" for i in range(n_layers) for part in ("key", "value")]
 
 
+def embedding_files(dtype: str) -> tuple[str, str]:
+    """Graph and data file of the embedding table in ``fp32`` or ``fp16``."""
+    return f"embedding_{dtype}.onnx", f"embedding_{dtype}.data"
+
+
 def external_data_file(graph_file: str) -> str:
     """Name of the file that holds a graph's weights."""
     return graph_file + ".data"
@@ -62,7 +65,9 @@ class Sizes:
     n_layers: int  # decoder layers
     n_kv_heads: int
     head_dim: int
-    vocab_size: int  # ids, and rows of the embedding table
+    vocab_size: int  # ids the tokenizer and the blocked ranges speak of
+    n_embeddings: int  # rows of the embedding table: the lowest ids, up to the last one needed
+    n_logits: int  # ids the decoder scores: the lowest ones, up to the last that may be chosen
     max_positions: int  # most positions the decoder can hold
 
 
@@ -113,6 +118,7 @@ class Manifest:
     layout: str  # "native" or "published"
     model_type: str  # "arkasr"
     precision: str  # "int8" or "fp32"
+    embedding: str  # "fp32" or "fp16"
     min_onnxruntime: str  # oldest release that runs the graphs
     sizes: Sizes
     tokens: Tokens
@@ -180,6 +186,12 @@ def _check_values(manifest: Manifest, where: str) -> None:
                     f"{where}: tokens: {key} has id {i}, the vocabulary has {sizes.vocab_size}; "
                     f"{REMEDY}"
                 )
+    needed = max(*tokens.prefix, *tokens.suffix, *tokens.eos, sizes.n_logits - 1)
+    if needed >= sizes.n_embeddings or max(tokens.eos) >= sizes.n_logits:
+        raise PackageError(
+            f"{where}: sizes: {sizes.n_embeddings} embeddings and {sizes.n_logits} logits do not "
+            f"cover the ids of the prompt and of end of turn; {REMEDY}"
+        )
 
 
 def _decode(kind: Any, value: Any, where: str) -> Any:

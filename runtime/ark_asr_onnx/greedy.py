@@ -40,13 +40,13 @@ class Token:
     finish_reason: FinishReason | None  # set on the last token
 
 
-def token_mask(tokens: Tokens, vocab_size: int, block_from_id: int | None = None) -> F32:
-    """``[vocab_size]``: 0 for ids that may be chosen, -inf for the others.
+def token_mask(tokens: Tokens, n_logits: int, block_from_id: int | None = None) -> F32:
+    """``[n_logits]``: 0 for ids that may be chosen, -inf for the others.
 
     Only end of turn escapes: an id that stops decoding but is blocked stays blocked. (On plain
     speech the raw first choice of this model is often ``<|user|>``, itself a stop id.)
     """
-    mask = np.zeros(vocab_size, np.float32)
+    mask = np.zeros(n_logits, np.float32)
     for first, last in tokens.blocked:
         mask[first : last + 1] = -np.inf
     mask[tokens.block_from_id if block_from_id is None else block_from_id :] = -np.inf

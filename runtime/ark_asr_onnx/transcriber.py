@@ -82,7 +82,7 @@ class Transcriber:
         inputs_embeds = prompt.splice(tokens, audio_embeds, self._model.embed)
         positions = inputs_embeds.shape[1] + options.max_new_tokens - 1
         decoding = self._model.decoder.start(1, positions)
-        mask = greedy.token_mask(tokens, sizes.vocab_size, options.block_from_id)
+        mask = greedy.token_mask(tokens, sizes.n_logits, options.block_from_id)
         chosen: list[greedy.Token] = []
         for token in greedy.decode(
             decoding, inputs_embeds, self._model.embed, tokens, mask, options.max_new_tokens

@@ -74,6 +74,7 @@ def translate(root: Path, model_dir: Path) -> Upstream:
         layout="published",
         model_type="arkasr",
         precision=next((p for p in reversed(decoder.stem.split("_")) if p in _PRECISIONS), "fp32"),
+        embedding="fp16" if "fp16" in embedding.stem else "fp32",
         min_onnxruntime="1.17.0",  # opset 17, IR 8
         sizes=Sizes(
             n_mels=_n_mels(model_dir),
@@ -84,6 +85,8 @@ def translate(root: Path, model_dir: Path) -> Upstream:
             n_kv_heads=_value(metadata, "num_key_value_heads", int, metadata_path),
             head_dim=_value(metadata, "head_dim", int, metadata_path, hidden // n_heads),
             vocab_size=vocab_size,
+            n_embeddings=vocab_size,
+            n_logits=vocab_size,
             max_positions=_value(metadata, "max_total_len", int, metadata_path),
         ),
         tokens=tokens,

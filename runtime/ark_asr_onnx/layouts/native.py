@@ -30,7 +30,9 @@ def build(package: Package, threads: int) -> Model:
     return Model(
         encode_audio=encode_audio,
         embed=Embedding(
-            package.path(contract.EMBEDDING_DATA_FILE), sizes.vocab_size, sizes.hidden_size
+            package.path(contract.embedding_files(package.manifest.embedding)[1]),
+            sizes.n_embeddings,
+            sizes.hidden_size,
         ),
         decoder=NativeDecoder(Graph(package.path(contract.DECODER_FILE), threads), sizes),
     )
@@ -53,9 +55,9 @@ class NativeDecoder:
             [contract.LOGITS, *contract.present_names(sizes.n_layers)],
         )
         n_logits = graph.outputs[contract.LOGITS][-1]
-        if n_logits != sizes.vocab_size:
+        if n_logits != sizes.n_logits:
             raise PackageError(
-                f"{graph.path}: {n_logits} logits, the manifest says {sizes.vocab_size}; "
+                f"{graph.path}: {n_logits} logits, the manifest says {sizes.n_logits}; "
                 f"{contract.REMEDY}"
             )
         self._graph, self._sizes = graph, sizes
@@ -80,7 +82,7 @@ class NativeDecoding:
         self._cache = np.zeros(shape, np.float32)
         self._past = contract.past_names(sizes.n_layers)
         self._present = contract.present_names(sizes.n_layers)
-        self._logits = np.empty((slots, 1, sizes.vocab_size), np.float32)
+        self._logits = np.empty((slots, 1, sizes.n_logits), np.float32)
         self._embeds = np.empty((slots, 1, sizes.hidden_size), np.float32)
         self._seqlens = np.zeros(slots, np.int32)  # positions held, less one after each call
         self._total = np.zeros((), np.int32)

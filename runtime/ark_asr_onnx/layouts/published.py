@@ -25,7 +25,7 @@ def build(package: Package, threads: int) -> Model:
     sizes = package.manifest.sizes
     return Model(
         encode_audio=_Audio(package, threads),
-        embed=Embedding(package.path(upstream.EMBEDDING), sizes.vocab_size, sizes.hidden_size),
+        embed=Embedding(package.path(upstream.EMBEDDING), sizes.n_embeddings, sizes.hidden_size),
         decoder=_open_decoder(Graph(package.path(upstream.DECODER), threads), sizes),
     )
 
@@ -65,9 +65,9 @@ def _open_decoder(graph: Graph, sizes: Sizes) -> StaticDecoder | GrowingDecoder:
 
 def _check_logits(graph: Graph, sizes: Sizes) -> None:
     n_logits = graph.outputs["logits"][-1]
-    if n_logits != sizes.vocab_size:
+    if n_logits != sizes.n_logits:
         raise PackageError(
-            f"{graph.path}: {n_logits} logits, the embedding has {sizes.vocab_size} rows; "
+            f"{graph.path}: {n_logits} logits, the embedding has {sizes.n_embeddings} rows; "
             "the files belong to different models"
         )
 
