@@ -21,13 +21,14 @@ LEAVES = CONTRACT | {
 }  # fmt: skip
 LIBRARY = {
     "audio": {"soundfile", "soxr"}, "text": {"tokenizers"}, "graph": {"onnxruntime"},
+    "hub": {"huggingface_hub"},
 }  # fmt: skip
 MAY_IMPORT = {
     "errors": set(),
     "contract": {"errors"},
     "upstream": CONTRACT | {"text", "vocabulary"},
     "vocabulary": CONTRACT | {"text"},
-    "package": CONTRACT | {"upstream"},
+    "package": CONTRACT | {"hub", "upstream"},
     "mel": {"errors"},
     "audio": {"errors", "mel"},
     "text": CONTRACT,
@@ -40,8 +41,9 @@ MAY_IMPORT = {
     "layouts.native": LEAVES - {"audio", "text", "transcript", "greedy"},
     "greedy": CONTRACT | {"mel", "model", "prompt"},
     "transcript": {"greedy"},
+    "hub": CONTRACT | {"upstream"},
     "transcriber": LEAVES | {"layouts.__init__"},
-    "__init__": {"errors", "greedy", "transcriber", "transcript"},
+    "__init__": {"errors", "greedy", "package", "transcriber", "transcript"},
     "cli": {"__init__"},
     "__main__": {"cli"},
 }

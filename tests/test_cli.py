@@ -49,6 +49,7 @@ def test_the_script_takes_the_published_flags_in_both_spellings(
         ["--audio", path, "--max_audio_seconds=30", "--task", "asr", "--threads", "1"],
         ["--audio", path, "--main-model-precision", "int8"],
         ["--audio", path, "--asr_block_token_id_from", "100000"],
+        ["--audio", path, "--asr_block_token_id_from", "-1"],
     ):
         assert cli.infer_main(ROOT, flags) == 0
         assert capsys.readouterr().out == f"{text}\n"
@@ -113,7 +114,10 @@ def test_json_output_holds_segments_tokens_and_timings(
     assert cli.main(command) == 0
     data = json.loads(capsys.readouterr().out)
     assert data["text"] == samples[0].text
-    assert set(data) == {"text", "segments", "duration", "timings", "finish_reason"}
+    assert data["audio"] == str(samples[0].path)
+    assert set(data) == {
+        "audio", "text", "segments", "duration", "timings", "finish_reason",
+    }  # fmt: skip
 
 
 def test_verbose_shows_the_time_of_each_stage(
@@ -176,6 +180,46 @@ def test_wrong_usage_exits_with_2(value: str, capsys: pytest.CaptureFixture[str]
         cli.main(["transcribe", "--max-new-tokens", value, "a.wav"])
     assert exit_info.value.code == 2
     assert "--max-new-tokens" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("value", ["0", "-1", "nan", "inf"])
+def test_a_limit_that_is_none_is_wrong_usage(
+    value: str, samples: list[Sample], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as exit_info:
+        cli.infer_main(ROOT, ["--audio", str(samples[0].path), f"--max-audio-seconds={value}"])
+    assert exit_info.value.code == 2
+    assert "must be positive" in capsys.readouterr().err
+
+
+def test_audio_may_come_through_a_pipe(samples: list[Sample]) -> None:
+    command = f"cat {samples[0].path} | {sys.executable} {SCRIPT} --audio /dev/stdin"
+    result = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
+    assert (result.stdout, result.stderr) == (f"{samples[0].text}\n", "")
+
+
+def test_a_full_disk_behind_stdout_is_one_line(samples: list[Sample]) -> None:
+    command = f"{sys.executable} {SCRIPT} --audio {samples[0].path} > /dev/full"
+    result = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
+    assert result.returncode == 1
+    assert result.stderr == "error: the output cannot be written (No space left on device)\n"
+
+
+def test_the_script_runs_where_the_project_is_not_installed(
+    samples: list[Sample], tmp_path: Path
+) -> None:
+    """``-S`` skips the editable install's path file; libraries come from PYTHONPATH."""
+    libraries = str(Path(soundfile.__file__).parent)
+    probe = [sys.executable, "-S", "-c", "import ark_asr_onnx"]
+    environment = {**os.environ, "PYTHONPATH": libraries}
+    alone = subprocess.run(probe, cwd=tmp_path, env=environment, capture_output=True, check=False)
+    if alone.returncode == 0:
+        pytest.skip("the project is installed as a wheel here")
+    result = subprocess.run(
+        [sys.executable, "-S", SCRIPT, "--audio", samples[0].path],
+        cwd=tmp_path, env=environment, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert (result.stdout, result.stderr) == (f"{samples[0].text}\n", "")
 
 
 def test_ctrl_c_is_one_word_and_status_130(

@@ -18,6 +18,11 @@ from ark_onnx_export.reference import lengths  # noqa: E402
 TOLERANCE = 1e-4
 
 
+@pytest.fixture(autouse=True)
+def fixed_seed() -> None:
+    torch.manual_seed(0)
+
+
 @pytest.fixture(scope="module")
 def network(tiny_checkpoint: Path) -> Network:
     return load_network(open_checkpoint(tiny_checkpoint), max_positions=1024)

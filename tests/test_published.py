@@ -417,9 +417,13 @@ def test_a_broken_folder_is_one_line_that_names_the_file(
     assert "\n" not in str(error.value)
 
 
-def test_the_cache_ends_with_an_error_not_with_a_wrong_answer(
-    tiny_published_package: Path,
-) -> None:
+def test_decoding_ends_where_the_cache_ends(tiny_published_package: Path) -> None:
     transcriber: Transcriber = ark_asr_onnx.load(tiny_published_package)
+    clip = random_clips(15)[-1]
+    transcript = transcriber.transcribe(clip, RATE, options=Options(max_new_tokens=2000))
+    assert len(transcript.token_ids) <= 1024
+    decoder = transcriber._model.decoder
     with pytest.raises(ark_asr_onnx.DecodeError, match="this model holds 1024"):
-        transcriber.transcribe(random_clips(15)[-1], RATE, options=Options(max_new_tokens=2000))
+        decoder.start(1, 1025)
+    with pytest.raises(ark_asr_onnx.DecodeError, match="this layout decodes one"):
+        decoder.start(2, 10)

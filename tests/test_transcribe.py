@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import threading
@@ -14,7 +15,7 @@ import soundfile
 from conftest import Sample
 
 import ark_asr_onnx
-from ark_asr_onnx import AudioError, DecodeError, Options, Transcriber
+from ark_asr_onnx import AudioError, Options, Transcriber
 
 RATE = 16000
 
@@ -160,10 +161,39 @@ def test_a_longer_limit_only_adds_tokens(tiny_package: Path) -> None:
     assert long[:5] == short
 
 
-def test_more_positions_than_the_model_has_are_refused(tiny_package: Path) -> None:
+def test_decoding_ends_where_the_cache_ends(tiny_package: Path) -> None:
     transcriber = ark_asr_onnx.load(tiny_package)
-    with pytest.raises(DecodeError, match="smaller max_new_tokens"):
-        transcriber.transcribe(tone(RATE), RATE, options=Options(max_new_tokens=5000))
+    n_prompt = 1 + 12 + 16  # markers, one second of audio, instruction
+    transcript = transcriber.transcribe(tone(RATE), RATE, options=Options(max_new_tokens=5000))
+    assert transcript.finish_reason in ("length", "stop")
+    most = transcriber.manifest.sizes.max_positions - n_prompt + 2
+    assert len(transcript.token_ids) <= most
+
+
+@pytest.mark.parametrize("value", [0, -1, float("nan"), float("inf")])
+def test_a_limit_must_be_positive_and_finite(demo: Transcriber, value: float) -> None:
+    with pytest.raises(ValueError, match="max_seconds"):
+        demo.transcribe(tone(RATE), RATE, max_seconds=value)
+
+
+def test_end_of_turn_is_no_text_however_it_is_spelled(
+    demo_package: Path, samples: list[Sample], tmp_path: Path
+) -> None:
+    folder = tmp_path / "renamed"
+    folder.mkdir()
+    for path in demo_package.iterdir():
+        if path.is_file():
+            (folder / path.name).write_bytes(path.read_bytes())
+    tokenizer = (folder / "tokenizer.json").read_text(encoding="utf-8")
+    (folder / "tokenizer.json").write_text(tokenizer.replace("<|im_end|>", "<|eot|>"), "utf-8")
+    manifest = json.loads((folder / "ark_manifest.json").read_text(encoding="utf-8"))
+    data = (folder / "tokenizer.json").read_bytes()
+    digest = hashlib.sha256(data).hexdigest()
+    manifest["files"]["tokenizer.json"] = {"bytes": len(data), "sha256": digest}
+    (folder / "ark_manifest.json").write_text(json.dumps(manifest), "utf-8")
+    transcript = ark_asr_onnx.load(folder).transcribe(samples[0].path)
+    assert transcript.text == samples[0].text
+    assert transcript.segments[0].raw_text.endswith("<|eot|>")
 
 
 def test_blocked_ids_never_come_out(tiny_package: Path) -> None:

@@ -165,7 +165,7 @@ def _choose_head(checkpoint: Checkpoint, table: Tensor) -> tuple[str, tuple[str,
 def _check_names(checkpoint: Checkpoint, expected: dict[str, tuple[int, ...]]) -> None:
     found = checkpoint.shapes
     audio = checkpoint.config.audio
-    optional: dict[str, tuple[int, ...]] = {UNUSED: (audio.max_positions, audio.d_model)}
+    optional: dict[str, tuple[int, ...]] = {UNUSED: (audio.n_stored_positions, audio.d_model)}
     if checkpoint.config.decoder.tie_word_embeddings:
         optional[HEAD] = expected[HEAD]
     problems = [
@@ -195,9 +195,9 @@ def _shard_paths(directory: Path) -> Iterator[Path]:
     if index_path.is_file():
         try:
             names = sorted(set(json.loads(index_path.read_text("utf-8"))["weight_map"].values()))
-        except (OSError, ValueError, KeyError, AttributeError) as error:
+            paths = [directory / Path(name).name for name in names]
+        except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
             raise ExportError(f"{index_path}: not a safetensors index ({error!r})") from error
-        paths = [directory / name for name in names]
     elif single.is_file():
         paths = [single]
     else:

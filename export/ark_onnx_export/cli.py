@@ -12,7 +12,7 @@ import ark_asr_onnx
 from ark_asr_onnx.audio import read
 from ark_asr_onnx.errors import ArkError
 
-_EXTRA = ("torch", "onnx", "onnxscript", "safetensors", "tqdm")
+_EXTRA = ("torch", "onnx", "onnx_ir", "onnxscript", "safetensors", "tqdm")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -26,7 +26,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ModuleNotFoundError as error:
         if error.name not in _EXTRA:
             raise
-        _say(f"error: {error.name} is not installed: pip install 'ark-asr-onnx[export]'")
+        _say(
+            f"error: {error.name} is not installed: pip install 'ark-asr-onnx[export]', "
+            "or from a clone pip install '.[export]'"
+        )
         return 2
     except ArkError as error:
         _say(f"error: {error}")

@@ -31,6 +31,7 @@ class AudioConfig:
     ffn_dim: int
     merge_factor: int  # encoder frames per audio token
     max_frames: int  # longest mel input, in 10 ms frames (twice the encoder positions)
+    n_stored_positions: int  # rows of the positional table that is stored but not used
 
     @property
     def head_dim(self) -> int:
@@ -101,6 +102,7 @@ class ArkConfig:
         for keys, key in ((top, "mlp_adapter_act"), (whisper, "activation_function")):
             if keys.raw.get(key, "gelu") != "gelu":
                 raise ExportError(f"{keys.where}: {key} is {keys.raw[key]!r}, only 'gelu' is known")
+        _check_rope(raw, where)
         if raw.get("sliding_window") is not None and raw.get("use_sliding_window"):
             raise ExportError(f"{where}: sliding-window attention is not supported")
 
@@ -116,6 +118,9 @@ class ArkConfig:
             ffn_dim=whisper.get("encoder_ffn_dim", int),
             merge_factor=top.get("merge_factor", int, 4),
             max_frames=2 * top.get("max_whisper_length", int, 1500),
+            n_stored_positions=whisper.get(
+                "max_source_positions", int, raw.get("max_whisper_length", 1500)
+            ),
         )
         decoder = DecoderConfig(
             vocab_size=top.get("vocab_size", int),
@@ -126,19 +131,19 @@ class ArkConfig:
             head_dim=top.get("head_dim", int, hidden_size // max(n_heads, 1)),
             ffn_dim=top.get("intermediate_size", int),
             rms_norm_eps=top.get("rms_norm_eps", float, 1e-6),
-            rope_theta=top.get("rope_theta", float, 1e6),
+            rope_theta=top.get("rope_theta", float, _rope_parameters(raw).get("rope_theta", 1e6)),
             max_positions=top.get("max_position_embeddings", int, 32768),
             tie_word_embeddings=top.get("tie_word_embeddings", bool, True),
         )
         _check_sizes(audio, decoder, where)
         eos = raw.get("eos_token_id")
-        eos_ids = tuple(eos) if isinstance(eos, list) else (top.get("eos_token_id", int),)
+        pad = raw.get("pad_token_id")
         return cls(
             audio=audio,
             decoder=decoder,
             audio_token_id=top.get("audio_token_id", int),
-            eos_token_ids=eos_ids,
-            pad_token_id=raw.get("pad_token_id"),
+            eos_token_ids=_ids(eos if isinstance(eos, list) else [eos], decoder, where),
+            pad_token_id=None if pad in (None, -1) else _ids([pad], decoder, where)[0],
         )
 
 
@@ -156,6 +161,29 @@ class _Keys:
         if not (isinstance(value, kind) or number) or (kind is int and isinstance(value, bool)):
             raise ExportError(f"{self.where}: {key} is {value!r}, expected {kind.__name__}")
         return kind(value)
+
+
+def _ids(values: list[Any], decoder: DecoderConfig, where: str) -> tuple[int, ...]:
+    """Token ids from the configuration, at least one."""
+    for value in values or [None]:
+        if type(value) is not int or not 0 <= value < decoder.vocab_size:
+            raise ExportError(
+                f"{where}: eos_token_id or pad_token_id names {value!r}, expected an id below "
+                f"{decoder.vocab_size}"
+            )
+    return tuple(values)
+
+
+def _rope_parameters(raw: dict[str, Any]) -> dict[str, Any]:
+    """Where transformers 5 keeps what older versions keep at the top level."""
+    return raw.get("rope_parameters") or {}
+
+
+def _check_rope(raw: dict[str, Any], where: str) -> None:
+    for key in ("rope_scaling", "rope_parameters"):
+        kind = (raw.get(key) or {}).get("rope_type", "default")
+        if kind != "default":
+            raise ExportError(f"{where}: {key} is of type {kind!r}, only 'default' is supported")
 
 
 def _check_sizes(audio: AudioConfig, decoder: DecoderConfig, where: str) -> None:

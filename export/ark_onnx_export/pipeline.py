@@ -71,6 +71,7 @@ def export(
     track = progress or (lambda _, items: items)
     checkpoint = open_checkpoint(checkpoint_dir)
     text, tokens = open_text(checkpoint, instruction)
+    waveforms = _probe_waveforms(probes, checkpoint)
     write.require_space(out.parent, _needed_bytes(checkpoint, precision))
     chosen = LAYOUTS[layout]
     sizes = _sizes(checkpoint, tokens, prune=prune and layout == "native")
@@ -82,7 +83,6 @@ def export(
         network = load_network(
             checkpoint, sizes.max_positions, lambda names: track("read weights", names)
         )
-        waveforms = [*probe_waveforms(), *probes]
         references = [
             reference.transcribe(network, tokens, waveform, _PROBE_TOKENS)
             for waveform in track("torch reference", waveforms)
@@ -161,6 +161,25 @@ def _verify(work: _Work, waveforms: Sequence[F32]) -> tuple[dict[str, float], li
     return {"probes": len(waveforms), "same_tokens": same}, notes
 
 
+def _probe_waveforms(probes: Sequence[F32], checkpoint: Checkpoint) -> list[F32]:
+    """The built-in sounds, as long as the model can hear, and the user's."""
+    config = checkpoint.config
+    longest = min(MAX_SECONDS, config.audio.max_frames / 100)
+    for i, waveform in enumerate(probes):
+        if len(waveform) > longest * SAMPLE_RATE:
+            raise ExportError(
+                f"probe {i}: {len(waveform) / SAMPLE_RATE:.2f} s long, at most {longest:g} s"
+            )
+    needed = 12 * int(longest) + 64  # audio rows and prompt of the longest clip, some text
+    if config.decoder.max_positions < needed:
+        raise ExportError(
+            f"{checkpoint.directory / 'config.json'}: max_position_embeddings is "
+            f"{config.decoder.max_positions}, {longest:g} s of audio need {needed}"
+        )
+    n_samples = int(longest * SAMPLE_RATE)
+    return [*(waveform[:n_samples] for waveform in probe_waveforms()), *probes]
+
+
 def _sizes(checkpoint: Checkpoint, tokens: Tokens, *, prune: bool) -> Sizes:
     audio, decoder = checkpoint.config.audio, checkpoint.config.decoder
     n_logits = n_embeddings = decoder.vocab_size
@@ -213,7 +232,10 @@ def _recipe(work: _Work) -> dict[str, str]:
     worst = max(work.matrices, key=lambda m: m.error)
     return {
         "name": "blocks8",
-        "matrices": str(len(work.matrices)),
+        "matrices": ", ".join(
+            f"{sum(m.block == block for m in work.matrices)} in blocks of {block}"
+            for block in sorted({m.block for m in work.matrices})
+        ),
         "worst weight error": f"{worst.error:.2e} ({worst.name})",
     }
 
@@ -226,4 +248,6 @@ def _figures(work: _Work, agreement: dict[str, float]) -> dict[str, dict[str, fl
 def _needed_bytes(checkpoint: Checkpoint, precision: Precision) -> int:
     """Disk needed at the worst moment: the table, and the larger graph once in fp32."""
     n_values = sum(math.prod(shape) for shape in checkpoint.shapes.values())
+    decoder = checkpoint.config.decoder
+    n_values += decoder.vocab_size * decoder.hidden_size  # the head, where it is not stored
     return int(n_values * (4.0 if precision == "fp32" else 3.0)) + (1 << 20)

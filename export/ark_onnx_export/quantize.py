@@ -11,6 +11,8 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
+from ark_asr_onnx.errors import ExportError
+
 F32 = npt.NDArray[np.float32]
 U8 = npt.NDArray[np.uint8]
 
@@ -24,13 +26,21 @@ class Matrix:
 
     name: str
     shape: tuple[int, int]  # [inputs, outputs]
-    storage: str  # "int8 block 128"
+    block: int  # inputs that share a scale
     error: float  # ||W - W'|| / ||W||, Frobenius
 
 
 def matrix_nodes(model: ir.Model) -> list[ir.Node]:
-    """Every ``MatMul`` whose right side is a weight."""
-    return [n for n in model.graph if n.op_type == "MatMul" and _weight(n) is not None]
+    """Every ``MatMul`` whose right side is a weight; each weight matrix must be in one."""
+    nodes = [n for n in model.graph if n.op_type == "MatMul" and _weight(n) is not None]
+    found = {node.inputs[1] for node in nodes}
+    for name, value in model.graph.initializers.items():
+        if name.endswith("proj.weight") and value not in found:
+            raise ExportError(
+                f"{name} is in no matrix product of the traced graph; this version of torch traces "
+                "linear layers in another way, use the one in scripts/check"
+            )
+    return nodes
 
 
 def blocks8(model: ir.Model, node: ir.Node) -> Matrix:
@@ -72,7 +82,7 @@ def blocks8(model: ir.Model, node: ir.Node) -> Matrix:
     restored = unpack_blocks8(codes, scales, n_in)
     norm = float(np.linalg.norm(weight))
     error = float(np.linalg.norm(restored - weight)) / norm if norm else 0.0
-    return Matrix(value.name, (n_in, n_out), f"int8 block {block}", error)
+    return Matrix(value.name, (n_in, n_out), block, error)
 
 
 def block_size(n_in: int) -> int:

@@ -26,6 +26,8 @@ def published(out: Path) -> Iterator[Path]:
     """A staging folder beside ``out`` that is renamed to it on success and removed on failure."""
     if out.exists():
         raise ExportError(f"{out} exists; give another --out or remove it first")
+    new_parents = [p for p in out.absolute().parents if not p.exists()]  # innermost first
+    done = False
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         staging = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
@@ -35,10 +37,14 @@ def published(out: Path) -> Iterator[Path]:
         yield staging
         staging.chmod(0o755)
         staging.rename(out)
+        done = True
     except OSError as error:
         raise ExportError(f"writing {out} failed: {error.strerror or error}") from error
     finally:
         shutil.rmtree(staging, ignore_errors=True)
+        for parent in () if done else new_parents:
+            with contextlib.suppress(OSError):
+                parent.rmdir()
 
 
 def require_space(directory: Path, n_bytes: int) -> None:

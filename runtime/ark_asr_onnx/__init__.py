@@ -16,6 +16,7 @@ from .errors import (
     PackageError,
 )
 from .greedy import Options
+from .package import Package, open_package
 from .transcriber import Transcriber, load
 from .transcript import Segment, Timings, Transcript, transcript_to_json
 
@@ -28,6 +29,7 @@ __all__ = [
     "ExportError",
     "MissingExtraError",
     "Options",
+    "Package",
     "PackageError",
     "Segment",
     "Timings",
@@ -35,5 +37,6 @@ __all__ = [
     "Transcript",
     "__version__",
     "load",
+    "open_package",
     "transcript_to_json",
 ]

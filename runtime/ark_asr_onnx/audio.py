@@ -9,7 +9,7 @@ import io
 import math
 import os
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, TypeAlias, cast
 
@@ -142,36 +142,44 @@ def _decode(
 @contextmanager
 def _opened(source: str | os.PathLike[str] | bytes | BinaryIO, name: str) -> Generator[BinaryIO]:
     """A seekable binary stream over the source, refusing what is empty or no file."""
-    if isinstance(source, bytes):
-        stream, owned = cast("BinaryIO", io.BytesIO(source)), True
-    elif isinstance(source, (str, os.PathLike)):
+    with ExitStack() as owned:
         try:
-            stream, owned = Path(source).open("rb"), True  # noqa: SIM115 - closed below
+            stream = _stream(source, owned)
+            head = cast("object", stream.read(1))
+            if head:
+                stream.seek(0)
         except FileNotFoundError as error:
             raise AudioError(f"{name}: no such file") from error
         except IsADirectoryError as error:
             raise AudioError(f"{name}: is a folder, expected an audio file") from error
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError) as error:  # ValueError: a closed file, a NUL in a name
             raise AudioError(f"{name}: cannot be opened ({error})") from error
+        if isinstance(head, str):
+            raise AudioError(f"{name}: opened as text; open it in binary mode, 'rb'")
+        if not head:
+            raise AudioError(f"{name}: the file is empty (0 bytes)")
+        yield stream
+
+
+def _stream(source: str | os.PathLike[str] | bytes | BinaryIO, owned: ExitStack) -> BinaryIO:
+    """The source as a stream that can seek; a pipe is read to its end first."""
+    if isinstance(source, bytes):
+        return io.BytesIO(source)
+    if isinstance(source, (str, os.PathLike)):
+        stream: BinaryIO = owned.enter_context(Path(source).open("rb"))  # noqa: SIM115 - owned
     elif hasattr(source, "read"):
-        seekable = hasattr(source, "seek") and source.seekable()
-        stream, owned = source if seekable else io.BytesIO(source.read()), False
+        stream = source
     else:
         raise AudioError(
             f"cannot read audio from {type(source).__name__}; pass a path, bytes, a binary file "
             "object, or an array with sample_rate"
         )
-    try:
-        head = cast("object", stream.read(1))
-        if isinstance(head, str):
-            raise AudioError(f"{name}: opened as text; open it in binary mode, 'rb'")
-        if not head:
-            raise AudioError(f"{name}: the file is empty (0 bytes)")
-        stream.seek(0)
-        yield stream
-    finally:
-        if owned:
-            stream.close()
+    if hasattr(stream, "seek") and stream.seekable():
+        return stream
+    content = cast("object", stream.read())
+    if isinstance(content, str):
+        return cast("BinaryIO", io.StringIO(content))
+    return io.BytesIO(cast("bytes", content))
 
 
 def _at(seconds: float, rate: int) -> int:

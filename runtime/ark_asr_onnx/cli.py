@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import ark_asr_onnx
-from ark_asr_onnx import ArkError, Options, PackageError, Transcriber, Transcript
+from ark_asr_onnx import ArkError, Options, PackageError, Transcript
 
 MODEL_VARIABLE = "ARK_ASR_MODEL"
 
@@ -21,33 +22,52 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--version", action="version", version=ark_asr_onnx.__version__)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    transcribe = commands.add_parser("transcribe", help="audio files to text")
-    transcribe.add_argument("audio", nargs="+", help="audio file (WAV, FLAC, OGG, Opus, MP3 …)")
-    _model_argument(transcribe)
-    transcribe.add_argument(
+    _transcribe_arguments(commands.add_parser("transcribe", help="audio files to text"))
+    _inspect_arguments(commands.add_parser("inspect", help="what a model folder holds"))
+    arguments = parser.parse_args(argv)
+    run = {"transcribe": _transcribe, "inspect": _inspect}[arguments.command]
+    return _guarded(lambda: run(arguments))
+
+
+def _transcribe_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("audio", nargs="+", help="audio file (WAV, FLAC, OGG, Opus, MP3 …)")
+    _model_arguments(parser)
+    add(
         "-f",
         "--format",
-        choices=sorted(_FORMATS),
+        choices=("txt", "json"),
         default="txt",
         help="txt: a line of text per file; json: a line with all there is",
     )
-    transcribe.add_argument("--max-new-tokens", type=_positive, default=256, metavar="N")
-    transcribe.add_argument("--begin", type=float, metavar="SECONDS", help="start of the part")
-    transcribe.add_argument("--end", type=float, metavar="SECONDS", help="end of the part")
-    transcribe.add_argument(
+    add("--max-new-tokens", type=_positive, default=256, metavar="N")
+    add("--begin", type=float, metavar="SECONDS", help="start of the part")
+    add("--end", type=float, metavar="SECONDS", help="end of the part")
+    add(
         "--threads",
         type=_positive,
         metavar="N",
         help="threads (default: the cores this process may use, at most 8)",
     )
-    transcribe.add_argument("-v", "--verbose", action="store_true", help="time per stage on stderr")
-    inspect = commands.add_parser("inspect", help="what a model folder holds")
-    _model_argument(inspect)
-    inspect.add_argument("--verify", action="store_true", help="check every checksum")
-    arguments = parser.parse_args(argv)  # fmt: skip
-    return _guarded(lambda: {"transcribe": _transcribe, "inspect": _inspect}[arguments.command](
-        arguments
-    ))  # fmt: skip
+    add("-v", "--verbose", action="store_true", help="time per stage on stderr")
+    parser.set_defaults(max_audio_seconds=None, block_from_id=None, precision=None)  # fmt: skip
+
+
+def _inspect_arguments(parser: argparse.ArgumentParser) -> None:
+    _model_arguments(parser)
+    parser.add_argument("--verify", action="store_true", help="check every checksum")
+
+
+def _model_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "-m",
+        "--model",
+        "--model-dir",
+        metavar="MODEL",
+        help=f"model folder or Hugging Face id (default: ${MODEL_VARIABLE})",
+    )
+    parser.add_argument("--local-files-only", action="store_true",
+                        help="never download a model")  # fmt: skip
 
 
 def infer_main(script_dir: Path, argv: Sequence[str] | None = None) -> int:
@@ -68,24 +88,32 @@ def infer_main(script_dir: Path, argv: Sequence[str] | None = None) -> int:
         metavar="FILE",
         help="audio file; may be given several times",
     )
-    add("--model-dir", "--runtime-root", dest="model", metavar="DIR", help="model folder")
+    add(
+        "--model-dir",
+        "--runtime-root",
+        dest="model",
+        metavar="DIR",
+        help="model folder or Hugging Face id",
+    )
     add("--max-new-tokens", "--asr-max-new-tokens", type=_positive, default=256, metavar="N")
     add("--begin-time", type=float, default=-1.0, metavar="SECONDS", help="-1: from the start")
     add("--end-time", type=float, default=-1.0, metavar="SECONDS", help="-1: to the end")
     add(
         "--max-audio-seconds",
-        type=float,
+        type=_seconds,
         metavar="SECONDS",
         help="refuse longer audio (default and most: the model's limit)",
     )
     add(
         "--asr-block-token-id-from",
+        dest="block_from_id",
         type=int,
         metavar="ID",
-        help="block every id from here up (default: the package's)",
+        help="block every id from here up (default, and if negative: the package's)",
     )
     add(
         "--main-model-precision",
+        dest="precision",
         choices=("fp32", "fp16", "int8", "int4"),
         help="refuse a model folder of another precision",
     )
@@ -96,25 +124,28 @@ def infer_main(script_dir: Path, argv: Sequence[str] | None = None) -> int:
     begin, end = arguments.begin_time, arguments.end_time
     arguments.begin = begin if begin >= 0 else None
     arguments.end = end if end > max(begin, 0) else None
-    arguments.format, arguments.verbose = "txt", False
-    if arguments.model is None and MODEL_VARIABLE not in os.environ:
-        own = (script_dir / "ark_manifest.json").is_file()
+    if arguments.block_from_id is not None and arguments.block_from_id < 0:
+        arguments.block_from_id = None
+    arguments.format, arguments.verbose, arguments.local_files_only = "txt", False, False
+    if not arguments.model and not os.environ.get(MODEL_VARIABLE):
+        manifests = ("ark_manifest.json", "runtime_manifest.json", "model/runtime_manifest.json")
+        own = any((script_dir / name).is_file() for name in manifests)
         arguments.model = script_dir if own else script_dir / "models" / "demo"
     return _guarded(lambda: _transcribe(arguments))  # fmt: skip
 
 
-def _model_argument(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("-m", "--model", "--model-dir", metavar="DIR",
-                        help=f"model folder (default: ${MODEL_VARIABLE})")  # fmt: skip
-
-
 def _transcribe(arguments: argparse.Namespace) -> int:
     """Transcribe every file; one that fails is reported and does not stop the others."""
-    transcriber = _load(arguments)
-    options = Options(
-        max_new_tokens=arguments.max_new_tokens,
-        block_from_id=getattr(arguments, "asr_block_token_id_from", None),
+    model = _model(arguments)
+    transcriber = ark_asr_onnx.load(
+        model, threads=arguments.threads, local_files_only=arguments.local_files_only
     )
+    precision = transcriber.manifest.precision
+    if arguments.precision not in (None, precision):
+        raise PackageError(
+            f"{model} is {precision}, --main-model-precision asks for {arguments.precision}"
+        )
+    options = Options(arguments.max_new_tokens, arguments.block_from_id)
     failed = 0
     for path in arguments.audio:
         try:
@@ -122,17 +153,19 @@ def _transcribe(arguments: argparse.Namespace) -> int:
                 path,
                 begin_seconds=arguments.begin,
                 end_seconds=arguments.end,
-                max_seconds=getattr(arguments, "max_audio_seconds", None),
+                max_seconds=arguments.max_audio_seconds,
                 options=options,
             )
         except ArkError as error:
             _say(f"error: {error}")
             failed += 1
             continue
-        print(_FORMATS[arguments.format](transcript), flush=True)
+        print(_line(path, transcript, arguments.format), flush=True)
         if transcript.finish_reason == "length":
-            _say(f"warning: {path}: stopped after {arguments.max_new_tokens} tokens, "
-                 "the text may be cut; raise --max-new-tokens")  # fmt: skip
+            _say(
+                f"warning: {path}: stopped after {len(transcript.token_ids)} tokens, the text may "
+                "be cut; raise --max-new-tokens"
+            )
         if arguments.verbose:
             _say(f"{path}: {_timing_line(transcript)}")
     if failed and len(arguments.audio) > 1:
@@ -140,49 +173,50 @@ def _transcribe(arguments: argparse.Namespace) -> int:
     return 1 if failed else 0
 
 
-def _load(arguments: argparse.Namespace) -> Transcriber:
-    directory = arguments.model or os.environ.get(MODEL_VARIABLE)
-    if not directory:
+def _model(arguments: argparse.Namespace) -> str | Path:
+    """The model named on the command line or by the environment."""
+    model = arguments.model or os.environ.get(MODEL_VARIABLE)
+    if not model:
         raise PackageError(
             f"no model given: pass --model DIR or set {MODEL_VARIABLE}; "
             "a clone of the project has one in models/demo"
         )
-    transcriber = ark_asr_onnx.load(directory, threads=arguments.threads)
-    wanted = getattr(arguments, "main_model_precision", None)
-    if wanted and wanted != transcriber.manifest.precision:
-        raise PackageError(
-            f"{directory} is {transcriber.manifest.precision}, --main-model-precision asks for "
-            f"{wanted}"
-        )
-    return transcriber
+    return model
+
+
+def _line(path: str, transcript: Transcript, output: str) -> str:
+    """What is printed for a file."""
+    if output == "txt":
+        return transcript.text
+    fields = json.loads(ark_asr_onnx.transcript_to_json(transcript))
+    return json.dumps({"audio": path, **fields}, ensure_ascii=False)
 
 
 def _inspect(arguments: argparse.Namespace) -> int:
     """Print the manifest in words."""
-    arguments.threads = None
-    directory = arguments.model or os.environ.get(MODEL_VARIABLE) or ""
-    if not directory:
-        _load(arguments)
-    manifest = ark_asr_onnx.load(directory, verify=arguments.verify).manifest
+    package = ark_asr_onnx.open_package(
+        _model(arguments), verify=arguments.verify, local_files_only=arguments.local_files_only
+    )
+    manifest = package.manifest
     sizes, tokens, made = manifest.sizes, manifest.tokens, manifest.provenance
-    n_bytes = sum(file.bytes for file in manifest.files.values())
+    n_bytes = sum(path.stat().st_size for path in package.paths.values())
     n_blocked = sum(last - first + 1 for first, last in tokens.blocked)
+    checked = "all" if arguments.verify else "of small files; --verify: all"
     rows = [
         ("name", f"{manifest.name} ({manifest.model_type}, {manifest.layout} layout)"),
-        ("precision", manifest.precision),
-        ("size", f"{n_bytes / 1e6:.1f} MB in {len(manifest.files)} files"),
+        ("precision", f"{manifest.precision}, embedding {manifest.embedding}"),
+        ("size", f"{n_bytes / 1e6:.1f} MB in {len(package.paths)} files"),
         ("audio", f"{sizes.n_mels} mel bands, at most {sizes.max_seconds:g} s at once"),
-        ("decoder", f"{sizes.n_layers} layers x {sizes.hidden_size}, {sizes.n_logits} of "
-                    f"{sizes.vocab_size} ids can come out, "
-                    f"{sizes.max_positions} positions"),
+        ("decoder", f"{sizes.n_layers} layers x {sizes.hidden_size}, {sizes.max_positions} "
+                    f"positions, {sizes.n_logits} of {sizes.vocab_size} ids scored"),
         ("blocked ids", f"{n_blocked}, all from {tokens.block_from_id} up but end of turn"),
         ("stop ids", ", ".join(map(str, tokens.stop))),
         ("instruction", made.instruction),
         ("made by", made.exporter),
-        ("recipe", ", ".join(f"{k} {v}" for k, v in made.recipe.items())),
+        ("recipe", ", ".join(f"{k}: {v}" for k, v in made.recipe.items())),
         *((comparison, ", ".join(f"{k} {v:.3g}" for k, v in figures.items()))
           for comparison, figures in made.parity.items()),
-        ("checksums", "all checked" if arguments.verify else "small files checked; --verify: all"),
+        ("checksums", f"checked: {checked}" if manifest.files else "none in this layout"),
     ]  # fmt: skip
     width = max(len(label) for label, _ in rows)
     for label, value in rows:
@@ -202,6 +236,8 @@ def _timing_line(transcript: Transcript) -> str:
 
 def _guarded(run: Callable[[], int]) -> int:
     """One line instead of a traceback for what can be expected to go wrong."""
+    if hasattr(sys.stdout, "reconfigure"):  # not when a test or a notebook has replaced it
+        sys.stdout.reconfigure(encoding="utf-8")  # pyright: ignore[reportAttributeAccessIssue, reportUnknownMemberType]
     try:
         return run()
     except ArkError as error:
@@ -210,9 +246,11 @@ def _guarded(run: Callable[[], int]) -> int:
     except KeyboardInterrupt:
         _say("interrupted")
         return 130
-    except BrokenPipeError:
-        # The reader of our output is gone; Python would complain again at exit.
+    except OSError as error:  # of stdout: its reader is gone, or its disk is full
+        # Python would try, and complain, again when it exits.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if not isinstance(error, BrokenPipeError):
+            _say(f"error: the output cannot be written ({error.strerror})")
         return 1
 
 
@@ -229,11 +267,12 @@ def _positive(text: str) -> int:
     return value
 
 
+def _seconds(text: str) -> float:
+    value = float(text)
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError("must be positive")
+    return value
+
+
 def _say(line: str) -> None:
     print(line, file=sys.stderr)
-
-
-_FORMATS: dict[str, Callable[[Transcript], str]] = {
-    "txt": lambda transcript: transcript.text,
-    "json": ark_asr_onnx.transcript_to_json,
-}

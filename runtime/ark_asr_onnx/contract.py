@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import math
+import sys
 import typing
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,12 +16,16 @@ from typing import Any
 
 from .errors import PackageError
 
+_LARGEST = sys.float_info.max
 SCHEMA = 1  # raised when a reader of the old schema would misread a new package
 
 MANIFEST_FILE = "ark_manifest.json"
 AUDIO_FILE = "audio.onnx"
 DECODER_FILE = "decoder.onnx"
 TOKENIZER_FILE = "tokenizer.json"
+
+PRECISIONS = ("int8", "int4", "fp16", "fp32")
+EMBEDDINGS = ("fp32", "fp16")
 
 REMEDY = "copy the package or export it again"  # the end of most messages about a damaged one
 
@@ -105,7 +109,7 @@ class Provenance:
     source: str  # checkpoint folder's name
     source_sha256: dict[str, str]  # checkpoint file -> checksum
     instruction: str  # the text between the audio and the assistant marker
-    recipe: dict[str, str]  # graph -> how its weights are stored
+    recipe: dict[str, str]  # how the weights are stored, and the worst error of one matrix
     parity: dict[str, dict[str, float]]  # comparison -> figure -> value
 
 
@@ -186,6 +190,17 @@ def _check_values(manifest: Manifest, where: str) -> None:
                     f"{where}: tokens: {key} has id {i}, the vocabulary has {sizes.vocab_size}; "
                     f"{REMEDY}"
                 )
+    if not tokens.eos:
+        raise PackageError(f"{where}: tokens: eos is empty, decoding would never end; {REMEDY}")
+    odd = [f"blocked has {list(r)}" for r in tokens.blocked if r[0] > r[1]]
+    if not 0 <= tokens.block_from_id <= sizes.vocab_size:
+        odd.append(f"block_from_id is {tokens.block_from_id}")
+    allowed = {"precision": PRECISIONS, "embedding": EMBEDDINGS, "model_type": ("arkasr",)}
+    for key, values in allowed.items():
+        if getattr(manifest, key) not in values:
+            odd.append(f"{key} is {getattr(manifest, key)!r}")
+    if odd:
+        raise PackageError(f"{where}: {odd[0]}, which no package has; {REMEDY}")
     needed = max(*tokens.prefix, *tokens.suffix, *tokens.eos, sizes.n_logits - 1)
     if needed >= sizes.n_embeddings or max(tokens.eos) >= sizes.n_logits:
         raise PackageError(
@@ -196,7 +211,7 @@ def _check_values(manifest: Manifest, where: str) -> None:
 
 def _decode(kind: Any, value: Any, where: str) -> Any:
     """``value`` from JSON as the annotated type ``kind``; nothing is converted or ignored."""
-    if kind is float and type(value) in (int, float) and math.isfinite(value):
+    if kind is float and type(value) in (int, float) and abs(value) <= _LARGEST:
         return float(value)
     if kind is object or (type(value) is kind and kind is not float):
         return value

@@ -24,7 +24,10 @@ class Embedding:
                 f"float32, or half of that for float16; {REMEDY}"
             )
         shape = (n_rows, hidden_size)
-        self._table = np.memmap(path, types[n_bytes], mode="r", shape=shape)
+        try:
+            self._table = np.memmap(path, types[n_bytes], mode="r", shape=shape)
+        except OSError as error:
+            raise PackageError(f"{path}: cannot be mapped ({error.strerror}); {REMEDY}") from error
 
     def __call__(self, ids: I64) -> F32:
         """Rows ``[1, L, hidden]`` float32 for ids ``[L]``; a copy the caller owns."""

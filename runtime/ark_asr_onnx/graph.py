@@ -50,7 +50,7 @@ class Graph:
     def __init__(self, path: Path, threads: int) -> None:
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads
-        options.log_severity_level = 3  # errors reach the caller as exceptions
+        options.log_severity_level = 4  # failures reach the caller as exceptions
         try:
             self._session = ort.InferenceSession(
                 str(path), options, providers=["CPUExecutionProvider"]

@@ -6,7 +6,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from . import upstream
+from . import hub, upstream
 from .contract import MANIFEST_FILE, REMEDY, Manifest, file_sha256, manifest_from_json
 from .errors import PackageError
 
@@ -30,13 +30,15 @@ class Package:
         return self.paths[name]
 
 
-def open_package(directory: str | os.PathLike[str], *, verify: bool = False) -> Package:
-    """Read and check the package in ``directory``.
+def open_package(
+    model: str | os.PathLike[str], *, verify: bool = False, local_files_only: bool = False
+) -> Package:
+    """Read and check a package: a folder, or a Hugging Face id that is downloaded once.
 
     Sizes are always compared with the manifest, checksums of files up to 8 MiB too; ``verify``
     hashes the large ones as well. Raises :class:`PackageError` with the file and the remedy.
     """
-    root = Path(directory)
+    root = hub.resolve(model, local_files_only=local_files_only)
     if not root.is_dir():
         found = "is a file, not a folder" if root.exists() else "does not exist"
         raise PackageError(
@@ -68,10 +70,15 @@ def _check_file(root: Path, name: str, n_bytes: int, sha256: str, *, verify: boo
         raise PackageError(f"{root}: the manifest names {name!r}, outside the package; {REMEDY}")
     if not path.is_file():
         raise PackageError(f"{path}: missing from the package; copy or export it again")
-    size = path.stat().st_size
+    try:
+        size = path.stat().st_size
+        hashed = verify or n_bytes <= _ALWAYS_HASHED_BYTES
+        found = file_sha256(path) if hashed and size == n_bytes else sha256
+    except OSError as error:
+        raise PackageError(f"{path}: cannot be read ({error.strerror}); {REMEDY}") from error
     if size != n_bytes:
         raise PackageError(
             f"{path}: {size} bytes, the manifest says {n_bytes}; incomplete, copy it again"
         )
-    if (verify or n_bytes <= _ALWAYS_HASHED_BYTES) and file_sha256(path) != sha256:
+    if found != sha256:
         raise PackageError(f"{path}: checksum differs from the manifest; copy or export it again")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import time
 
@@ -17,14 +18,21 @@ from .transcript import Segment, Timings, Transcript
 
 
 def load(
-    directory: str | os.PathLike[str], *, threads: int | None = None, verify: bool = False
+    model: str | os.PathLike[str],
+    *,
+    threads: int | None = None,
+    verify: bool = False,
+    local_files_only: bool = False,
 ) -> Transcriber:
-    """Open the package in ``directory`` and return a :class:`Transcriber` for it.
+    """Open a package folder, or a Hugging Face id, and return a :class:`Transcriber` for it.
+
+    An id (``owner/name`` or ``owner/name/folder``) is downloaded once; ``local_files_only`` uses
+    the cache alone. A folder never causes a network call.
 
     ``threads`` defaults to the cores this process may use, at most 8; ``verify`` compares the
     checksums of the weights too. Raises :class:`PackageError`.
     """
-    package = open_package(directory, verify=verify)
+    package = open_package(model, verify=verify, local_files_only=local_files_only)
     return Transcriber(package, default_threads() if threads is None else threads)
 
 
@@ -63,6 +71,8 @@ class Transcriber:
         :class:`DecodeError` when the model fails.
         """
         options = options or Options()
+        if max_seconds is not None and not 0 < max_seconds < math.inf:
+            raise ValueError(f"max_seconds is {max_seconds}, must be positive and finite")
         sizes, tokens = self.manifest.sizes, self.manifest.tokens
         clock = _Clock()
         waveform = audio.read(
@@ -72,7 +82,7 @@ class Transcriber:
         _check_duration(
             audio.describe(source),
             duration,
-            min(max_seconds or sizes.max_seconds, sizes.max_seconds),
+            min(max_seconds or math.inf, sizes.max_seconds),
         )
         clock.lap("read")
         log_mel = mel.log_mel(waveform, sizes.n_mels)
@@ -80,12 +90,14 @@ class Transcriber:
         audio_embeds = self._model.encode_audio(log_mel)
         clock.lap("encode")
         inputs_embeds = prompt.splice(tokens, audio_embeds, self._model.embed)
-        positions = inputs_embeds.shape[1] + options.max_new_tokens - 1
-        decoding = self._model.decoder.start(1, positions)
+        # The last token is not fed back, so it needs no position.
+        n_prompt, capacity = inputs_embeds.shape[1], self._model.decoder.capacity
+        n_tokens = max(1, min(options.max_new_tokens, capacity - n_prompt + 1))
+        decoding = self._model.decoder.start(1, n_prompt + n_tokens - 1)
         mask = greedy.token_mask(tokens, sizes.n_logits, options.block_from_id)
         chosen: list[greedy.Token] = []
         for token in greedy.decode(
-            decoding, inputs_embeds, self._model.embed, tokens, mask, options.max_new_tokens
+            decoding, inputs_embeds, self._model.embed, tokens, mask, n_tokens
         ):
             if not chosen:
                 clock.lap("prefill")
@@ -97,14 +109,15 @@ class Transcriber:
 
     def _segment(self, chosen: list[greedy.Token], start: float, end: float) -> Segment:
         ids = tuple(token.id for token in chosen)
-        raw_text = self._text.decode(ids)
         finish_reason = chosen[-1].finish_reason
         assert finish_reason is not None
+        # However end of turn is spelled, it is no part of the text.
+        spoken = ids[:-1] if finish_reason == "stop" else ids
         return Segment(
             start=start,
             end=end,
-            text=clean(raw_text),
-            raw_text=raw_text,
+            text=clean(self._text.decode(spoken)),
+            raw_text=self._text.decode(ids),
             token_ids=ids,
             logprobs=tuple(token.logprob for token in chosen),
             finish_reason=finish_reason,

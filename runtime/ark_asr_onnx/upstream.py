@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-from .contract import SCHEMA, Manifest, Provenance, Sizes
+from .contract import PRECISIONS, SCHEMA, Manifest, Provenance, Sizes
 from .errors import PackageError
 from .text import Text
 from .vocabulary import INSTRUCTION, decoding_tokens
@@ -19,8 +19,7 @@ from .vocabulary import INSTRUCTION, decoding_tokens
 RUNTIME_MANIFEST = "runtime_manifest.json"
 MAX_SECONDS = 30.0  # what the published script hears at once
 # The metadata names the published script looks for, in its order; then "<graph stem>.json".
-_METADATA = ("llm_kv_fp32_qwen_native.json", "llm_kv_fp32.json")
-_PRECISIONS = ("int8", "int4", "fp16", "fp32")
+METADATA_FILES = ("llm_kv_fp32_qwen_native.json", "llm_kv_fp32.json")
 
 ENCODER = "encoder"
 ADAPTER = "adapter"
@@ -73,7 +72,7 @@ def translate(root: Path, model_dir: Path) -> Upstream:
         name=root.resolve().name,
         layout="published",
         model_type="arkasr",
-        precision=next((p for p in reversed(decoder.stem.split("_")) if p in _PRECISIONS), "fp32"),
+        precision=next((p for p in reversed(decoder.stem.split("_")) if p in PRECISIONS), "fp32"),
         embedding="fp16" if "fp16" in embedding.stem else "fp32",
         min_onnxruntime="1.17.0",  # opset 17, IR 8
         sizes=Sizes(
@@ -120,7 +119,7 @@ def _n_mels(model_dir: Path) -> int:
 
 
 def _metadata_path(root: Path, model_dir: Path, stem: str) -> Path:
-    names = [f"{stem}.json", *_METADATA]
+    names = [f"{stem}.json", *METADATA_FILES]
     for folder in (model_dir, root / "build", model_dir.parent / "build"):
         for name in names:
             if (folder / name).is_file():

@@ -21,6 +21,8 @@ from ..package import Package
 def build(package: Package, threads: int) -> Model:
     """Open the graphs of a native package."""
     sizes = package.manifest.sizes
+    for graph in (contract.AUDIO_FILE, contract.DECODER_FILE):
+        package.path(contract.external_data_file(graph))  # listed, so that it was checked
     audio = Graph(package.path(contract.AUDIO_FILE), threads)
     audio.expect({contract.LOG_MEL: (1, sizes.n_mels, None)}, [contract.AUDIO_EMBEDS])
 
@@ -104,6 +106,8 @@ class NativeDecoding:
 
     def step(self, inputs_embeds: F32) -> F32:
         """See :class:`ark_asr_onnx.model.Decoding`."""
+        if not self._lengths.all():
+            raise DecodeError(f"slot {int(self._lengths.argmin())} has no prompt yet")
         if self._lengths.max() >= self._positions:
             raise DecodeError(f"the cache of {self._positions} positions is full")
         self._embeds[...] = inputs_embeds
