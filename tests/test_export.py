@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import soundfile
 
 torch = pytest.importorskip("torch")
 
@@ -154,12 +155,23 @@ def truncate(folder: Path) -> None:
     path.write_bytes(path.read_bytes()[:-100])
 
 
+INDEX = "model.safetensors.index.json"
 DAMAGE: dict[str, tuple[Callable[[Path], None], str]] = {
     "no config": (lambda f: (f / "config.json").unlink(), "no config.json"),
     "config no json": (lambda f: write_bytes(f / "config.json", b"{"), "not readable as JSON"),
     "model type": (edit_config(model_type="whisper"), "model_type is 'whisper'"),
     "missing key": (edit_config(vocab_size=None), "'vocab_size' is missing"),
     "wrong type": (edit_config(vocab_size="many"), "expected int"),
+    "eos no id": (edit_config(eos_token_id=["x"]), "names 'x'"),
+    "no eos": (edit_config(eos_token_id=[]), "names None"),
+    "eos outside": (edit_config(eos_token_id=5000), "names 5000"),
+    "pad outside": (edit_config(pad_token_id=-7), "names -7"),
+    "other rope": (edit_config(rope_scaling={"rope_type": "yarn"}), "type 'yarn'"),
+    "few positions": (edit_config(max_position_embeddings=64), "30 s of audio need"),
+    "index no object": (lambda f: write_bytes(f / INDEX, b"[]"), "not a safetensors index"),
+    "index no names": (
+        lambda f: write_bytes(f / INDEX, b'{"weight_map": {"a": 1}}'), "not a safetensors index",
+    ),
     "odd heads": (edit_config(num_key_value_heads=3), "does not divide"),
     "missing shard": (lambda f: (f / "model-00001-of-00002.safetensors").unlink(), "is missing"),
     "truncated": (truncate, "not a whole safetensors file"),
@@ -206,6 +218,53 @@ def test_a_bad_checkpoint_gives_one_clear_line_and_leaves_nothing(
     with pytest.raises(AssertionError, match=expected):
         raise AssertionError(error)
     assert sorted(path.name for path in out.parent.iterdir()) == ["ckpt"]
+
+
+def test_a_config_written_by_transformers_5_keeps_its_rope_base(checkpoint: Path) -> None:
+    path = checkpoint / "config.json"
+    config = json.loads(path.read_text())
+    del config["rope_theta"]
+    config["rope_parameters"] = {"rope_type": "default", "rope_theta": 5e5}
+    path.write_text(json.dumps(config))
+    assert open_checkpoint(checkpoint).config.decoder.rope_theta == 5e5
+
+
+def test_a_failed_export_leaves_no_new_folders(
+    checkpoint: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(write, "write_graph", full)
+    out = checkpoint.parent / "a" / "b" / "c"
+    assert cli.main(["--ckpt", str(checkpoint), "--out", str(out), "--quiet"]) == 1
+    assert "No space left" in capsys.readouterr().err
+    assert [path.name for path in checkpoint.parent.iterdir()] == ["ckpt"]
+
+
+def test_a_probe_longer_than_the_model_hears_is_refused(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    soundfile.write(tmp_path / "long.wav", np.zeros(31 * 16000, np.float32), 16000)
+    status, out = export(checkpoint, "--probe", str(tmp_path / "long.wav"))
+    assert status == 1
+    assert "probe 0: 31.00 s long, at most 30 s" in capsys.readouterr().err
+    assert not out.exists()
+
+
+def test_a_probe_is_compared_and_progress_goes_to_stderr(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    soundfile.write(tmp_path / "probe.wav", probe_waveforms()[1], 16000)
+    out = checkpoint.parent / "out"
+    command = ["--ckpt", str(checkpoint), "--out", str(out), "--probe", str(tmp_path / "probe.wav")]
+    assert cli.main(command) == 0
+    captured = capsys.readouterr()
+    assert captured.out == f"{out}\n"
+    for stage in ("read weights", "trace audio.onnx", "quantise decoder.onnx", "compare", "verify"):
+        assert stage in captured.err
+    figures = ark_asr_onnx.open_package(out).manifest.provenance.parity
+    assert figures["torch to package, greedy"]["probes"] == 4
 
 
 def test_an_existing_output_folder_is_not_touched(
