@@ -170,7 +170,7 @@ def test_no_model_says_how_to_name_one(
 def test_inspect_tells_what_a_package_is(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["inspect", "--model", str(DEMO), "--verify"]) == 0
     out = capsys.readouterr().out
-    for words in ("native layout", "int8", "Please transcribe this audio.", "all checked"):
+    for words in ("native layout", "int8", "Please transcribe this audio.", "checked: all"):
         assert words in out
 
 
@@ -228,7 +228,7 @@ def test_ctrl_c_is_one_word_and_status_130(
     def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(ark_asr_onnx, "load", interrupted)
+    monkeypatch.setattr(ark_asr_onnx, "open_package", interrupted)
     assert cli.main(["inspect", "-m", "x"]) == 130
     assert capsys.readouterr().err == "interrupted\n"
 

@@ -206,16 +206,16 @@ def test_a_file_that_is_no_graph_is_refused(package: Path, graph: str, content: 
 
 
 @pytest.mark.parametrize("graph", ["audio.onnx", "decoder.onnx"])
-def test_weights_a_graph_cannot_find_are_refused(package: Path, graph: str) -> None:
+def test_weights_that_are_not_listed_are_refused(package: Path, graph: str) -> None:
     (package / f"{graph}.data").unlink()
     edit_manifest(package, lambda manifest: manifest["files"].pop(f"{graph}.data"))
-    assert f"{package / graph}: onnxruntime " in refusal(package)
+    assert f"the manifest lists no file '{graph}.data'" in refusal(package)
 
 
 @pytest.mark.parametrize("graph", ["audio.onnx", "decoder.onnx"])
 def test_weights_too_few_for_their_graph_are_refused(package: Path, graph: str) -> None:
     replace_file(package, f"{graph}.data", bytes(1000))
-    assert f"{package / graph}: onnxruntime " in refusal(package)
+    assert f"the manifest lists no file '{graph}.data'" in refusal(package)
 
 
 @pytest.mark.parametrize("more", [-4, 1, 256])
