@@ -54,7 +54,7 @@ def main() -> int:
         values = [row[i] for row in rows]
         figures[name] = round(statistics.median(values), 3)
         print(f"{name:18} median {figures[name]:8.3f}   {min(values):.3f} to {max(values):.3f}")
-    print(json.dumps({"runs": options.runs, "model": str(options.model), **figures}))
+    print(json.dumps({"runs": options.runs, "model": options.model.name, **figures}))
     return 0
 
 

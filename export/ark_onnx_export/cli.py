@@ -6,7 +6,7 @@ import argparse
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import ark_asr_onnx
 from ark_asr_onnx.audio import read
@@ -90,9 +90,13 @@ def _export(options: argparse.Namespace) -> int:
     from tqdm import tqdm
 
     from . import pipeline
+    from .stages import Meter
+
+    meter = Meter()
 
     def progress(label: str, items: Sequence[Any]) -> Iterable[Any]:
-        return tqdm(items, desc=label, file=sys.stderr, disable=options.quiet, unit="step")
+        bar = tqdm(items, desc=label, file=sys.stderr, disable=options.quiet, unit="step")
+        return meter(label, cast("Sequence[Any]", bar))
 
     kind = "onnx" if options.layout == "native" else options.layout
     name = f"{options.ckpt.resolve().name}-{kind}-{options.precision}"
@@ -107,6 +111,8 @@ def _export(options: argparse.Namespace) -> int:
         probes=[read(path) for path in options.probe],
         progress=progress,
     )
+    if not options.quiet:
+        _say(meter.table())
     _report(exported)
     return 0
 

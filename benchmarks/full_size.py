@@ -1,0 +1,98 @@
+"""Can this machine export and run the real size? Peak memory and time of every step.
+
+    python benchmarks/full_size.py [--size 0.6B] [--work DIR] [--layout native] [--embedding fp32]
+
+Makes a checkpoint of random weights in the published format, exports it to INT8, opens the package
+and transcribes 5 s of sound, 16 tokens at most. Needs some 8 GB of disk in DIR for 0.6B, which is
+given back at the end. No speech is recognised: the weights are random.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+
+_TRANSCRIBE = """
+import sys, time
+import numpy as np
+begin = time.perf_counter()
+import ark_asr_onnx
+transcriber = ark_asr_onnx.load(sys.argv[1])
+opened = time.perf_counter()
+sound = np.random.default_rng(0).standard_normal(5 * 16000).astype(np.float32) * 0.1
+options = ark_asr_onnx.Options(max_new_tokens=16)
+result = [transcriber.transcribe(sound, 16000, options=options) for _ in range(3)][-1]
+t, n = result.timings, len(result.token_ids)
+status = dict(line.split(":", 1) for line in open("/proc/self/status") if ":" in line)
+print(f"opened in {opened - begin:.2f} s (import included); 5 s of sound, warm: "
+      f"encode {t.encode:.2f} s, prefill {t.prefill:.2f} s, "
+      f"decode {1000 * t.decode / max(n - 1, 1):.1f} ms/token, {n} tokens; "
+      f"peak {int(status['VmHWM'].split()[0]) / 1024:.0f} MB, anonymous at the end "
+      f"{int(status['RssAnon'].split()[0]) / 1024:.0f} MB")
+"""
+
+
+def run(label: str, command: list[str]) -> float:
+    """Run a command, show its output, print its time and peak memory."""
+    print(f"\n$ {label}", flush=True)
+    start = time.perf_counter()
+    with subprocess.Popen(command, env={**os.environ, "PYTHONPATH": _path()}) as process:
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+    seconds = time.perf_counter() - start
+    if process.returncode:
+        raise SystemExit(f"{label}: exit status {process.returncode}")
+    print(f"{seconds:.1f} s, peak memory {usage.ru_maxrss / 1024:.0f} MB", flush=True)
+    return usage.ru_maxrss / 1024
+
+
+def _path() -> str:
+    return os.pathsep.join(str(ROOT / name) for name in ("runtime", "export", "benchmarks"))
+
+
+def main() -> int:
+    """Command line."""
+    parser = argparse.ArgumentParser(description="Export and run a model of the real size.")
+    parser.add_argument("--size", default="0.6B")
+    parser.add_argument("--work", type=Path, help="scratch folder (default: a temporary one)")
+    parser.add_argument("--layout", default="native")
+    parser.add_argument("--embedding", default="fp32")
+    options = parser.parse_args()
+    work = Path(tempfile.mkdtemp(prefix="ark-full-size-", dir=options.work))
+    try:
+        checkpoint, package = work / f"ark-{options.size}", work / "package"
+        script = str(ROOT / "benchmarks" / "make_checkpoint.py")
+        peaks = {
+            "make": run("make_checkpoint.py", [
+                sys.executable, script, str(checkpoint), "--size", options.size, "--shards", "2",
+            ]),
+            "export": run("ark-onnx-export", [
+                sys.executable, "-m", "ark_onnx_export", "--ckpt", str(checkpoint),
+                "--out", str(package), "--layout", options.layout,
+                "--embedding", options.embedding,
+            ]),
+        }  # fmt: skip
+        size = sum(path.stat().st_size for path in package.iterdir())
+        print(f"package: {size / 1e9:.3f} GB")
+        command = [sys.executable, "-c", _TRANSCRIBE, str(package)]
+        peaks["transcribe"] = run("transcribe", command)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+    figures = {"size": options.size, "layout": options.layout, "package_bytes": size}
+    peak_mb = {f"peak_mb_{name}": round(peak) for name, peak in peaks.items()}
+    print(json.dumps({**figures, **peak_mb, "machine": platform.machine(), "cpus": os.cpu_count()}))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
