@@ -112,7 +112,7 @@ def test_the_filterbank_is_the_one_whisper_stores() -> None:
     assert filters.sum() == pytest.approx(3.19099, abs=1e-5)
     assert np.unravel_index(filters.argmax(), filters.shape) == (7, 11)
     assert filters.max() == pytest.approx(0.0416817, abs=1e-7)
-    assert np.count_nonzero(filters) == 394
+    assert np.count_nonzero(filters > 1e-9) == 394  # older numpy leaves a rounding error
     assert filters.any(axis=0).all()
     for band in (0, 1):
         assert np.flatnonzero(filters[:, band]).tolist() == [1]
