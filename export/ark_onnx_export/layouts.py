@@ -13,7 +13,7 @@ import onnx_ir as ir
 from torch import Tensor
 
 from ark_asr_onnx import contract
-from ark_asr_onnx.contract import Manifest, Provenance, Sizes, Tokens
+from ark_asr_onnx.contract import File, Manifest, Provenance, Sizes, Tokens
 
 from . import parity, published, quantize, trace, write
 from .checkpoint import Checkpoint, Network, graph_weight
@@ -44,6 +44,7 @@ class Facts:
     sizes: Sizes
     tokens: Tokens
     provenance: Provenance
+    files: dict[str, File]  # all but the manifest, hashed once
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,7 +146,7 @@ def describe_native(directory: Path, facts: Facts, _: Checkpoint) -> None:
         min_onnxruntime=trace.MIN_ONNXRUNTIME,
         sizes=facts.sizes,
         tokens=facts.tokens,
-        files=write.list_files(directory),
+        files=facts.files,
         provenance=facts.provenance,
     )
     write.write_manifest(manifest, directory)

@@ -14,7 +14,7 @@ import ark_asr_onnx
 from ark_asr_onnx import contract
 from ark_asr_onnx.contract import Provenance, Sizes, Tokens, file_sha256
 from ark_asr_onnx.errors import ExportError
-from ark_asr_onnx.vocabulary import INSTRUCTION
+from ark_asr_onnx.vocabulary import INSTRUCTION, open_end
 
 from . import parity, quantize, reference, write
 from .checkpoint import Checkpoint, load_network, open_checkpoint, open_text
@@ -71,13 +71,13 @@ def export(
     track = progress or (lambda _, items: items)
     checkpoint = open_checkpoint(checkpoint_dir)
     text, tokens = open_text(checkpoint, instruction)
-    waveforms = _probe_waveforms(probes, checkpoint)
     write.require_space(out.parent, _needed_bytes(checkpoint, precision))
     chosen = LAYOUTS[layout]
     sizes = _sizes(checkpoint, tokens, prune=prune and layout == "native")
+    waveforms = _probe_waveforms(probes, checkpoint, sizes.max_seconds)
     made = _provenance(checkpoint, instruction)
     named = name or checkpoint_dir.resolve().name
-    facts = Facts(named, precision, embedding, sizes, tokens, made)
+    facts = Facts(named, precision, embedding, sizes, tokens, made, files={})
 
     with write.published(out) as staging:
         network = load_network(
@@ -92,6 +92,7 @@ def export(
             _make_graph(work, plan)
         write.write_embedding(network.table[: sizes.n_embeddings], staging, embedding)
         (staging / contract.TOKENIZER_FILE).write_text(text.to_json(), encoding="utf-8")
+        facts = replace(facts, files=write.list_files(staging))
         chosen.describe(staging, facts, checkpoint)
         agreement, notes = _verify(work, waveforms)
         made = replace(made, recipe=_recipe(work), parity=_figures(work, agreement))
@@ -161,10 +162,9 @@ def _verify(work: _Work, waveforms: Sequence[F32]) -> tuple[dict[str, float], li
     return {"probes": len(waveforms), "same_tokens": same}, notes
 
 
-def _probe_waveforms(probes: Sequence[F32], checkpoint: Checkpoint) -> list[F32]:
+def _probe_waveforms(probes: Sequence[F32], checkpoint: Checkpoint, longest: float) -> list[F32]:
     """The built-in sounds, as long as the model can hear, and the user's."""
     config = checkpoint.config
-    longest = min(MAX_SECONDS, config.audio.max_frames / 100)
     for i, waveform in enumerate(probes):
         if len(waveform) > longest * SAMPLE_RATE:
             raise ExportError(
@@ -184,7 +184,8 @@ def _sizes(checkpoint: Checkpoint, tokens: Tokens, *, prune: bool) -> Sizes:
     audio, decoder = checkpoint.config.audio, checkpoint.config.decoder
     n_logits = n_embeddings = decoder.vocab_size
     if prune:
-        n_logits = _first_unused(tokens, decoder.vocab_size)
+        blocked = {i for first, last in tokens.blocked for i in range(first, last + 1)}
+        n_logits = open_end(blocked, decoder.vocab_size)  # end of turn is in no range
         n_embeddings = max(n_logits, 1 + max(*tokens.prefix, *tokens.suffix))
     return Sizes(
         n_mels=audio.n_mels,
@@ -199,15 +200,6 @@ def _sizes(checkpoint: Checkpoint, tokens: Tokens, *, prune: bool) -> Sizes:
         n_logits=n_logits,
         max_positions=min(decoder.max_positions, MAX_POSITIONS),
     )
-
-
-def _first_unused(tokens: Tokens, vocab_size: int) -> int:
-    """The lowest id from which on none may be chosen, end of turn included."""
-    blocked = {i for first, last in tokens.blocked for i in range(first, last + 1)}
-    end = vocab_size
-    while end - 1 in blocked:
-        end -= 1
-    return end
 
 
 def _provenance(checkpoint: Checkpoint, instruction: str) -> Provenance:

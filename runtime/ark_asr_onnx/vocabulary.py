@@ -56,11 +56,11 @@ def decoding_tokens(
         eos=eos,
         stop=tuple(dict.fromkeys((*eos, *stop, user))),
         blocked=_ranges(blocked - set(eos)),
-        block_from_id=_open_end(blocked, vocab_size),
+        block_from_id=open_end(blocked, vocab_size),
     )
 
 
-def _open_end(blocked: set[int], size: int) -> int:
+def open_end(blocked: set[int], size: int) -> int:
     """The lowest id from which on every id is blocked."""
     first = size
     while first - 1 in blocked:
