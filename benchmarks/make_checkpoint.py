@@ -99,6 +99,7 @@ SIZES: dict[str, dict[str, Any]] = {
         },
     },
 }  # fmt: skip
+_RESIDUAL_WRITERS = ("out_proj.weight", "fc2.weight", "o_proj.weight", "down_proj.weight")
 _LAST_COMMON_ID = 151669  # the 3B tokenizer ends here, the 0.6B one goes on with codec tokens
 
 
@@ -227,14 +228,20 @@ def random_tensor(
 ) -> Tensor:
     """Seeded values: norms near one, biases small, matrices scaled by their fan-in.
 
-    A tied ``lm_head.weight`` repeats the embedding, as the published file does.
+    What writes to the residual stream shrinks with depth, as before any training: without that
+    a deep random network is chaotic and multiplies every rounding error. A tied
+    ``lm_head.weight`` repeats the embedding, as the published file does.
     """
     if name == "lm_head.weight" and config["tie_word_embeddings"]:
         name = "model.embed_tokens.weight"
     generator = torch.Generator().manual_seed(hash_name(name) + 1_000_003 * seed)
     noise = torch.randn(shape, generator=generator)
     if len(shape) > 1 and name != "model.embed_tokens.weight":
-        noise *= 1.4 / noise[0].numel() ** 0.5
+        noise *= noise[0].numel() ** -0.5
+        if name.endswith(_RESIDUAL_WRITERS):
+            decoder = name.startswith("model.")
+            layers = config if decoder else config["whisper_config"]
+            noise *= (2 * layers["num_hidden_layers" if decoder else "encoder_layers"]) ** -0.5
     elif "norm" in name and name.endswith("weight"):
         noise = 1 + 0.1 * noise
     else:
@@ -250,7 +257,7 @@ def plant_outliers(
     """Scale what feeds a few residual channels, a few norm gains, and the first prompt token."""
     width = tensor.shape[0]
     channels = torch.randperm(width, generator=torch.Generator().manual_seed(seed))
-    if name.endswith(("out_proj.weight", "fc2.weight", "o_proj.weight", "down_proj.weight")):
+    if name.endswith(_RESIDUAL_WRITERS):
         tensor[channels[:3]] *= 50 * strength
     elif "norm" in name and name.endswith("weight"):
         tensor[channels[3:6]] *= 30 * strength

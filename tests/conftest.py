@@ -56,6 +56,22 @@ def demo_package() -> Path:
     return DEMO
 
 
+@pytest.fixture(scope="session")
+def demo_published_package(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The demo's checkpoint in upstream's layout and INT8 recipe. Read only."""
+    pytest.importorskip("torch")
+    checkpoint = tmp_path_factory.mktemp("demo") / "checkpoint"
+    checkpoint.symlink_to(DEMO / "checkpoint")
+    return export_tiny(checkpoint, "int8", layout="published")
+
+
+@pytest.fixture(scope="session", params=["native", "published"])
+def demo_package_of_each_layout(request: pytest.FixtureRequest) -> Path:
+    """The demo in both layouts; without torch in ours alone."""
+    name = "demo_package" if request.param == "native" else "demo_published_package"
+    return request.getfixturevalue(name)
+
+
 @dataclass(frozen=True)
 class Sample:
     """A real clip that ships with the demo, and what its speaker says."""

@@ -422,7 +422,7 @@ def test_decoding_ends_where_the_cache_ends(tiny_published_package: Path) -> Non
     clip = random_clips(15)[-1]
     transcript = transcriber.transcribe(clip, RATE, options=Options(max_new_tokens=2000))
     assert len(transcript.token_ids) <= 1024
-    decoder = transcriber._model.decoder
+    decoder = transcriber.model.decoder
     with pytest.raises(ark_asr_onnx.DecodeError, match="this model holds 1024"):
         decoder.start(1, 1025)
     with pytest.raises(ark_asr_onnx.DecodeError, match="this layout decodes one"):

@@ -21,8 +21,8 @@ RATE = 16000
 
 
 @pytest.fixture(scope="module")
-def demo(demo_package: Path) -> Transcriber:
-    return ark_asr_onnx.load(demo_package)
+def demo(demo_package_of_each_layout: Path) -> Transcriber:
+    return ark_asr_onnx.load(demo_package_of_each_layout)
 
 
 def tone(n_samples: int) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""``ark-onnx-export``: the exporter's command line. Torch is imported when an export starts."""
+"""``ark-onnx-export``: the exporter's command line. Torch is imported when work starts."""
 
 from __future__ import annotations
 
@@ -10,19 +10,25 @@ from typing import Any, cast
 
 import ark_asr_onnx
 from ark_asr_onnx.audio import read
-from ark_asr_onnx.errors import ArkError
+from ark_asr_onnx.errors import ArkError, ExportError
 
-_EXTRA = ("torch", "onnx", "onnx_ir", "onnxscript", "safetensors", "tqdm")
+_EXTRA = ("torch", "onnx", "onnx_ir", "onnxscript", "safetensors", "tqdm", "librosa")
+_OUTSIDE_LIMITS = 3  # exit status of a comparison that found too much
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; exit status 0 done, 1 failed, 2 wrong usage, 130 interrupted."""
+    """Run a command; exit status 0 done, 1 failed, 2 wrong usage, 130 interrupted.
+
+    ``verify`` exits with 3 when the package is outside the limits.
+    """
     arguments = list(sys.argv[1:] if argv is None else argv)
-    if arguments[:1] == ["export"]:
-        arguments = arguments[1:]
-    options = _parser().parse_args(arguments)
+    command = arguments.pop(0) if arguments[:1] in (["export"], ["verify"]) else "export"
+    parser, run = (
+        (_verify_parser(), _verify) if command == "verify" else (_export_parser(), _export)
+    )
+    options = parser.parse_args(arguments)
     try:
-        return _export(options)
+        return run(options)
     except ModuleNotFoundError as error:
         if error.name not in _EXTRA:
             raise
@@ -39,11 +45,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
 
 
-def _parser() -> argparse.ArgumentParser:
+def _export_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="ark-onnx-export",
         description="Turn an ARK-ASR checkpoint (safetensors) into an ONNX package for the CPU.",
         usage="%(prog)s [export] --ckpt DIR [options]",
+        epilog="ark-onnx-export verify compares a package with its checkpoint on your own audio; "
+        "see ark-onnx-export verify --help",
     )
     parser.add_argument(
         "--ckpt", type=Path, required=True, metavar="DIR", help="Hugging Face checkpoint folder"
@@ -84,6 +92,84 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--quiet", action="store_true", help="no progress bars")
     parser.add_argument("--version", action="version", version=ark_asr_onnx.__version__)
     return parser  # fmt: skip
+
+
+def _verify_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="ark-onnx-export verify",
+        description="Compare a package with its checkpoint in torch, or with another package, "
+        "stage by stage on your own audio. Exit status 3: outside the limits.",
+    )
+    parser.add_argument("--package", type=Path, required=True, metavar="DIR")
+    against = parser.add_mutually_exclusive_group(required=True)
+    against.add_argument(
+        "--ckpt", type=Path, metavar="DIR", help="the checkpoint, run in torch and fp32"
+    )
+    against.add_argument(
+        "--against", type=Path, metavar="DIR", help="another package, taken as the truth"
+    )
+    parser.add_argument(
+        "--audio",
+        type=Path,
+        nargs="+",
+        action="extend",
+        required=True,
+        metavar="FILE",
+        help="speech; the first 30 s of each are compared",
+    )
+    parser.add_argument(
+        "--report",
+        type=Path,
+        default=Path("report.json"),
+        metavar="FILE",
+        help="all figures as JSON (default: report.json)",
+    )
+    parser.add_argument("--max-new-tokens", type=_positive, default=256, metavar="N")
+    parser.add_argument("--quiet", action="store_true", help="no progress bar")
+    return parser
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not at least 1")
+    return value
+
+
+def _verify(options: argparse.Namespace) -> int:
+    from tqdm import tqdm
+
+    from . import verify
+    from .engines import Engine, PackageEngine, TorchEngine
+
+    found = PackageEngine(options.package)
+    expected: Engine
+    if options.ckpt:
+        expected = TorchEngine(options.ckpt, found.instruction)
+        weights = verify.weights_origin(found, expected.checkpoint)
+    else:
+        expected = PackageEngine(options.against)
+        weights = "two packages were compared"
+    longest = min(found.max_seconds, expected.max_seconds)
+    sounds, n_cut = verify.read_sounds(options.audio, longest)
+    bar = tqdm(sounds, desc="compare", file=sys.stderr, disable=options.quiet, unit="clip")
+    clips = verify.compare(found, expected, bar, options.max_new_tokens)
+    report = verify.Report(
+        package=found.name,
+        reference=expected.name,
+        weights=weights,
+        limits=verify.LIMITS.get(found.precision, verify.LIMITS["int8"]),
+        clips=tuple(clips),
+    )
+    try:
+        options.report.write_text(verify.report_to_json(report), encoding="utf-8")
+    except OSError as error:
+        raise ExportError(f"cannot write {options.report}: {error.strerror}") from error
+    print(verify.report_to_text(report))
+    if n_cut:
+        _say(f"note: of {n_cut} files only the first {longest:g} s were compared")
+    _say(f"all figures: {options.report}")
+    return 0 if report.passed else _OUTSIDE_LIMITS
 
 
 def _export(options: argparse.Namespace) -> int:

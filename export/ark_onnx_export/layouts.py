@@ -109,6 +109,7 @@ class _Native:
     def quantise(self, path: Path, progress: Progress) -> list[Matrix]:
         model = self._model
         assert model is not None
+        quantize.unfold_convolutions(model)
         matrices = [quantize.blocks8(model, n) for n in progress(quantize.matrix_nodes(model))]
         write.write_graph(model, path)
         return matrices
@@ -204,11 +205,8 @@ def describe_published(directory: Path, facts: Facts, checkpoint: Checkpoint) ->
 
 
 def _quantise_published(path: Path, progress: Progress) -> list[Matrix]:
-    source = path.with_suffix(".fp32.onnx")
     for _ in progress([path.name]):
-        path.rename(source)
-        published.quantize(source, path)
-        source.unlink()
+        published.quantize(path)
     return []
 
 

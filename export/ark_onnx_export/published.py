@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import onnx
+import onnx_ir as ir
 import torch
 from torch import Tensor, nn
 
@@ -28,6 +28,7 @@ from .modeling.published import PublishedDecoder
 
 OPSET = 17
 CAPACITY = 2048  # positions of the cache
+_ONE_FILE_BYTES = 1_900_000_000  # a graph file with its weights inside cannot reach 2 GiB
 _ENCODER_FRAMES, _DECODER_POSITIONS = 300, 8  # sizes of the examples that are traced
 
 
@@ -127,12 +128,36 @@ def delta_names(n_layers: int) -> list[str]:
     return [f"{part}_delta_{i}" for i in range(n_layers) for part in ("key", "value")]
 
 
-def quantize(source: Path, target: Path) -> None:
-    """Upstream's recipe: ``quantize_dynamic`` with unsigned 8-bit weights, per channel."""
+def quantize(path: Path) -> None:
+    """Upstream's recipe in place: ``quantize_dynamic``, unsigned 8-bit weights, per channel."""
     from onnxruntime.quantization import QuantType, quantize_dynamic  # pyright: ignore
 
+    scratch = _scratch(path)
+    for file in filter(Path.exists, (path, _data_file(path))):
+        file.rename(scratch / file.name)
+    source = scratch / path.name
+    n_bytes = sum(file.stat().st_size for file in scratch.iterdir()) // 4
     with _quiet():
-        quantize_dynamic(source, target, weight_type=QuantType.QUInt8, per_channel=True)
+        quantize_dynamic(
+            source,
+            path,
+            weight_type=QuantType.QUInt8,
+            per_channel=True,
+            use_external_data_format=n_bytes > _ONE_FILE_BYTES,
+        )
+    shutil.rmtree(scratch)
+
+
+def _scratch(path: Path) -> Path:
+    """A folder for what a graph is made from."""
+    folder = path.parent / f".{path.stem}"
+    folder.mkdir()
+    return folder
+
+
+def _data_file(path: Path) -> Path:
+    """Where the weights lie that do not fit into a graph file."""
+    return path.with_name(path.name + ".data")
 
 
 def write_metadata(
@@ -200,28 +225,40 @@ def _trace(
     path: Path,
 ) -> None:
     """Trace with upstream's exporter and opset, then state the shapes of the outputs."""
-    module = module.float()  # reads the weights: this tracer writes down numbers
     axes = {name: dict(dims) for name, dims in inputs.items()}
     for name, shape in outputs.items():
         axes[name] = {i: dim for i, dim in enumerate(shape) if isinstance(dim, str)}
-    with _quiet():
+    scratch = _scratch(path)  # beyond 2 GB every weight becomes a file
+    with _quiet(), _in_fp32(module):
         torch.onnx.export(
             module.eval(),
             example,
-            path,
+            str(scratch / path.name),
             dynamo=False,
             opset_version=OPSET,
             input_names=list(inputs),
             output_names=list(outputs),
             dynamic_axes=axes,
         )
-    model = onnx.load(str(path), load_external_data=False)
-    for output in model.graph.output:
-        dims = output.type.tensor_type.shape.dim
-        for dim, size in zip(dims, outputs[output.name], strict=True):
-            if isinstance(size, int):
-                dim.dim_value = size
-    onnx.save(model, str(path))
+    model = ir.load(scratch / path.name)
+    for output in model.graph.outputs:
+        assert output.name is not None
+        output.shape = ir.Shape(outputs[output.name])
+    large = sum(t.nbytes for v in model.graph.initializers.values() if (t := v.const_value))
+    ir.save(model, path, external_data=_data_file(path).name if large > _ONE_FILE_BYTES else None)
+    shutil.rmtree(scratch)
+
+
+@contextlib.contextmanager
+def _in_fp32(module: nn.Module) -> Iterator[None]:
+    """This tracer writes numbers down: give it fp32 weights, and take them away again."""
+    stored = {name: p.data for name, p in module.named_parameters()}
+    module.float()
+    try:
+        yield
+    finally:
+        for name, parameter in module.named_parameters():
+            parameter.data = stored[name]
 
 
 @contextlib.contextmanager

@@ -48,7 +48,7 @@ def blocks8(model: ir.Model, node: ir.Node) -> Matrix:
 
     Weights are symmetric in blocks along the input axis, each block and output column with its
     own scale; activations are scaled per row and block at run time, so that neither an outlier
-    channel nor a loud frame sets the scale of the rest. Convolutions and norms stay fp32.
+    channel nor a loud frame sets the scale of the rest. Norms and biases stay fp32.
     """
     value = _weight(node)
     assert value is not None and value.const_value is not None and value.name is not None
@@ -83,6 +83,67 @@ def blocks8(model: ir.Model, node: ir.Node) -> Matrix:
     norm = float(np.linalg.norm(weight))
     error = float(np.linalg.norm(restored - weight)) / norm if norm else 0.0
     return Matrix(value.name, (n_in, n_out), block, error)
+
+
+def unfold_convolutions(model: ir.Model) -> None:
+    """Write each one-dimensional ``Conv`` (kernel 3, padding 1) as a product with a matrix.
+
+    ``[1, C, T]`` becomes the three shifted copies that the kernel sees, side by side, times
+    ``[3 C, outputs]``: the same sums, in a form that blocks of 8 bits can store.
+    """
+    for node in [n for n in model.graph if n.op_type == "Conv"]:
+        _unfold(model, node)
+
+
+def _unfold(model: ir.Model, node: ir.Node) -> None:
+    x, kernel, bias = node.inputs
+    (stride,) = node.attributes["strides"].as_ints()
+    assert x is not None and kernel is not None and bias is not None
+    assert kernel.name is not None and kernel.const_value is not None
+    assert list(node.attributes["pads"].as_ints()) == [1, 1]
+    n_out, n_in, width = (int(n) for n in kernel.const_value.shape)
+    assert width == 3
+    stored = kernel.const_value
+
+    def constant(name: str, numbers: list[int]) -> ir.Value:
+        return _initializer(model, f"{node.name}_{name}", np.array(numbers, np.int64))
+
+    del model.graph.initializers[kernel.name]
+    matrix = ir.Value(
+        name=kernel.name,
+        const_value=ir.LazyTensor(
+            lambda: ir.tensor(stored.numpy().transpose(2, 1, 0).reshape(width * n_in, n_out)),
+            dtype=ir.DataType.FLOAT,
+            shape=ir.Shape((width * n_in, n_out)),
+            name=kernel.name,
+        ),
+        type=ir.TensorType(ir.DataType.FLOAT),
+        shape=ir.Shape((width * n_in, n_out)),
+    )
+    model.graph.register_initializer(matrix)
+    axis, step = constant("axis", [2]), constant("step", [stride])
+    padded = ir.node("Pad", [x, constant("pads", [0, 0, 1, 0, 0, 1])])
+    # Ends 2, 1 and 0 before the last: each tap gets ceil(T / stride) frames.
+    ends = (-2, -1, np.iinfo(np.int64).max)
+    taps = [
+        ir.node("Slice", [padded.outputs[0], constant(f"tap{i}", [i]),
+                          constant(f"end{i}", [end]), axis, step])
+        for i, end in enumerate(ends)
+    ]  # fmt: skip
+    seen = ir.node("Concat", [tap.outputs[0] for tap in taps], {"axis": 1})
+    rows = ir.node("Transpose", seen.outputs, {"perm": [0, 2, 1]})
+    name = kernel.name.removesuffix(".weight")
+    product = ir.node("MatMul", [rows.outputs[0], matrix], name=name)
+    shifted = ir.node("Add", [product.outputs[0], bias])
+    back = ir.node(
+        "Transpose", shifted.outputs, {"perm": [0, 2, 1]},
+        outputs=[ir.Value(name=node.outputs[0].name, type=node.outputs[0].type,
+                          shape=node.outputs[0].shape)],
+    )  # fmt: skip
+    new = [padded, *taps, seen, rows, product, shifted, back]
+    ir.convenience.replace_nodes_and_values(
+        model.graph, node, [node], new, node.outputs, back.outputs
+    )
 
 
 def block_size(n_in: int) -> int:

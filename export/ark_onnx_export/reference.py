@@ -30,16 +30,25 @@ class Reference:
         return float(self.logits[step, self.token_ids[step]] - self.logits[step, rival])
 
 
-@torch.inference_mode()
 def transcribe(network: Network, tokens: Tokens, waveform: F32, max_new_tokens: int) -> Reference:
     """Token ids for a waveform ``[n]``, 16 kHz; the same rules as the runtime, written anew."""
-    config = network.tower.config
-    mel = torch.from_numpy(log_mel(waveform, config.n_mels))
-    audio_embeds = network.tower(mel)
-    ids = [*tokens.prefix, *[tokens.audio] * audio_embeds.shape[1], *tokens.suffix]
-    embeds = network.embed(ids)
-    embeds[len(tokens.prefix) : len(tokens.prefix) + audio_embeds.shape[1]] = audio_embeds[0]
-    blocked = _blocked(tokens, network.table.shape[0])
+    mel = log_mel(waveform, network.tower.config.n_mels)
+    return decode(network, tokens, encode(network, mel), max_new_tokens)
+
+
+@torch.inference_mode()
+def encode(network: Network, mel: F32) -> F32:
+    """``audio_embeds [1, N, H]`` of ``log_mel [1, n_mels, T]``."""
+    return network.tower(torch.from_numpy(mel)).numpy()
+
+
+@torch.inference_mode()
+def decode(network: Network, tokens: Tokens, audio_embeds: F32, max_new_tokens: int) -> Reference:
+    """Greedy tokens for the audio rows ``[1, N, H]``."""
+    n_audio = audio_embeds.shape[1]
+    embeds = network.embed([*tokens.prefix, *[tokens.audio] * n_audio, *tokens.suffix])
+    embeds[len(tokens.prefix) : len(tokens.prefix) + n_audio] = torch.from_numpy(audio_embeds[0])
+    mask = torch.from_numpy(blocked(tokens, network.table.shape[0]))
     past = network.decoder.empty_past()
     x, prompt = embeds[None], embeds[None].numpy().copy()
     chosen: list[int] = []
@@ -47,7 +56,7 @@ def transcribe(network: Network, tokens: Tokens, waveform: F32, max_new_tokens: 
     while True:
         logits, past = network.decoder(x, *lengths(past[0][0].shape[2] + x.shape[1]), past)
         rows.append(logits[0, 0].numpy())
-        chosen.append(int(logits[0, 0].masked_fill(blocked, -torch.inf).argmax()))
+        chosen.append(int(logits[0, 0].masked_fill(mask, -torch.inf).argmax()))
         if chosen[-1] in tokens.stop or len(chosen) == max_new_tokens:
             return Reference(tuple(chosen), np.stack(rows), prompt)
         x = network.embed(chosen[-1:])[None]
@@ -61,11 +70,11 @@ def lengths(total: int, batch: int = 1) -> tuple[Tensor, Tensor]:
     )
 
 
-def _blocked(tokens: Tokens, vocab_size: int) -> Tensor:
-    ids = torch.arange(vocab_size)
-    blocked = ids >= tokens.block_from_id
+def blocked(tokens: Tokens, vocab_size: int) -> npt.NDArray[np.bool_]:
+    """Which of the ids ``[vocab_size]`` may never be chosen."""
+    ids = np.arange(vocab_size)
+    closed = ids >= tokens.block_from_id
     for first, last in tokens.blocked:
-        blocked |= (ids >= first) & (ids <= last)
-    for eos in tokens.eos:
-        blocked &= ids != eos
-    return blocked
+        closed |= (ids >= first) & (ids <= last)
+    closed[list(tokens.eos)] = False
+    return closed

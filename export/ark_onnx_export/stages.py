@@ -42,7 +42,12 @@ class Meter:
     def table(self) -> str:
         """The stages for a terminal."""
         lines = [f"{'stage':44} {'seconds':>8} {'peak MB':>8}"]
-        lines += [f"{s.label:44} {s.seconds:8.1f} {s.peak_bytes / 1e6:8.0f}" for s in self.stages]
+        seconds = sum(stage.seconds for stage in self.stages)
+        peak = max((stage.peak_bytes for stage in self.stages), default=0)
+        lines += [
+            f"{s.label:44} {s.seconds:8.1f} {s.peak_bytes / 1e6:8.0f}"
+            for s in (*self.stages, Stage("all", seconds, peak))
+        ]
         return "\n".join(lines)
 
 

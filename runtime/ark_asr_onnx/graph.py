@@ -25,6 +25,10 @@ _ORT_ERRORS: tuple[type[Exception], ...] = tuple(
     for item in cast("dict[str, object]", vars(ort.capi.onnxruntime_pybind11_state)).values()
     if isinstance(item, type) and issubclass(item, Exception)
 )
+_LINK_REMEDY = (
+    "its weights are a symbolic link: link the whole folder instead of single files, or upgrade "
+    "onnxruntime if the folder is Hugging Face's cache"
+)
 _MAX_DEFAULT_THREADS = 8  # decoding is limited by memory, more threads only wait
 
 
@@ -56,9 +60,12 @@ class Graph:
                 str(path), options, providers=["CPUExecutionProvider"]
             )
         except _ORT_ERRORS as error:
+            # Links are followed only to the folder where the graph itself really lies, and by
+            # 1.24.1 not at all.
+            remedy = _LINK_REMEDY if "escapes model directory" in str(error) else REMEDY
             raise PackageError(
                 f"{path}: onnxruntime {ort.__version__} cannot open this graph ({_first(error)}); "
-                f"{REMEDY}"
+                f"{remedy}"
             ) from error
         self.path = path
         self.inputs = {i.name: tuple(i.shape) for i in self._session.get_inputs()}

@@ -37,7 +37,11 @@ def load(
 
 
 class Transcriber:
-    """A loaded model. Safe to use from several threads at once."""
+    """A loaded model. Safe to use from several threads at once.
+
+    ``manifest``, ``model`` (its three callables) and ``text`` (its tokenizer) are for tools that
+    look at one stage; transcribing needs none of them.
+    """
 
     def __init__(self, package: Package, threads: int) -> None:
         if threads < 1:
@@ -50,8 +54,8 @@ class Transcriber:
             )
         require_onnxruntime(manifest.min_onnxruntime)
         self.manifest = manifest
-        self._text = Text(package.path(contract.TOKENIZER_FILE).parent)
-        self._model = LAYOUTS[manifest.layout](package, threads)
+        self.text = Text(package.path(contract.TOKENIZER_FILE).parent)
+        self.model = LAYOUTS[manifest.layout](package, threads)
 
     def transcribe(
         self,
@@ -87,17 +91,17 @@ class Transcriber:
         clock.lap("read")
         log_mel = mel.log_mel(waveform, sizes.n_mels)
         clock.lap("features")
-        audio_embeds = self._model.encode_audio(log_mel)
+        audio_embeds = self.model.encode_audio(log_mel)
         clock.lap("encode")
-        inputs_embeds = prompt.splice(tokens, audio_embeds, self._model.embed)
+        inputs_embeds = prompt.splice(tokens, audio_embeds, self.model.embed)
         # The last token is not fed back, so it needs no position.
-        n_prompt, capacity = inputs_embeds.shape[1], self._model.decoder.capacity
+        n_prompt, capacity = inputs_embeds.shape[1], self.model.decoder.capacity
         n_tokens = max(1, min(options.max_new_tokens, capacity - n_prompt + 1))
-        decoding = self._model.decoder.start(1, n_prompt + n_tokens - 1)
+        decoding = self.model.decoder.start(1, n_prompt + n_tokens - 1)
         mask = greedy.token_mask(tokens, sizes.n_logits, options.block_from_id)
         chosen: list[greedy.Token] = []
         for token in greedy.decode(
-            decoding, inputs_embeds, self._model.embed, tokens, mask, n_tokens
+            decoding, inputs_embeds, self.model.embed, tokens, mask, n_tokens
         ):
             if not chosen:
                 clock.lap("prefill")
@@ -116,8 +120,8 @@ class Transcriber:
         return Segment(
             start=start,
             end=end,
-            text=clean(self._text.decode(spoken)),
-            raw_text=self._text.decode(ids),
+            text=clean(self.text.decode(spoken)),
+            raw_text=self.text.decode(ids),
             token_ids=ids,
             logprobs=tuple(token.logprob for token in chosen),
             finish_reason=finish_reason,
