@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import onnxruntime
 import pytest
 
 import ark_asr_onnx
@@ -103,6 +104,20 @@ def test_a_package_of_symbolic_links_opens(package: Path, tmp_path: Path) -> Non
         blob = path.rename(blobs / file_sha256(path))
         (snapshot / path.name).symlink_to(Path("../../blobs") / blob.name)
     ark_asr_onnx.load(snapshot, threads=1, verify=True)
+
+
+@pytest.mark.skipif(
+    tuple(map(int, onnxruntime.__version__.split(".")[:2])) < (1, 24),
+    reason="this onnxruntime follows every link",
+)
+def test_links_that_onnxruntime_does_not_follow_come_with_advice(
+    package: Path, tmp_path: Path
+) -> None:
+    for path in package.glob("*.data"):
+        moved = path.rename(tmp_path / f"moved {path.name}")
+        path.symlink_to(moved)
+    with pytest.raises(PackageError, match="weights are a symbolic link: link the whole folder"):
+        ark_asr_onnx.load(package, threads=1)
 
 
 # Files that are not as they were -----------------------------------------------------------------

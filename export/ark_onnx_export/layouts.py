@@ -10,6 +10,7 @@ from typing import Any, cast
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
+import onnxruntime as ort
 from torch import Tensor
 
 from ark_asr_onnx import contract
@@ -22,6 +23,7 @@ from .quantize import Matrix
 from .reference import Reference, lengths
 
 F32 = npt.NDArray[np.float32]
+Open = ort.InferenceSession
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +33,7 @@ class GraphPlan:
     file: str
     trace: Callable[[Path], None]  # writes the fp32 graph
     quantise: Callable[[Path, Progress], list[Matrix]]  # replaces it by the INT8 one
-    compare: Callable[[Path, Progress], Parity]  # against torch
+    compare: Callable[[Open, Progress], Parity]  # the graph, opened, against torch
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,12 +69,12 @@ def native_plans(
     def weights(name: str) -> Tensor:
         return graph_weight(checkpoint, network, name, n_logits)
 
-    def compare_audio(path: Path, progress: Progress) -> Parity:
-        run = _function(path, contract.LOG_MEL)
+    def compare_audio(graph: Open, progress: Progress) -> Parity:
+        run = _function(graph, contract.LOG_MEL)
         return parity.compare(mels, network.tower, run, progress)
 
-    def compare_decoder(path: Path, progress: Progress) -> Parity:
-        return parity.compare_decoder(network, _native_run(network, path), references, progress)
+    def compare_decoder(graph: Open, progress: Progress) -> Parity:
+        return parity.compare_decoder(network, _native_run(network, graph), references, progress)
 
     audio, decoder = _Native(), _Native()
     return [
@@ -115,8 +117,7 @@ class _Native:
         return matrices
 
 
-def _native_run(network: Network, path: Path) -> DecoderRun:
-    graph = parity.session(path)
+def _native_run(network: Network, graph: Open) -> DecoderRun:
     names = contract.past_names(network.decoder.config.n_layers)
     empty = [t.numpy() for pair in network.decoder.empty_past() for t in pair]
 
@@ -164,15 +165,15 @@ def published_plans(
     generator = np.random.default_rng(0)
     merged = [generator.standard_normal((1, n, width), np.float32) for n in (1, 2, 7, 75)]
 
-    def compare_encoder(path: Path, progress: Progress) -> Parity:
-        return parity.compare(mels, tower.encode, _function(path, "audios"), progress)
+    def compare_encoder(graph: Open, progress: Progress) -> Parity:
+        return parity.compare(mels, tower.encode, _function(graph, "audios"), progress)
 
-    def compare_adapter(path: Path, progress: Progress) -> Parity:
-        run = _function(path, "merged_audio_features")
+    def compare_adapter(graph: Open, progress: Progress) -> Parity:
+        run = _function(graph, "merged_audio_features")
         return parity.compare(merged, tower.adapt, run, progress)
 
-    def compare_decoder(path: Path, progress: Progress) -> Parity:
-        run = _published_run(network, path, capacity)
+    def compare_decoder(graph: Open, progress: Progress) -> Parity:
+        run = _published_run(network, graph, capacity)
         return parity.compare_decoder(network, run, references, progress)
 
     return [
@@ -210,8 +211,7 @@ def _quantise_published(path: Path, progress: Progress) -> list[Matrix]:
     return []
 
 
-def _published_run(network: Network, path: Path, capacity: int) -> DecoderRun:
-    graph = parity.session(path)
+def _published_run(network: Network, graph: Open, capacity: int) -> DecoderRun:
     config = network.decoder.config
     names = published.cache_names(config.n_layers)
     shape = (1, capacity, config.n_kv_heads, config.head_dim)
@@ -235,9 +235,8 @@ def _published_run(network: Network, path: Path, capacity: int) -> DecoderRun:
     return run
 
 
-def _function(path: Path, name: str) -> Callable[[F32], F32]:
+def _function(graph: Open, name: str) -> Callable[[F32], F32]:
     """A graph with one input and one output as a function."""
-    graph = parity.session(path)
     return lambda array: cast("Any", graph.run(None, {name: array})[0])
 
 

@@ -45,9 +45,14 @@ class Parity:
         return {name: round(float(getattr(self, name)), 9) for name in self.__slots__}
 
 
-def session(path: Path) -> ort.InferenceSession:
-    """A graph on the CPU."""
+def session(path: Path, *, prepack: bool = True) -> ort.InferenceSession:
+    """A graph on the CPU.
+
+    Without ``prepack`` its weights stay in the file, mapped: large fp32 graphs fit into little
+    memory, at some cost of speed. 8-bit products need it to compute as they do at run time.
+    """
     options = cast("Any", ort.SessionOptions())
+    options.add_session_config_entry("session.disable_prepacking", str(int(not prepack)))
     options.log_severity_level = 4  # failures are exceptions
     return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 

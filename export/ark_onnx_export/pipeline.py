@@ -129,7 +129,8 @@ def _make_graph(work: _Work, plan: GraphPlan) -> None:
 def _compare(work: _Work, plan: GraphPlan, what: str) -> Parity:
     """Compare a written graph with torch and note the figures."""
     progress = _labelled(work, f"compare {plan.file} {what}")
-    found = plan.compare(work.directory / plan.file, progress)
+    graph = parity.session(work.directory / plan.file, prepack=what == "int8")
+    found = plan.compare(graph, progress)
     work.figures[f"torch to {what}, {plan.file}"] = found
     return found
 

@@ -244,6 +244,11 @@ def _trace(
     for output in model.graph.outputs:
         assert output.name is not None
         output.shape = ir.Shape(outputs[output.name])
+    for node in model.graph:  # constants too have become files, and saving leaves those alone
+        value = node.attributes.get("value")
+        if node.op_type == "Constant" and value is not None:
+            numbers = value.as_tensor().numpy().copy()
+            node.attributes["value"] = ir.AttrTensor("value", ir.tensor(numbers))
     large = sum(t.nbytes for v in model.graph.initializers.values() if (t := v.const_value))
     ir.save(model, path, external_data=_data_file(path).name if large > _ONE_FILE_BYTES else None)
     shutil.rmtree(scratch)

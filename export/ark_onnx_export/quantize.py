@@ -6,6 +6,7 @@ Graphs are ``onnx_ir`` models, edited in place.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 import numpy.typing as npt
@@ -101,7 +102,7 @@ def _unfold(model: ir.Model, node: ir.Node) -> None:
     assert x is not None and kernel is not None and bias is not None
     assert kernel.name is not None and kernel.const_value is not None
     assert list(node.attributes["pads"].as_ints()) == [1, 1]
-    n_out, n_in, width = (int(n) for n in kernel.const_value.shape)
+    n_out, n_in, width = cast("tuple[int, ...]", tuple(kernel.const_value.shape))
     assert width == 3
     stored = kernel.const_value
 
