@@ -98,10 +98,12 @@ def test_contract_and_errors_need_only_the_standard_library() -> None:
 def test_the_exporter_takes_little_from_the_runtime() -> None:
     allowed = {"contract", "errors", "mel", "audio", "text", "vocabulary"}
     for path in EXPORT.rglob("*.py"):
+        # Running a package stage by stage needs the splice; the rest is public.
+        extra = {"prompt"} if path.name == "engines.py" else set[str]()
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("ark_asr_onnx"):
                 parts = (node.module or "").split(".")[1:] or [alias.name for alias in node.names]
-                assert set(parts) <= allowed, path
+                assert set(parts) <= allowed | extra, path
 
 
 def loaded_by(code: str) -> set[str]:

@@ -13,7 +13,7 @@ from ark_asr_onnx.audio import read
 from ark_asr_onnx.errors import ArkError, ExportError
 
 _EXTRA = ("torch", "onnx", "onnx_ir", "onnxscript", "safetensors", "tqdm", "librosa")
-_OUTSIDE_LIMITS = 3  # exit status of a comparison that found too much
+_OUTSIDE_LIMITS, _INTERRUPTED = 3, 130  # exit status
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -42,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     except KeyboardInterrupt:
         _say("interrupted; nothing was written")
-        return 130
+        return _INTERRUPTED
 
 
 def _export_parser() -> argparse.ArgumentParser:
@@ -140,36 +140,56 @@ def _verify(options: argparse.Namespace) -> int:
     from tqdm import tqdm
 
     from . import verify
-    from .engines import Engine, PackageEngine, TorchEngine
+    from .engines import PackageEngine
 
+    _check_paths(options)
     found = PackageEngine(options.package)
-    expected: Engine
     if options.ckpt:
-        expected = TorchEngine(options.ckpt, found.instruction)
-        weights = verify.weights_origin(found, expected.checkpoint)
+        from .oracle import TorchEngine
+
+        expected = TorchEngine(options.ckpt, found.manifest.provenance.instruction)
+        weights = expected.origin(found.manifest.provenance)
     else:
-        expected = PackageEngine(options.against)
-        weights = "two packages were compared"
-    longest = min(found.max_seconds, expected.max_seconds)
-    sounds, n_cut = verify.read_sounds(options.audio, longest)
-    bar = tqdm(sounds, desc="compare", file=sys.stderr, disable=options.quiet, unit="clip")
-    clips = verify.compare(found, expected, bar, options.max_new_tokens)
+        expected, weights = PackageEngine(options.against), "two packages were compared"
+    paths = tqdm(options.audio, desc="compare", file=sys.stderr, disable=options.quiet, unit="clip")
+    results: list[verify.Clip | verify.Failure] = []
+    interrupted = False
+    try:
+        results.extend(verify.compare(found, expected, paths, options.max_new_tokens))
+    except KeyboardInterrupt:
+        if not results:
+            raise
+        interrupted = True
     report = verify.Report(
         package=found.name,
         reference=expected.name,
         weights=weights,
-        limits=verify.LIMITS.get(found.precision, verify.LIMITS["int8"]),
-        clips=tuple(clips),
+        limits=verify.limits(found.precision, expected.precision),
+        clips=tuple(r for r in results if isinstance(r, verify.Clip)),
+        failures=tuple(r for r in results if isinstance(r, verify.Failure)),
     )
+    print(verify.report_to_text(report))
     try:
         options.report.write_text(verify.report_to_json(report), encoding="utf-8")
     except OSError as error:
         raise ExportError(f"cannot write {options.report}: {error.strerror}") from error
-    print(verify.report_to_text(report))
-    if n_cut:
-        _say(f"note: of {n_cut} files only the first {longest:g} s were compared")
-    _say(f"all figures: {options.report}")
+    _say(f"all figures, tokens and texts: {options.report}")
+    if interrupted:
+        _say(f"interrupted after {len(results)} of {len(options.audio)} files")
+        return _INTERRUPTED
     return 0 if report.passed else _OUTSIDE_LIMITS
+
+
+def _check_paths(options: argparse.Namespace) -> None:
+    """Find mistyped names before models are opened."""
+    for folder in filter(None, (options.package, options.ckpt, options.against)):
+        if not folder.is_dir():
+            raise ExportError(f"folder {folder} does not exist")
+    for path in options.audio:
+        if not path.is_file():
+            raise ExportError(f"{path}: no such file")
+    if not options.report.absolute().parent.is_dir():
+        raise ExportError(f"cannot write {options.report}: its folder does not exist")
 
 
 def _export(options: argparse.Namespace) -> int:

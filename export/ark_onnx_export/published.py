@@ -256,7 +256,10 @@ def _trace(
 
 @contextlib.contextmanager
 def _in_fp32(module: nn.Module) -> Iterator[None]:
-    """This tracer writes numbers down: give it fp32 weights, and take them away again."""
+    """This tracer writes numbers down: give it fp32 weights, and take them away again.
+
+    Buffers, the RoPE tables, are fp32 anyway.
+    """
     stored = {name: p.data for name, p in module.named_parameters()}
     module.float()
     try:

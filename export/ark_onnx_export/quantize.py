@@ -101,13 +101,17 @@ def _unfold(model: ir.Model, node: ir.Node) -> None:
     (stride,) = node.attributes["strides"].as_ints()
     assert x is not None and kernel is not None and bias is not None
     assert kernel.name is not None and kernel.const_value is not None
-    assert list(node.attributes["pads"].as_ints()) == [1, 1]
+    assert [list(node.attributes[name].as_ints()) for name in ("pads", "dilations")] == [
+        [1, 1],
+        [1],
+    ]
+    assert node.attributes["group"].as_int() == 1
     n_out, n_in, width = cast("tuple[int, ...]", tuple(kernel.const_value.shape))
     assert width == 3
     stored = kernel.const_value
 
     def constant(name: str, numbers: list[int]) -> ir.Value:
-        return _initializer(model, f"{node.name}_{name}", np.array(numbers, np.int64))
+        return _initializer(model, f"{kernel.name}_{name}", np.array(numbers, np.int64))
 
     del model.graph.initializers[kernel.name]
     matrix = ir.Value(

@@ -13,6 +13,7 @@ from ark_asr_onnx.contract import Tokens
 from ark_asr_onnx.mel import log_mel
 
 from .checkpoint import Network
+from .mask import blocked
 
 F32 = npt.NDArray[np.float32]
 
@@ -68,13 +69,3 @@ def lengths(total: int, batch: int = 1) -> tuple[Tensor, Tensor]:
         torch.full((batch,), total - 1, dtype=torch.int32),
         torch.tensor(total, dtype=torch.int32),
     )
-
-
-def blocked(tokens: Tokens, vocab_size: int) -> npt.NDArray[np.bool_]:
-    """Which of the ids ``[vocab_size]`` may never be chosen."""
-    ids = np.arange(vocab_size)
-    closed = ids >= tokens.block_from_id
-    for first, last in tokens.blocked:
-        closed |= (ids >= first) & (ids <= last)
-    closed[list(tokens.eos)] = False
-    return closed

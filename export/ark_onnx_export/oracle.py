@@ -1,0 +1,67 @@
+"""The checkpoint itself, in torch and fp32: what a package is compared with.
+
+Nothing of the runtime computes here: log-mel comes from ``torch.stft`` and librosa's filters.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import librosa
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from ark_asr_onnx.contract import Provenance, file_sha256
+from ark_asr_onnx.text import clean
+
+from . import reference
+from .checkpoint import load_network, open_checkpoint, open_text
+from .engines import Decoded
+
+F32 = npt.NDArray[np.float32]
+
+
+class TorchEngine:
+    """A checkpoint folder as an :class:`engines.Engine`."""
+
+    precision = "fp32"
+
+    def __init__(self, directory: Path, instruction: str) -> None:
+        self._checkpoint = open_checkpoint(directory)
+        self._text, self.tokens = open_text(self._checkpoint, instruction)
+        config = self._checkpoint.config
+        self.name = f"{directory} (torch fp32)"
+        self.max_seconds = config.audio.max_frames / 100
+        self.positions = config.decoder.max_positions
+        self._network = load_network(self._checkpoint, self.positions)
+
+    def log_mel(self, waveform: F32) -> F32:
+        """See :class:`engines.Engine`."""
+        window = torch.hann_window(400)
+        spectrum = torch.stft(
+            torch.from_numpy(waveform), 400, 160, window=window, return_complex=True
+        )
+        n_mels = self._checkpoint.config.audio.n_mels
+        filters = torch.from_numpy(librosa.filters.mel(sr=16000, n_fft=400, n_mels=n_mels))
+        power = filters @ spectrum[:, :-1].abs().square()
+        log_power = power.clamp(min=1e-10).log10()
+        return ((log_power.clamp(min=log_power.max() - 8) + 4) / 4).numpy()[None]
+
+    def encode(self, log_mel: F32) -> F32:
+        """See :class:`engines.Engine`."""
+        return reference.encode(self._network, log_mel)
+
+    def decode(self, waveform: F32, audio_embeds: F32, max_new_tokens: int) -> Decoded:  # noqa: ARG002
+        """See :class:`engines.Engine`."""
+        found = reference.decode(self._network, self.tokens, audio_embeds, max_new_tokens)
+        spoken = [i for i in found.token_ids if i not in self.tokens.stop]
+        return Decoded(found.token_ids, found.logits, clean(self._text.decode(spoken)))
+
+    def origin(self, provenance: Provenance) -> str:
+        """Whether a package says that it was made from these files."""
+        if not provenance.source_sha256:
+            return "the package does not say which files it was made from"
+        ours = {path.name: file_sha256(path) for path in self._checkpoint.files}
+        which = "these" if provenance.source_sha256 == ours else "OTHER"
+        return f"the package was made from {which} files, by names and checksums in its manifest"
