@@ -14,6 +14,7 @@ import soundfile
 
 torch = pytest.importorskip("torch")
 
+import torch  # noqa: E402
 from make_checkpoint import make_checkpoint  # noqa: E402
 from safetensors.torch import load_file, save_file  # noqa: E402
 
@@ -364,3 +365,11 @@ def test_missing_torch_names_the_extra(
     monkeypatch.setitem(__import__("sys").modules, "tqdm", None)
     assert export(checkpoint)[0] == 2
     assert "pip install 'ark-asr-onnx[export]'" in capsys.readouterr().err
+
+
+def test_weights_that_were_paged_out_are_read_again(tiny_checkpoint: Path) -> None:
+    network = load_network(open_checkpoint(tiny_checkpoint), max_positions=64)
+    before = {name: p.clone() for name, p in network.decoder.named_parameters()}
+    network.page_out()
+    for name, parameter in network.decoder.named_parameters():
+        assert torch.equal(parameter, before[name]), name

@@ -5,7 +5,10 @@ Knows safetensors and tensor names; executes nothing that came with the checkpoi
 
 from __future__ import annotations
 
+import ctypes
 import json
+import mmap
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +30,7 @@ EMBEDDING = "model.embed_tokens.weight"
 HEAD = "lm_head.weight"
 UNUSED = "audio_encoder.whisper.embed_positions.weight"  # stored, but RoPE replaced it
 _DTYPES = ("BF16", "F16", "F32")
+_MADV_PAGEOUT = 21  # of linux/mman.h; loses nothing, unlike MADV_DONTNEED
 _INDEX = "model.safetensors.index.json"
 
 
@@ -67,6 +71,19 @@ class Network:
     def embed(self, ids: Sequence[int]) -> Tensor:
         """Rows ``[len(ids), hidden]`` of the table, fp32."""
         return self.table[list(ids)].float()
+
+    def page_out(self) -> None:
+        """Hand the memory of mapped weights back; they are read again when needed.
+
+        Where the system has no such call (only Linux has) they stay until memory gets scarce.
+        """
+        if sys.platform != "linux":
+            return
+        libc, page = ctypes.CDLL(None), mmap.PAGESIZE
+        for tensor in (*self.tower.parameters(), *self.decoder.parameters(), self.table):
+            first = tensor.data_ptr() // page * page
+            last = tensor.data_ptr() + tensor.nbytes
+            libc.madvise(ctypes.c_void_p(first), ctypes.c_size_t(last - first), _MADV_PAGEOUT)
 
 
 def open_checkpoint(directory: Path) -> Checkpoint:

@@ -23,7 +23,7 @@ from .quantize import Matrix
 from .reference import Reference, lengths
 
 F32 = npt.NDArray[np.float32]
-Open = ort.InferenceSession
+Open = Callable[[], ort.InferenceSession]  # opens the graph that was just written
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +33,7 @@ class GraphPlan:
     file: str
     trace: Callable[[Path], None]  # writes the fp32 graph
     quantise: Callable[[Path, Progress], list[Matrix]]  # replaces it by the INT8 one
-    compare: Callable[[Open, Progress], Parity]  # the graph, opened, against torch
+    compare: Callable[[Open, Progress], Parity]  # against torch
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,12 +69,14 @@ def native_plans(
     def weights(name: str) -> Tensor:
         return graph_weight(checkpoint, network, name, n_logits)
 
-    def compare_audio(graph: Open, progress: Progress) -> Parity:
-        run = _function(graph, contract.LOG_MEL)
+    def compare_audio(opened: Open, progress: Progress) -> Parity:
+        run = _function(opened(), contract.LOG_MEL)
         return parity.compare(mels, network.tower, run, progress)
 
-    def compare_decoder(graph: Open, progress: Progress) -> Parity:
-        return parity.compare_decoder(network, _native_run(network, graph), references, progress)
+    def compare_decoder(opened: Open, progress: Progress) -> Parity:
+        return parity.compare_decoder(
+            network, lambda: _native_run(network, opened()), references, progress
+        )
 
     audio, decoder = _Native(), _Native()
     return [
@@ -117,7 +119,7 @@ class _Native:
         return matrices
 
 
-def _native_run(network: Network, graph: Open) -> DecoderRun:
+def _native_run(network: Network, graph: ort.InferenceSession) -> DecoderRun:
     names = contract.past_names(network.decoder.config.n_layers)
     empty = [t.numpy() for pair in network.decoder.empty_past() for t in pair]
 
@@ -165,16 +167,17 @@ def published_plans(
     generator = np.random.default_rng(0)
     merged = [generator.standard_normal((1, n, width), np.float32) for n in (1, 2, 7, 75)]
 
-    def compare_encoder(graph: Open, progress: Progress) -> Parity:
-        return parity.compare(mels, tower.encode, _function(graph, "audios"), progress)
+    def compare_encoder(opened: Open, progress: Progress) -> Parity:
+        return parity.compare(mels, tower.encode, _function(opened(), "audios"), progress)
 
-    def compare_adapter(graph: Open, progress: Progress) -> Parity:
-        run = _function(graph, "merged_audio_features")
+    def compare_adapter(opened: Open, progress: Progress) -> Parity:
+        run = _function(opened(), "merged_audio_features")
         return parity.compare(merged, tower.adapt, run, progress)
 
-    def compare_decoder(graph: Open, progress: Progress) -> Parity:
-        run = _published_run(network, graph, capacity)
-        return parity.compare_decoder(network, run, references, progress)
+    def compare_decoder(opened: Open, progress: Progress) -> Parity:
+        return parity.compare_decoder(
+            network, lambda: _published_run(network, opened(), capacity), references, progress
+        )
 
     return [
         GraphPlan(
@@ -211,7 +214,7 @@ def _quantise_published(path: Path, progress: Progress) -> list[Matrix]:
     return []
 
 
-def _published_run(network: Network, graph: Open, capacity: int) -> DecoderRun:
+def _published_run(network: Network, graph: ort.InferenceSession, capacity: int) -> DecoderRun:
     config = network.decoder.config
     names = published.cache_names(config.n_layers)
     shape = (1, capacity, config.n_kv_heads, config.head_dim)
@@ -235,7 +238,7 @@ def _published_run(network: Network, graph: Open, capacity: int) -> DecoderRun:
     return run
 
 
-def _function(graph: Open, name: str) -> Callable[[F32], F32]:
+def _function(graph: ort.InferenceSession, name: str) -> Callable[[F32], F32]:
     """A graph with one input and one output as a function."""
     return lambda array: cast("Any", graph.run(None, {name: array})[0])
 

@@ -85,19 +85,25 @@ def mel_cases(n_mels: int, max_frames: int) -> list[F32]:
 
 def compare_decoder(
     network: Network,
-    run: DecoderRun,
+    opened: Callable[[], DecoderRun],
     references: Sequence[Reference],
     progress: Progress = iter,
 ) -> Parity:
-    """The decoder graph against torch: short prefills, then real prompts, teacher-forced."""
-    pairs: list[tuple[F32, F32]] = []
+    """The decoder graph against torch: short prefills, then real prompts, teacher-forced.
+
+    The graph is opened when torch is done, so that its weights are in memory once.
+    """
+    prefills: list[tuple[F32, F32]] = []
     generator = np.random.default_rng(0)
     with torch.inference_mode():
         for n in PREFILL_LENGTHS:
             ids = generator.integers(0, len(network.table), n).tolist()
             embeds, past = network.embed(ids)[None], network.decoder.empty_past()
             expected, _ = network.decoder(embeds, *lengths(n), past)
-            pairs.append((expected[:, 0].numpy(), run(embeds.numpy(), None)[0]))
+            prefills.append((embeds.numpy(), expected[:, 0].numpy()))
+    network.page_out()
+    run = opened()
+    pairs = [(expected, run(embeds, None)[0]) for embeds, expected in prefills]
     for reference in progress(references):
         logits, state = run(reference.inputs_embeds, None)
         rows = [logits]

@@ -89,6 +89,7 @@ def export(
         ]
         work = _Work(staging, references, precision, layout, track)
         for plan in chosen.plans(checkpoint, network, references, facts):
+            network.page_out()
             _make_graph(work, plan)
         write.write_embedding(network.table[: sizes.n_embeddings], staging, embedding)
         (staging / contract.TOKENIZER_FILE).write_text(text.to_json(), encoding="utf-8")
@@ -129,8 +130,8 @@ def _make_graph(work: _Work, plan: GraphPlan) -> None:
 def _compare(work: _Work, plan: GraphPlan, what: str) -> Parity:
     """Compare a written graph with torch and note the figures."""
     progress = _labelled(work, f"compare {plan.file} {what}")
-    graph = parity.session(work.directory / plan.file, prepack=what == "int8")
-    found = plan.compare(graph, progress)
+    path, prepack = work.directory / plan.file, what == "int8"
+    found = plan.compare(lambda: parity.session(path, prepack=prepack), progress)
     work.figures[f"torch to {what}, {plan.file}"] = found
     return found
 
