@@ -14,7 +14,6 @@ import soundfile
 
 torch = pytest.importorskip("torch")
 
-import torch  # noqa: E402
 from make_checkpoint import make_checkpoint  # noqa: E402
 from safetensors.torch import load_file, save_file  # noqa: E402
 
