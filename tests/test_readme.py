@@ -80,17 +80,6 @@ def test_documented_commands_work(example: Example, clone: Path) -> None:
         assert result.stdout == example.output
 
 
-@pytest.mark.parametrize(
-    "document", [*DOCUMENTS, "CONTRIBUTING.md", "runtime/PACKAGE.md", "export/MODEL.md"]
-)
-def test_links_within_the_repository_lead_somewhere(document: str) -> None:
-    text = (ROOT / document).read_text(encoding="utf-8")
-    for target in re.findall(r"\]\(([^)\s]+)\)", text):
-        path = target.partition("#")[0]
-        if path and "://" not in path:
-            assert ((ROOT / document).parent / path).exists(), target
-
-
 def test_the_check_script_runs_the_readmes_test_command() -> None:
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     assert any("-m pytest" in e.code and e.document == "README.md" for e in INSTALLING)
