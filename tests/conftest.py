@@ -6,6 +6,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -70,6 +71,25 @@ def demo_package_of_each_layout(request: pytest.FixtureRequest) -> Path:
     """The demo in both layouts; without torch in ours alone."""
     name = "demo_package" if request.param == "native" else "demo_published_package"
     return request.getfixturevalue(name)
+
+
+def babble() -> list[np.ndarray]:
+    """Three speech-like sounds of 0.5 s, 2.0 s and 5.03 s, always the same, 16 kHz.
+
+    A gliding voice with harmonics and syllables, over faint noise.
+    """
+    sounds: list[np.ndarray] = []
+    for seed, seconds in enumerate((0.5, 2.0, 5.03)):
+        time = np.arange(round(seconds * 16000)) / 16000
+        pitch = 110 + 40 * np.sin(4.4 * time + seed) + 25 * np.sin(14.45 * time)
+        phase = 2 * np.pi * np.cumsum(pitch) / 16000
+        formant = 900 + 600 * np.sin(11.94 * time)
+        voice = sum(
+            np.sin(k * phase) * np.exp(-(((k * pitch - formant) / 500) ** 2)) for k in range(1, 30)
+        )
+        noise = 0.003 * np.random.default_rng(seed).standard_normal(len(time))
+        sounds.append((0.2 * voice * np.clip(np.sin(19.5 * time), 0, 1) + noise).astype("f4"))
+    return sounds
 
 
 @dataclass(frozen=True)

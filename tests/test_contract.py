@@ -58,6 +58,7 @@ MANIFEST = Manifest(
         block_from_id=310,
     ),
     files={"audio.onnx": File(bytes=3, sha256="ab")},
+    degraded="",
     provenance=Provenance(
         exporter="ark-asr-onnx 0.1.0",
         tools={"onnx": "1.20.0"},
@@ -126,6 +127,7 @@ TEXT = """\
       "sha256": "ab"
     }
   },
+  "degraded": "",
   "provenance": {
     "exporter": "ark-asr-onnx 0.1.0",
     "tools": {

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ark_asr_onnx import DecodeError, open_package
+from ark_asr_onnx import DecodeError, PackageError, open_package
 from ark_asr_onnx.layouts import native
 from ark_asr_onnx.model import Model
 
@@ -48,16 +48,16 @@ def test_a_slot_can_be_used_again(model: Model) -> None:
 
 def test_a_full_cache_is_an_error(model: Model) -> None:
     part = prompts(model)[0]
-    decoding = model.decoder.start(1, 6)
+    decoding = model.decoder.start(1, 8)
     decoding.prefill(0, part)
     decoding.step(model.embed(np.array([3])))
-    with pytest.raises(DecodeError, match="cache of 6 positions is full"):
+    with pytest.raises(DecodeError, match="cache of 8 positions is full"):
         decoding.step(model.embed(np.array([3])))
 
 
 def test_a_prompt_longer_than_the_cache_is_an_error(model: Model) -> None:
-    with pytest.raises(DecodeError, match="prompt of 17 positions, the cache holds 6"):
-        model.decoder.start(1, 6).prefill(0, prompts(model)[1])
+    with pytest.raises(DecodeError, match="prompt of 19 positions, the cache holds 8"):
+        model.decoder.start(1, 8).prefill(0, prompts(model)[1])
 
 
 def test_more_positions_than_the_model_knows_are_refused(model: Model) -> None:
@@ -70,3 +70,35 @@ def test_a_step_before_the_prefill_is_refused(model: Model) -> None:
     decoding.prefill(0, prompts(model)[0])
     with pytest.raises(DecodeError, match="slot 1 has no prompt"):
         decoding.step(np.concatenate([model.embed(np.array([3]))] * 2))
+
+
+def test_a_prompt_after_the_cached_prefix_equals_the_whole_prompt(demo_package: Path) -> None:
+    package = open_package(demo_package)
+    with_prefix = native.build(package, 1)
+    tokens = package.manifest.tokens
+    ids = [*tokens.prefix, 3, 9, 27, *tokens.suffix]
+    whole = native.NativeDecoder(
+        with_prefix.decoder._graph,  # pyright: ignore[reportAttributeAccessIssue]
+        package.manifest.sizes,
+        np.zeros((1, 1, 0, 1), np.float32),  # no prefix
+    )
+    expected = whole.start(1, 40).prefill(0, with_prefix.embed(np.array(ids))).copy()
+    rest = with_prefix.embed(np.array(ids[with_prefix.n_cached :]))
+    found = with_prefix.decoder.start(1, 40).prefill(0, rest)
+    assert with_prefix.n_cached == len(tokens.prefix) == 2
+    # The prefix is fp32 there and has gone through INT8 here.
+    assert np.linalg.norm(found - expected) < 0.05 * np.linalg.norm(expected)
+    assert not np.array_equal(found, expected)
+
+
+@pytest.mark.parametrize("change", [b"more", None])
+def test_a_prefix_of_another_size_is_refused(
+    demo_package: Path, tmp_path: Path, change: bytes | None
+) -> None:
+    package = open_package(demo_package)
+    content = package.path("prefix_fp32.data").read_bytes()
+    path = tmp_path / "prefix_fp32.data"
+    path.write_bytes(content + change if change else content[:-4])
+    package.paths["prefix_fp32.data"] = path
+    with pytest.raises(PackageError, match=r"prefix_fp32\.data: 76[79] numbers, expected"):
+        native.build(package, 1)

@@ -19,12 +19,15 @@ from ark_asr_onnx.contract import MANIFEST_FILE, file_sha256
 from ark_asr_onnx.package import open_package
 
 FILES = [
+    "REPORT.md",
     "audio.onnx",
     "audio.onnx.data",
     "decoder.onnx",
     "decoder.onnx.data",
     "embedding_fp32.data",
     "embedding_fp32.onnx",
+    "prefix_fp32.data",
+    "report.json",
     "tokenizer.json",
 ]
 

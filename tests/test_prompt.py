@@ -72,3 +72,11 @@ def test_the_spliced_prompt_is_a_copy() -> None:
     audio_embeds = np.ones((1, 5, HIDDEN), np.float32)
     splice(TOKENS, audio_embeds, embed)[:] = 0
     assert (audio_embeds == 1).all()
+
+
+def test_cached_positions_are_left_out() -> None:
+    audio_embeds = np.ones((1, 3, HIDDEN), np.float32)
+    whole = splice(TOKENS, audio_embeds, embed)
+    for n_cached in range(len(TOKENS.prefix) + 1):
+        found = splice(TOKENS, audio_embeds, embed, n_cached)
+        np.testing.assert_array_equal(found, whole[:, n_cached:])

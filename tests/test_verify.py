@@ -142,7 +142,7 @@ def test_an_error_in_one_stage_is_found(
 
 def test_torch_and_package_compute_every_stage_by_themselves(samples: list[Sample]) -> None:
     package = PackageEngine(DEMO)
-    oracle = TorchEngine(DEMO / "checkpoint", package.manifest.provenance.instruction)
+    oracle = TorchEngine.open(DEMO / "checkpoint", package.manifest.provenance.instruction)
     waveform = read(samples[0].path)
     theirs, ours = oracle.log_mel(waveform), package.log_mel(waveform)
     np.testing.assert_allclose(theirs, ours, atol=1e-4)

@@ -72,6 +72,13 @@ class Network:
         """Rows ``[len(ids), hidden]`` of the table, fp32."""
         return self.table[list(ids)].float()
 
+    def prompt(self, tokens: Tokens, audio_embeds: Tensor) -> Tensor:
+        """``inputs_embeds [1, L, hidden]`` with the audio rows ``[1, N, hidden]`` in place."""
+        n_audio, n_before = audio_embeds.shape[1], len(tokens.prefix)
+        embeds = self.embed([*tokens.prefix, *[tokens.audio] * n_audio, *tokens.suffix])
+        embeds[n_before : n_before + n_audio] = audio_embeds[0]
+        return embeds[None]
+
     def page_out(self) -> None:
         """Hand the memory of mapped weights back; they are read again when needed.
 

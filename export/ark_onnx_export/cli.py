@@ -89,6 +89,11 @@ def _export_parser() -> argparse.ArgumentParser:
         metavar="AUDIO",
         help="also compare torch and the package on this audio (repeatable)",
     )
+    parser.add_argument(
+        "--allow-degraded",
+        action="store_true",
+        help="publish a package that is outside its limits; its manifest and its users are told",
+    )
     parser.add_argument("--quiet", action="store_true", help="no progress bars")
     parser.add_argument("--version", action="version", version=ark_asr_onnx.__version__)
     return parser  # fmt: skip
@@ -147,7 +152,7 @@ def _verify(options: argparse.Namespace) -> int:
     if options.ckpt:
         from .oracle import TorchEngine
 
-        expected = TorchEngine(options.ckpt, found.manifest.provenance.instruction)
+        expected = TorchEngine.open(options.ckpt, found.manifest.provenance.instruction)
         weights = expected.origin(found.manifest.provenance)
     else:
         expected, weights = PackageEngine(options.against), "two packages were compared"
@@ -214,7 +219,8 @@ def _export(options: argparse.Namespace) -> int:
         layout=options.layout,
         embedding=options.embedding,
         instruction=options.instruction or pipeline.INSTRUCTION,
-        probes=[read(path) for path in options.probe],
+        probes=[(str(path), read(path)) for path in options.probe],
+        allow_degraded=options.allow_degraded,
         progress=progress,
     )
     if not options.quiet:

@@ -34,6 +34,7 @@ class Engine(Protocol):
     tokens: Tokens
     max_seconds: float
     positions: int  # of one utterance, prompt and text
+    merge_factor: int  # encoder frames in one audio embedding
 
     def log_mel(self, waveform: F32) -> F32:
         """``[1, n_mels, T]`` of a waveform ``[n]`` at 16 kHz."""
@@ -59,6 +60,7 @@ class PackageEngine:
         self.precision = self.manifest.precision
         self.tokens = self.manifest.tokens
         self.max_seconds = self.manifest.sizes.max_seconds
+        self.merge_factor = self.manifest.sizes.merge_factor
         self.positions = self._model.decoder.capacity
 
     def log_mel(self, waveform: F32) -> F32:
@@ -83,8 +85,9 @@ class PackageEngine:
     def score(self, audio_embeds: F32, token_ids: Sequence[int]) -> F32:
         """Teacher-forced logits ``[n_tokens, n_logits]`` before each of the tokens."""
         model = self._model
-        inputs_embeds = prompt.splice(self.tokens, audio_embeds, model.embed)
-        decoding = model.decoder.start(1, inputs_embeds.shape[1] + len(token_ids) - 1)
+        inputs_embeds = prompt.splice(self.tokens, audio_embeds, model.embed, model.n_cached)
+        n_prompt = model.n_cached + inputs_embeds.shape[1]
+        decoding = model.decoder.start(1, n_prompt + len(token_ids) - 1)
         first = decoding.prefill(0, inputs_embeds).copy()
         steps = (decoding.step(model.embed(np.array([i])))[0].copy() for i in token_ids[:-1])
         return np.stack([first, *steps])

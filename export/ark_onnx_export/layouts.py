@@ -16,11 +16,12 @@ from torch import Tensor
 from ark_asr_onnx import contract
 from ark_asr_onnx.contract import File, Manifest, Provenance, Sizes, Tokens
 
-from . import parity, published, quantize, trace, write
+from . import parity, published, quantize, reference, trace, write
 from .checkpoint import Checkpoint, Network, graph_weight
 from .parity import DecoderRun, Parity, Progress
 from .quantize import Matrix
-from .reference import Reference, lengths
+from .reference import lengths
+from .verify import Led
 
 F32 = npt.NDArray[np.float32]
 Open = Callable[[], ort.InferenceSession]  # opens the graph that was just written
@@ -47,24 +48,27 @@ class Facts:
     tokens: Tokens
     provenance: Provenance
     files: dict[str, File]  # all but the manifest, hashed once
+    degraded: str = ""  # how it misses its limits
 
 
 @dataclass(frozen=True, slots=True)
 class Layout:
     """How one layout is written."""
 
-    plans: Callable[[Checkpoint, Network, Sequence[Reference], Facts], list[GraphPlan]]
+    plans: Callable[[Checkpoint, Network, Sequence[Led], Facts], list[GraphPlan]]
     describe: Callable[[Path, Facts, Checkpoint], None]
+    prefix: bool  # keys and values of the prompt's prefix are stored
 
 
 def native_plans(
-    checkpoint: Checkpoint, network: Network, references: Sequence[Reference], facts: Facts
+    checkpoint: Checkpoint, network: Network, leds: Sequence[Led], facts: Facts
 ) -> list[GraphPlan]:
     """Our layout: one audio graph, a decoder with a shared KV buffer."""
     config = network.tower.config
     n_logits = facts.sizes.n_logits
     decoder_config = replace(network.decoder.config, vocab_size=n_logits)
     mels = parity.mel_cases(config.n_mels, config.max_frames)
+    prefix = [t.numpy() for t in reference.prefix_caches(network, facts.tokens)]
 
     def weights(name: str) -> Tensor:
         return graph_weight(checkpoint, network, name, n_logits)
@@ -75,7 +79,12 @@ def native_plans(
 
     def compare_decoder(opened: Open, progress: Progress) -> Parity:
         return parity.compare_decoder(
-            network, lambda: _native_run(network, opened()), references, progress
+            network,
+            lambda: _native_run(network, opened()),
+            leds,
+            progress,
+            n_cached=len(facts.tokens.prefix),
+            cached=prefix,
         )
 
     audio, decoder = _Native(), _Native()
@@ -151,13 +160,14 @@ def describe_native(directory: Path, facts: Facts, _: Checkpoint) -> None:
         sizes=facts.sizes,
         tokens=facts.tokens,
         files=facts.files,
+        degraded=facts.degraded,
         provenance=facts.provenance,
     )
     write.write_manifest(manifest, directory)
 
 
 def published_plans(
-    _: Checkpoint, network: Network, references: Sequence[Reference], facts: Facts
+    _: Checkpoint, network: Network, leds: Sequence[Led], facts: Facts
 ) -> list[GraphPlan]:
     """Upstream's layout: encoder, adapter, decoder with a static cache."""
     tower, names = network.tower, published.Names.of(facts.precision)
@@ -176,7 +186,7 @@ def published_plans(
 
     def compare_decoder(opened: Open, progress: Progress) -> Parity:
         return parity.compare_decoder(
-            network, lambda: _published_run(network, opened(), capacity), references, progress
+            network, lambda: _published_run(network, opened(), capacity), leds, progress
         )
 
     return [
@@ -244,6 +254,6 @@ def _function(graph: ort.InferenceSession, name: str) -> Callable[[F32], F32]:
 
 
 LAYOUTS = {
-    "native": Layout(native_plans, describe_native),
-    "published": Layout(published_plans, describe_published),
+    "native": Layout(native_plans, describe_native, prefix=True),
+    "published": Layout(published_plans, describe_published, prefix=False),
 }

@@ -12,11 +12,11 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from ark_asr_onnx.contract import Provenance, file_sha256
-from ark_asr_onnx.text import clean
+from ark_asr_onnx.contract import Provenance, Tokens, file_sha256
+from ark_asr_onnx.text import Text, clean
 
 from . import reference
-from .checkpoint import load_network, open_checkpoint, open_text
+from .checkpoint import Checkpoint, Network, load_network, open_checkpoint, open_text
 from .engines import Decoded
 
 F32 = npt.NDArray[np.float32]
@@ -27,14 +27,24 @@ class TorchEngine:
 
     precision = "fp32"
 
-    def __init__(self, directory: Path, instruction: str) -> None:
-        self._checkpoint = open_checkpoint(directory)
-        self._text, self.tokens = open_text(self._checkpoint, instruction)
-        config = self._checkpoint.config
-        self.name = f"{directory} (torch fp32)"
+    def __init__(
+        self, checkpoint: Checkpoint, network: Network, text: Text, tokens: Tokens
+    ) -> None:
+        self._checkpoint, self._network, self._text = checkpoint, network, text
+        self.tokens = tokens
+        config = checkpoint.config
+        self.name = f"{checkpoint.directory} (torch fp32)"
         self.max_seconds = config.audio.max_frames / 100
-        self.positions = config.decoder.max_positions
-        self._network = load_network(self._checkpoint, self.positions)
+        self.merge_factor = config.audio.merge_factor
+        self.positions = network.decoder.max_positions
+
+    @classmethod
+    def open(cls, directory: Path, instruction: str) -> TorchEngine:
+        """Read a checkpoint folder."""
+        checkpoint = open_checkpoint(directory)
+        text, tokens = open_text(checkpoint, instruction)
+        network = load_network(checkpoint, checkpoint.config.decoder.max_positions)
+        return cls(checkpoint, network, text, tokens)
 
     def log_mel(self, waveform: F32) -> F32:
         """See :class:`engines.Engine`."""

@@ -20,15 +20,10 @@ F32 = npt.NDArray[np.float32]
 
 @dataclass(frozen=True, slots=True)
 class Reference:
-    """What torch chose, and how clear the choices were."""
+    """What torch chose, and from what."""
 
     token_ids: tuple[int, ...]  # the end-of-turn token included
     logits: F32  # [n_tokens, vocab], before masking
-    inputs_embeds: F32  # [1, L, hidden], the spliced prompt
-
-    def margin(self, step: int, rival: int) -> float:
-        """By how much torch preferred its token at a step over ``rival``."""
-        return float(self.logits[step, self.token_ids[step]] - self.logits[step, rival])
 
 
 def transcribe(network: Network, tokens: Tokens, waveform: F32, max_new_tokens: int) -> Reference:
@@ -46,12 +41,9 @@ def encode(network: Network, mel: F32) -> F32:
 @torch.inference_mode()
 def decode(network: Network, tokens: Tokens, audio_embeds: F32, max_new_tokens: int) -> Reference:
     """Greedy tokens for the audio rows ``[1, N, H]``."""
-    n_audio = audio_embeds.shape[1]
-    embeds = network.embed([*tokens.prefix, *[tokens.audio] * n_audio, *tokens.suffix])
-    embeds[len(tokens.prefix) : len(tokens.prefix) + n_audio] = torch.from_numpy(audio_embeds[0])
     mask = torch.from_numpy(blocked(tokens, network.table.shape[0]))
     past = network.decoder.empty_past()
-    x, prompt = embeds[None], embeds[None].numpy().copy()
+    x = network.prompt(tokens, torch.from_numpy(audio_embeds))
     chosen: list[int] = []
     rows: list[F32] = []
     while True:
@@ -59,8 +51,16 @@ def decode(network: Network, tokens: Tokens, audio_embeds: F32, max_new_tokens: 
         rows.append(logits[0, 0].numpy())
         chosen.append(int(logits[0, 0].masked_fill(mask, -torch.inf).argmax()))
         if chosen[-1] in tokens.stop or len(chosen) == max_new_tokens:
-            return Reference(tuple(chosen), np.stack(rows), prompt)
+            return Reference(tuple(chosen), np.stack(rows))
         x = network.embed(chosen[-1:])[None]
+
+
+@torch.inference_mode()
+def prefix_caches(network: Network, tokens: Tokens) -> list[Tensor]:
+    """Keys and values ``[1, n_kv_heads, P, head_dim]`` of the prompt's prefix, as past inputs."""
+    embeds = network.embed(tokens.prefix)[None]
+    _, past = network.decoder(embeds, *lengths(embeds.shape[1]), network.decoder.empty_past())
+    return [cache for pair in past for cache in pair]
 
 
 def lengths(total: int, batch: int = 1) -> tuple[Tensor, Tensor]:

@@ -14,10 +14,10 @@ import numpy.typing as npt
 
 from ark_asr_onnx import audio
 from ark_asr_onnx.contract import Tokens
-from ark_asr_onnx.errors import ArkError, ExportError
-from ark_asr_onnx.mel import SAMPLE_RATE
+from ark_asr_onnx.errors import ArkError, AudioError, ExportError
+from ark_asr_onnx.mel import HOP_LENGTH, MIN_SAMPLES, SAMPLE_RATE
 
-from .engines import Engine, PackageEngine
+from .engines import Decoded, Engine, PackageEngine
 from .mask import blocked
 
 F32 = npt.NDArray[np.float32]
@@ -176,53 +176,81 @@ def _attempt(
     try:
         longest = min(found.max_seconds, expected.max_seconds)
         waveform = audio.read(path, end_seconds=longest)
-        return _compare(found, expected, str(path), waveform, max_new_tokens)
+        n_tokens = min(max_new_tokens, room(found, waveform), room(expected, waveform))
+        led = lead(expected, str(path), waveform, n_tokens)
+        return judge(found, led, n_tokens)
     except ArkError as error:
         return Failure(str(path), str(error))
 
 
-def _compare(
-    found: PackageEngine, expected: Engine, name: str, waveform: F32, max_new_tokens: int
-) -> Clip:
-    found_mel = found.log_mel(waveform)  # first: it refuses what is too short
-    expected_mel = expected.log_mel(waveform)
-    _require_same_shape("log-mel", found_mel, expected_mel)
-    found_rows, expected_rows = found.encode(found_mel), expected.encode(expected_mel)
-    _require_same_shape("encoder", found_rows, expected_rows)
-    tokens = expected.tokens
-    n_prompt = len(tokens.prefix) + found_rows.shape[1] + len(tokens.suffix)
-    room = min(found.positions, expected.positions) - n_prompt + 1
-    if room < 1:
-        raise ExportError(f"a prompt of {n_prompt} positions does not fit; give shorter audio")
-    n_tokens = min(max_new_tokens, room)
-    theirs = expected.decode(waveform, expected_rows, n_tokens)
-    ours, package_text = found.transcribe(waveform, n_tokens)
-    ids, steps = theirs.token_ids, np.arange(len(theirs.token_ids))
-    logits = found.score(found_rows, ids)
+@dataclass(frozen=True, slots=True)
+class Led:
+    """What the reference made of one audio."""
+
+    name: str
+    waveform: F32
+    tokens: Tokens
+    log_mel: F32
+    audio_embeds: F32
+    decoded: Decoded
+
+
+def room(engine: Engine | PackageEngine, waveform: F32) -> int:
+    """Most tokens that an utterance can have; :class:`ExportError` if that is none."""
+    tokens, merge_factor = engine.tokens, engine.merge_factor
+    n_audio = max((len(waveform) // HOP_LENGTH + 1) // 2 // merge_factor, 1)
+    n_prompt = len(tokens.prefix) + n_audio + len(tokens.suffix)
+    if n_prompt > engine.positions:
+        raise ExportError(
+            f"a prompt of {n_prompt} positions does not fit into {engine.positions}; give shorter "
+            "audio"
+        )
+    return engine.positions - n_prompt + 1
+
+
+def lead(expected: Engine, name: str, waveform: F32, n_tokens: int) -> Led:
+    """Run the reference on a waveform ``[n]`` at 16 kHz."""
+    if len(waveform) < MIN_SAMPLES:
+        raise AudioError(f"{name}: audio is too short, {len(waveform)} samples at 16 kHz")
+    log_mel = expected.log_mel(waveform)
+    audio_embeds = expected.encode(log_mel)
+    decoded = expected.decode(waveform, audio_embeds, n_tokens)
+    return Led(name, waveform, expected.tokens, log_mel, audio_embeds, decoded)
+
+
+def judge(found: PackageEngine, led: Led, n_tokens: int) -> Clip:
+    """Run a package on the same waveform, and compare."""
+    log_mel = found.log_mel(led.waveform)
+    _require_same_shape("log-mel", log_mel, led.log_mel)
+    audio_embeds = found.encode(log_mel)
+    _require_same_shape("encoder", audio_embeds, led.audio_embeds)
+    ours, package_text = found.transcribe(led.waveform, n_tokens)
+    ids, steps = led.decoded.token_ids, np.arange(len(led.decoded.token_ids))
+    logits = found.score(audio_embeds, ids)
     # A pruned head scores fewer ids; those it lacks are never chosen.
-    width = min(logits.shape[1], theirs.logits.shape[1])
-    closed = blocked(tokens, width)
-    p, q = (_log_softmax(rows[:, :width], closed) for rows in (theirs.logits, logits))
+    width = min(logits.shape[1], led.decoded.logits.shape[1])
+    closed = blocked(led.tokens, width)
+    raw = led.decoded.logits[:, :width], logits[:, :width]
+    p, q = (_log_softmax(rows, closed) for rows in raw)
     choices = q.argmax(axis=1)
     lost = p[steps, ids] - p[steps, choices]
     diverges_at = _first_difference(ids, ours)
-    forced_at = _first_difference(ids, choices.tolist())
-    allowed = ~closed
+    finite = np.isfinite(q[:, ~closed]).all()
     return Clip(
-        audio=name,
-        seconds=len(waveform) / SAMPLE_RATE,
-        mel_error=float(np.abs(found_mel - expected_mel).max()),
-        encoder_error=_relative(expected_rows, found_rows),
-        first_logits_error=_relative(theirs.logits[0, :width][allowed], logits[0, :width][allowed]),
+        audio=led.name,
+        seconds=len(led.waveform) / SAMPLE_RATE,
+        mel_error=float(np.abs(log_mel - led.log_mel).max()),
+        encoder_error=_relative(led.audio_embeds, audio_embeds),
+        first_logits_error=_relative(*(rows[0, ~closed] for rows in raw)),
         dlogp=tuple((q[steps, ids] - p[steps, ids]).tolist()),
         same_choices=int((choices == ids).sum()),
-        worst_margin=float(np.max(lost)) if np.isfinite(q[:, allowed]).all() else math.nan,
+        worst_margin=float(np.max(lost)) if finite else math.nan,
         token_ids=ids,
-        text=theirs.text,
+        text=led.decoded.text,
         package_token_ids=ours,
         package_text=package_text,
         diverges_at=diverges_at,
-        explained=diverges_at == forced_at,
+        explained=diverges_at == _first_difference(ids, choices.tolist()),
     )
 
 
@@ -250,7 +278,13 @@ def require_same_prompt(found: Tokens, expected: Tokens) -> None:
 
 
 def report_to_json(report: Report) -> str:
-    """The whole report, UTF-8 unescaped; what is no number is ``null``."""
+    """The whole report, UTF-8 unescaped."""
+    record = report_to_record(report)
+    return json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def report_to_record(report: Report) -> dict[str, Any]:
+    """The whole report for JSON; what is no number is ``None``."""
     record = {
         "package": report.package,
         "reference": report.reference,
@@ -261,7 +295,7 @@ def report_to_json(report: Report) -> str:
         "clips": [asdict(clip) for clip in report.clips],
         "failures": [asdict(failure) for failure in report.failures],
     }
-    return json.dumps(_finite(record), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    return _finite(record)
 
 
 def report_to_text(report: Report) -> str:

@@ -6,7 +6,7 @@ import contextlib
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import onnx
@@ -66,6 +66,13 @@ def write_graph(model: ir.Model, path: Path) -> None:
         external_data=contract.external_data_file(path.name),
         size_threshold_bytes=_INLINE_BYTES,
     )
+
+
+def write_prefix(caches: Sequence[Tensor], directory: Path) -> None:
+    """Keys and values of the prompt's prefix: float32, layer by layer, key before value."""
+    with (directory / contract.PREFIX_FILE).open("wb") as stream:
+        for cache in caches:
+            stream.write(cache.numpy().astype("<f4").tobytes())
 
 
 def write_embedding(table: Tensor, directory: Path, dtype: str) -> None:

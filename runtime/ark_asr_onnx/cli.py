@@ -6,6 +6,7 @@ import argparse
 import json
 import os
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -137,9 +138,13 @@ def infer_main(script_dir: Path, argv: Sequence[str] | None = None) -> int:
 def _transcribe(arguments: argparse.Namespace) -> int:
     """Transcribe every file; one that fails is reported and does not stop the others."""
     model = _model(arguments)
-    transcriber = ark_asr_onnx.load(
-        model, threads=arguments.threads, local_files_only=arguments.local_files_only
-    )
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        transcriber = ark_asr_onnx.load(
+            model, threads=arguments.threads, local_files_only=arguments.local_files_only
+        )
+    for warning in caught:
+        print(f"warning: {warning.message}", file=sys.stderr)
     precision = transcriber.manifest.precision
     if arguments.precision not in (None, precision):
         raise PackageError(
@@ -212,6 +217,7 @@ def _inspect(arguments: argparse.Namespace) -> int:
         ("blocked ids", f"{n_blocked}, all from {tokens.block_from_id} up but end of turn"),
         ("stop ids", ", ".join(map(str, tokens.stop))),
         ("instruction", made.instruction),
+        ("quality", manifest.degraded or "within its limits"),
         ("made by", made.exporter),
         ("recipe", ", ".join(f"{k}: {v}" for k, v in made.recipe.items())),
         *((comparison, ", ".join(f"{k} {v:.3g}" for k, v in figures.items()))

@@ -23,6 +23,7 @@ MANIFEST_FILE = "ark_manifest.json"
 AUDIO_FILE = "audio.onnx"
 DECODER_FILE = "decoder.onnx"
 TOKENIZER_FILE = "tokenizer.json"
+PREFIX_FILE = "prefix_fp32.data"
 
 PRECISIONS = ("int8", "int4", "fp16", "fp32")
 EMBEDDINGS = ("fp32", "fp16")
@@ -127,6 +128,7 @@ class Manifest:
     sizes: Sizes
     tokens: Tokens
     files: dict[str, File]  # every file but the manifest itself
+    degraded: str  # why it was published outside its quality limits, "" if it is within them
     provenance: Provenance
 
 

@@ -14,7 +14,9 @@ class Decoding(Protocol):
     """Utterances being decoded together: owns their KV caches, and dies with them."""
 
     def prefill(self, slot: int, inputs_embeds: F32) -> F32:
-        """Read a prompt ``[1, L, H]`` into a slot; logits ``[V]`` of its last position.
+        """Read a prompt ``[1, L, H]``, without the ``n_cached`` positions before it, into a slot.
+
+        Gives the logits ``[V]`` of its last position.
 
         The result may be overwritten by the next call.
         """
@@ -42,7 +44,9 @@ class Decoder(Protocol):
         ...
 
     def start(self, slots: int, positions: int) -> Decoding:
-        """Empty caches for ``slots`` utterances of at most ``positions`` positions each."""
+        """Caches for ``slots`` utterances of at most ``positions`` positions each, cached ones
+        included.
+        """
         ...
 
 
@@ -53,3 +57,4 @@ class Model:
     encode_audio: Callable[[F32], F32]  # log_mel [1, n_mels, T] -> audio_embeds [1, N, H]
     embed: Callable[[I64], F32]  # ids [L] -> rows [1, L, H]
     decoder: Decoder
+    n_cached: int = 0  # prompt positions whose keys and values the decoder has from the package

@@ -18,11 +18,14 @@ def prompt_ids(tokens: Tokens, n_audio: int) -> I64:
     return np.array([*tokens.prefix, *[tokens.audio] * n_audio, *tokens.suffix], np.int64)
 
 
-def splice(tokens: Tokens, audio_embeds: F32, embed: Callable[[I64], F32]) -> F32:
+def splice(
+    tokens: Tokens, audio_embeds: F32, embed: Callable[[I64], F32], n_cached: int = 0
+) -> F32:
     """``inputs_embeds [1, L, H]``: embedded prompt with ``audio_embeds [1, N, H]`` in its place.
 
     Equals embedding all ids and overwriting the rows of ``<|audio|>``; the placeholder's own
-    row is never read.
+    row is never read. The first ``n_cached`` positions of the prefix are left out.
     """
-    prefix, suffix = (embed(np.array(part, np.int64)) for part in (tokens.prefix, tokens.suffix))
+    parts = (tokens.prefix[n_cached:], tokens.suffix)
+    prefix, suffix = (embed(np.array(part, np.int64)) for part in parts)
     return np.concatenate((prefix, audio_embeds, suffix), axis=1)

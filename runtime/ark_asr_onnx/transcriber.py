@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import time
+import warnings
 
 from . import audio, contract, greedy, mel, prompt
 from .audio import AudioSource
@@ -53,6 +54,12 @@ class Transcriber:
                 f"{', '.join(LAYOUTS)}; upgrade ark-asr-onnx"
             )
         require_onnxruntime(manifest.min_onnxruntime)
+        if manifest.degraded:
+            warnings.warn(
+                f"{package.directory}: this package is outside its quality limits: "
+                f"{manifest.degraded}",
+                stacklevel=3,
+            )
         self.manifest = manifest
         self.text = Text(package.path(contract.TOKENIZER_FILE).parent)
         self.model = LAYOUTS[manifest.layout](package, threads)
@@ -93,9 +100,10 @@ class Transcriber:
         clock.lap("features")
         audio_embeds = self.model.encode_audio(log_mel)
         clock.lap("encode")
-        inputs_embeds = prompt.splice(tokens, audio_embeds, self.model.embed)
+        inputs_embeds = prompt.splice(tokens, audio_embeds, self.model.embed, self.model.n_cached)
         # The last token is not fed back, so it needs no position.
-        n_prompt, capacity = inputs_embeds.shape[1], self.model.decoder.capacity
+        n_prompt = self.model.n_cached + inputs_embeds.shape[1]
+        capacity = self.model.decoder.capacity
         n_tokens = max(1, min(options.max_new_tokens, capacity - n_prompt + 1))
         decoding = self.model.decoder.start(1, n_prompt + n_tokens - 1)
         mask = greedy.token_mask(tokens, sizes.n_logits, options.block_from_id)

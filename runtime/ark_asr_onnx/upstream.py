@@ -90,6 +90,7 @@ def translate(root: Path, model_dir: Path) -> Upstream:
         ),
         tokens=tokens,
         files={},
+        degraded="",
         provenance=Provenance(
             exporter="upstream",
             tools={},

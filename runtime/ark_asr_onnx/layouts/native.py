@@ -21,14 +21,15 @@ from ..package import Package
 def build(package: Package, threads: int) -> Model:
     """Open the graphs of a native package."""
     sizes = package.manifest.sizes
-    for graph in (contract.AUDIO_FILE, contract.DECODER_FILE):
-        package.path(contract.external_data_file(graph))  # listed, so that it was checked
+    for name in (contract.AUDIO_FILE, contract.DECODER_FILE):
+        package.path(contract.external_data_file(name))  # listed, so that it was checked
     audio = Graph(package.path(contract.AUDIO_FILE), threads)
     audio.expect({contract.LOG_MEL: (1, sizes.n_mels, None)}, [contract.AUDIO_EMBEDS])
 
     def encode_audio(log_mel: F32) -> F32:
         return audio.run({contract.LOG_MEL: log_mel}, [contract.AUDIO_EMBEDS])[0]
 
+    graph, prefix = _open_decoder(package, threads), _read_prefix(package)
     return Model(
         encode_audio=encode_audio,
         embed=Embedding(
@@ -36,8 +37,46 @@ def build(package: Package, threads: int) -> Model:
             sizes.n_embeddings,
             sizes.hidden_size,
         ),
-        decoder=NativeDecoder(Graph(package.path(contract.DECODER_FILE), threads), sizes),
+        decoder=NativeDecoder(graph, sizes, prefix),
+        n_cached=prefix.shape[2],
     )
+
+
+def _open_decoder(package: Package, threads: int) -> Graph:
+    """The decoder graph, if it is as the manifest says."""
+    sizes = package.manifest.sizes
+    graph = Graph(package.path(contract.DECODER_FILE), threads)
+    cache = (None, sizes.n_kv_heads, None, sizes.head_dim)
+    graph.expect(
+        {
+            contract.INPUTS_EMBEDS: (None, None, sizes.hidden_size),
+            contract.SEQLENS_K: (None,),
+            contract.TOTAL_SEQUENCE_LENGTH: (),
+            **dict.fromkeys(contract.past_names(sizes.n_layers), cache),
+        },
+        [contract.LOGITS, *contract.present_names(sizes.n_layers)],
+    )
+    n_logits = graph.outputs[contract.LOGITS][-1]
+    if n_logits != sizes.n_logits:
+        raise PackageError(
+            f"{graph.path}: {n_logits} logits, the manifest says {sizes.n_logits}; "
+            f"{contract.REMEDY}"
+        )
+    return graph
+
+
+def _read_prefix(package: Package) -> F32:
+    """Keys and values ``[2 n_layers, n_kv_heads, P, head_dim]`` of the prompt's prefix."""
+    sizes, path = package.manifest.sizes, package.path(contract.PREFIX_FILE)
+    n_positions = len(package.manifest.tokens.prefix)
+    shape = (2 * sizes.n_layers, sizes.n_kv_heads, n_positions, sizes.head_dim)
+    numbers = np.fromfile(path, "<f4")
+    if numbers.size != np.prod(shape):
+        raise PackageError(
+            f"{path}: {numbers.size} numbers, expected {' x '.join(map(str, shape))}; "
+            f"{contract.REMEDY}"
+        )
+    return numbers.astype(np.float32, copy=False).reshape(shape)
 
 
 class NativeDecoder:
@@ -45,41 +84,25 @@ class NativeDecoder:
 
     max_slots = 64  # a step over more than that gains nothing on a CPU
 
-    def __init__(self, graph: Graph, sizes: Sizes) -> None:
-        cache = (None, sizes.n_kv_heads, None, sizes.head_dim)
-        graph.expect(
-            {
-                contract.INPUTS_EMBEDS: (None, None, sizes.hidden_size),
-                contract.SEQLENS_K: (None,),
-                contract.TOTAL_SEQUENCE_LENGTH: (),
-                **dict.fromkeys(contract.past_names(sizes.n_layers), cache),
-            },
-            [contract.LOGITS, *contract.present_names(sizes.n_layers)],
-        )
-        n_logits = graph.outputs[contract.LOGITS][-1]
-        if n_logits != sizes.n_logits:
-            raise PackageError(
-                f"{graph.path}: {n_logits} logits, the manifest says {sizes.n_logits}; "
-                f"{contract.REMEDY}"
-            )
-        self._graph, self._sizes = graph, sizes
+    def __init__(self, graph: Graph, sizes: Sizes, prefix: F32) -> None:
+        self._graph, self._sizes, self._prefix = graph, sizes, prefix
         self.capacity = sizes.max_positions
 
     def start(self, slots: int, positions: int) -> NativeDecoding:
-        """Empty caches; see :class:`ark_asr_onnx.model.Decoder`."""
-        return NativeDecoding(self._graph, self._sizes, slots, positions)
+        """See :class:`ark_asr_onnx.model.Decoder`."""
+        return NativeDecoding(self._graph, self._sizes, self._prefix, slots, positions)
 
 
 class NativeDecoding:
     """Caches ``[slots, n_kv_heads, positions, head_dim]`` for each layer, key and value."""
 
-    def __init__(self, graph: Graph, sizes: Sizes, slots: int, positions: int) -> None:
+    def __init__(self, graph: Graph, sizes: Sizes, prefix: F32, slots: int, positions: int) -> None:
         if not 0 < positions <= sizes.max_positions:
             raise DecodeError(
                 f"{positions} positions wanted, this model holds {sizes.max_positions}; "
                 "use shorter audio or a smaller max_new_tokens"
             )
-        self._graph, self._positions = graph, positions
+        self._graph, self._prefix, self._positions = graph, prefix, positions
         shape = (2 * sizes.n_layers, slots, sizes.n_kv_heads, positions, sizes.head_dim)
         self._cache = np.zeros(shape, np.float32)
         self._past = contract.past_names(sizes.n_layers)
@@ -93,12 +116,15 @@ class NativeDecoding:
 
     def prefill(self, slot: int, inputs_embeds: F32) -> F32:
         """See :class:`ark_asr_onnx.model.Decoding`."""
-        length = inputs_embeds.shape[1]
+        n_cached = self._prefix.shape[2]
+        length = n_cached + inputs_embeds.shape[1]
         if length > self._positions:
             raise DecodeError(f"prompt of {length} positions, the cache holds {self._positions}")
         part = slice(slot, slot + 1)
         call = self._bind(part)
         call.set(contract.INPUTS_EMBEDS, np.ascontiguousarray(inputs_embeds))
+        # fp32, from the export: what attends to the first token attends to the true one.
+        self._cache[:, slot, :, :n_cached] = self._prefix
         self._lengths[slot] = length
         self._seqlens[slot], self._total[...] = length - 1, length
         call()

@@ -1,0 +1,66 @@
+"""Does a package give the same tokens on a CPU without VNNI? The runtime under qemu's Haswell.
+
+    python benchmarks/haswell.py [--model models/demo] [--clips 10] [--cpu Haswell]
+
+Products of unsigned and signed bytes saturate on x86 with AVX2 and no VNNI, in some recipes. This
+transcribes real clips natively and under emulation and compares tokens and log-probabilities.
+Needs qemu-x86_64 (Debian: qemu-user) and an x86-64 machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def transcribe(prefix: list[str], model: Path, paths: list[Path]) -> list[dict[str, object]]:
+    """One JSON object a clip, from the runtime in a process of its own."""
+    command = [
+        *prefix, sys.executable, "-m", "ark_asr_onnx", "transcribe", "--model", str(model),
+        "--threads", "1", "--format", "json", *map(str, paths),
+    ]  # fmt: skip
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "runtime")}
+    start = time.perf_counter()
+    result = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
+    print(f"{' '.join(prefix) or 'native'}: {time.perf_counter() - start:.1f} s", flush=True)
+    return [json.loads(line)["segments"][0] for line in result.stdout.splitlines()]
+
+
+def main() -> int:
+    """Command line; exit status 1 when a token differs."""
+    parser = argparse.ArgumentParser(description="Native against emulated CPU.")
+    parser.add_argument("--model", type=Path, default=ROOT / "models" / "demo")
+    parser.add_argument("--clips", type=int, default=10)
+    parser.add_argument("--cpu", default="Haswell")
+    parser.add_argument("--speech", type=Path, default=ROOT.parent / "shared" / "speech")
+    options = parser.parse_args()
+    if not shutil.which("qemu-x86_64"):
+        raise SystemExit("qemu-x86_64 is missing: apt install qemu-user")
+    manifest = options.speech / "sentences" / "dev.jsonl"
+    rows = [json.loads(line) for line in manifest.read_text(encoding="utf-8").splitlines()]
+    step = len(rows) // options.clips
+    paths = [manifest.parent / row["audio"] for row in rows[::step][: options.clips]]
+    native = transcribe([], options.model, paths)
+    emulated = transcribe(["qemu-x86_64", "-cpu", options.cpu], options.model, paths)
+    same = sum(a["token_ids"] == b["token_ids"] for a, b in zip(native, emulated, strict=True))
+    n_tokens = sum(len(a["token_ids"]) for a in native)  # pyright: ignore[reportArgumentType]
+    worst = max(
+        abs(x - y)
+        for a, b in zip(native, emulated, strict=True)
+        for x, y in zip(a["logprobs"], b["logprobs"], strict=False)  # pyright: ignore
+    )
+    print(f"same tokens: {same} of {len(paths)} clips, {n_tokens} tokens; "
+          f"largest difference of a log-probability: {worst:.2e}")  # fmt: skip
+    return 0 if same == len(paths) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
