@@ -18,6 +18,8 @@ import sys
 import time
 from pathlib import Path
 
+from dev_clips import dev_clips
+
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -44,10 +46,7 @@ def main() -> int:
     options = parser.parse_args()
     if not shutil.which("qemu-x86_64"):
         raise SystemExit("qemu-x86_64 is missing: apt install qemu-user")
-    manifest = options.speech / "sentences" / "dev.jsonl"
-    rows = [json.loads(line) for line in manifest.read_text(encoding="utf-8").splitlines()]
-    step = len(rows) // options.clips
-    paths = [manifest.parent / row["audio"] for row in rows[::step][: options.clips]]
+    paths = dev_clips(options.speech, options.clips)
     native = transcribe([], options.model, paths)
     emulated = transcribe(["qemu-x86_64", "-cpu", options.cpu], options.model, paths)
     same = sum(a["token_ids"] == b["token_ids"] for a, b in zip(native, emulated, strict=True))

@@ -12,7 +12,6 @@ a row a thousand times louder (tests/test_quantize.py does that on every run).
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import tempfile
 from collections.abc import Callable
@@ -20,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+from dev_clips import dev_clips
 
 import ark_asr_onnx
 from ark_asr_onnx.audio import read
@@ -59,27 +59,24 @@ def main() -> int:
     parser.add_argument("--clips", type=int, default=10)
     parser.add_argument("--speech", type=Path, default=ROOT.parent / "shared" / "speech")
     options = parser.parse_args()
-    manifest = options.speech / "sentences" / "dev.jsonl"
-    rows = [json.loads(line) for line in manifest.read_text(encoding="utf-8").splitlines()]
-    step = len(rows) // options.clips
-    paths = [manifest.parent / row["audio"] for row in rows[::step][: options.clips]]
+    paths = dev_clips(options.speech, options.clips)
     with tempfile.TemporaryDirectory() as scratch:
         fp32_dir = pipeline.export(
             options.checkpoint, Path(scratch) / "fp32", precision="fp32"
         ).directory
         int8, fp32 = (ark_asr_onnx.load(folder) for folder in (options.model, fp32_dir))
+        speeches = [read(path) for path in paths]
+        clean = [[t.transcribe(x, RATE).text for t in (int8, fp32)] for x in speeches]
         print("| disturbance | place | INT8 text = fp32 text | INT8 text as without | fp32 too |")
         print("| --- | --- | --: | --: | --: |")
         for sound in SOUNDS:
             for place in ("before", "after"):
                 same = unchanged = unchanged_fp32 = 0
-                for path in paths:
-                    speech = read(path)
+                for speech, (clean_a, clean_b) in zip(speeches, clean, strict=True):
                     extra = sound(speech)
                     parts = [extra, speech] if place == "before" else [speech, extra]
                     disturbed = np.concatenate(parts)
                     a, b = (t.transcribe(disturbed, RATE).text for t in (int8, fp32))
-                    clean_a, clean_b = (t.transcribe(speech, RATE).text for t in (int8, fp32))
                     same += a == b
                     unchanged += a == clean_a
                     unchanged_fp32 += b == clean_b

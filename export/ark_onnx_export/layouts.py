@@ -16,7 +16,7 @@ from torch import Tensor
 from ark_asr_onnx import contract
 from ark_asr_onnx.contract import File, Manifest, Provenance, Sizes, Tokens
 
-from . import parity, published, quantize, reference, trace, write
+from . import parity, published, quantize, trace, write
 from .checkpoint import Checkpoint, Network, graph_weight
 from .parity import DecoderRun, Parity, Progress
 from .quantize import Matrix
@@ -55,20 +55,23 @@ class Facts:
 class Layout:
     """How one layout is written."""
 
-    plans: Callable[[Checkpoint, Network, Sequence[Led], Facts], list[GraphPlan]]
+    plans: Callable[[Checkpoint, Network, Sequence[Led], Facts, Sequence[Tensor]], list[GraphPlan]]
     describe: Callable[[Path, Facts, Checkpoint], None]
     prefix: bool  # keys and values of the prompt's prefix are stored
 
 
 def native_plans(
-    checkpoint: Checkpoint, network: Network, leds: Sequence[Led], facts: Facts
+    checkpoint: Checkpoint,
+    network: Network,
+    leds: Sequence[Led],
+    facts: Facts,
+    prefix: Sequence[Tensor],
 ) -> list[GraphPlan]:
     """Our layout: one audio graph, a decoder with a shared KV buffer."""
     config = network.tower.config
     n_logits = facts.sizes.n_logits
     decoder_config = replace(network.decoder.config, vocab_size=n_logits)
     mels = parity.mel_cases(config.n_mels, config.max_frames)
-    prefix = [t.numpy() for t in reference.prefix_caches(network, facts.tokens)]
 
     def weights(name: str) -> Tensor:
         return graph_weight(checkpoint, network, name, n_logits)
@@ -84,7 +87,7 @@ def native_plans(
             leds,
             progress,
             n_cached=len(facts.tokens.prefix),
-            cached=prefix,
+            cached=[cache.numpy() for cache in prefix],
         )
 
     audio, decoder = _Native(), _Native()
@@ -167,7 +170,7 @@ def describe_native(directory: Path, facts: Facts, _: Checkpoint) -> None:
 
 
 def published_plans(
-    _: Checkpoint, network: Network, leds: Sequence[Led], facts: Facts
+    _: Checkpoint, network: Network, leds: Sequence[Led], facts: Facts, __: Sequence[Tensor]
 ) -> list[GraphPlan]:
     """Upstream's layout: encoder, adapter, decoder with a static cache."""
     tower, names = network.tower, published.Names.of(facts.precision)

@@ -91,11 +91,12 @@ def export(
             for sound, waveform in track("torch reference", sounds)
         ]
         work = _Work(staging, leds, precision, layout, allow_degraded, track)
-        for plan in chosen.plans(checkpoint, network, leds, facts):
+        prefix = reference.prefix_caches(network, tokens) if chosen.prefix else []
+        for plan in chosen.plans(checkpoint, network, leds, facts, prefix):
             network.page_out()
             _make_graph(work, plan)
         if chosen.prefix:
-            write.write_prefix(reference.prefix_caches(network, tokens), staging)
+            write.write_prefix(prefix, staging)
         write.write_embedding(network.table[: sizes.n_embeddings], staging, embedding)
         (staging / contract.TOKENIZER_FILE).write_text(text.to_json(), encoding="utf-8")
         facts = replace(facts, files=write.list_files(staging))

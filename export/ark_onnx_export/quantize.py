@@ -114,18 +114,8 @@ def _unfold(model: ir.Model, node: ir.Node) -> None:
         return _initializer(model, f"{kernel.name}_{name}", np.array(numbers, np.int64))
 
     del model.graph.initializers[kernel.name]
-    matrix = ir.Value(
-        name=kernel.name,
-        const_value=ir.LazyTensor(
-            lambda: ir.tensor(stored.numpy().transpose(2, 1, 0).reshape(width * n_in, n_out)),
-            dtype=ir.DataType.FLOAT,
-            shape=ir.Shape((width * n_in, n_out)),
-            name=kernel.name,
-        ),
-        type=ir.TensorType(ir.DataType.FLOAT),
-        shape=ir.Shape((width * n_in, n_out)),
-    )
-    model.graph.register_initializer(matrix)
+    unfolded = stored.numpy().transpose(2, 1, 0).reshape(width * n_in, n_out)
+    matrix = _initializer(model, kernel.name, unfolded)
     axis, step = constant("axis", [2]), constant("step", [stride])
     padded = ir.node("Pad", [x, constant("pads", [0, 0, 1, 0, 0, 1])])
     # Ends 2, 1 and 0 before the last: each tap gets ceil(T / stride) frames.

@@ -113,11 +113,6 @@ def write_embedding(table: Tensor, directory: Path, dtype: str) -> None:
     onnx.save(model, str(directory / graph_file))
 
 
-def copy_file(source: Path, target: Path) -> None:
-    """Contents only, not permissions or times."""
-    shutil.copyfile(source, target)
-
-
 def list_files(directory: Path) -> dict[str, File]:
     """Size and checksum of every file in a folder."""
     return {

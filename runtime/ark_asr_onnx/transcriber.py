@@ -40,8 +40,8 @@ def load(
 class Transcriber:
     """A loaded model. Safe to use from several threads at once.
 
-    ``manifest``, ``model`` (its three callables) and ``text`` (its tokenizer) are for tools that
-    look at one stage; transcribing needs none of them.
+    ``manifest`` and ``model``, its three callables, are for tools that look at one stage;
+    transcribing needs neither.
     """
 
     def __init__(self, package: Package, threads: int) -> None:
@@ -61,7 +61,7 @@ class Transcriber:
                 stacklevel=3,
             )
         self.manifest = manifest
-        self.text = Text(package.path(contract.TOKENIZER_FILE).parent)
+        self._text = Text(package.path(contract.TOKENIZER_FILE).parent)
         self.model = LAYOUTS[manifest.layout](package, threads)
 
     def transcribe(
@@ -128,8 +128,8 @@ class Transcriber:
         return Segment(
             start=start,
             end=end,
-            text=clean(self.text.decode(spoken)),
-            raw_text=self.text.decode(ids),
+            text=clean(self._text.decode(spoken)),
+            raw_text=self._text.decode(ids),
             token_ids=ids,
             logprobs=tuple(token.logprob for token in chosen),
             finish_reason=finish_reason,
