@@ -1,10 +1,12 @@
 """How well does the demo understand unseen speakers, and what does INT8 cost?
 
-    python benchmarks/demo_wer.py --speech ../shared/speech [--out benchmarks/results/demo_wer.md]
+    python benchmarks/demo_wer.py --speech ../shared/speech [--model models/demo]
+        [--out benchmarks/results/demo_wer.md]
 
 Transcribes every dev clip three times: greedy torch on the checkpoint, an fp32 package that this
-script exports, and the shipped INT8 package. Reports word error rate per folder and how many clips
-have identical tokens. Needs the corpus folders described in models/demo/README.md.
+script exports, and the INT8 package. Reports word error rate per folder, how many clips have
+identical tokens, and how far INT8 moves the log-probability of torch's tokens. Exit status 3 when
+INT8 is outside its bars. Needs the corpus folders described in models/demo/README.md.
 """
 
 from __future__ import annotations
@@ -22,73 +24,87 @@ import onnxruntime
 import torch
 from tqdm import tqdm
 
-import ark_asr_onnx
 from ark_asr_onnx.audio import read
-from ark_asr_onnx.text import clean
-from ark_onnx_export import pipeline, reference
-from ark_onnx_export.checkpoint import load_network, open_checkpoint, open_text
+from ark_onnx_export import pipeline, verify
+from ark_onnx_export.engines import PackageEngine
+from ark_onnx_export.oracle import TorchEngine
 
 ROOT = Path(__file__).resolve().parent.parent
 DEMO = ROOT / "models" / "demo"
 FOLDERS = ("sentences", "digits", "words")
-ENGINES = ("torch", "fp32", "int8")
+ENGINES = ("fp32", "int8")
+MAX_TOKENS = 256
+# What INT8 may cost on each dev split: points of WER, mean |dlogp|, share of clips changed.
+MAX_WER, MAX_DLOGP, MIN_SAME = 0.2, 0.02, 0.99
 
 
 @dataclass(frozen=True)
 class Clip:
-    """A dev clip and what the three engines heard."""
+    """A dev clip, its words, and how each engine compares with torch on it."""
 
     audio: str
     source: str
     text: str
-    heard: dict[str, str]
-    tokens: dict[str, tuple[int, ...]]
+    judged: dict[str, verify.Clip]
+
+    def heard(self, engine: str) -> str:
+        """What torch, fp32 or int8 made of it."""
+        if engine == "torch":
+            return self.judged["int8"].text
+        return self.judged[engine].package_text
 
 
 def transcribe_folder(
-    speech: Path, folder: str, fp32: ark_asr_onnx.Transcriber, int8: ark_asr_onnx.Transcriber
+    speech: Path, folder: str, oracle: TorchEngine, packages: dict[str, PackageEngine]
 ) -> list[Clip]:
     """All dev clips of one folder through the three engines."""
-    checkpoint_dir = DEMO / "checkpoint"
-    checkpoint = open_checkpoint(checkpoint_dir)
-    network = load_network(checkpoint, int8.manifest.sizes.max_positions)
-    text, tokens = open_text(checkpoint, pipeline.INSTRUCTION)
     clips: list[Clip] = []
     manifest = (speech / folder / "dev.jsonl").read_text(encoding="utf-8")
     for line in tqdm(manifest.splitlines(), desc=folder, file=sys.stderr):
         row = json.loads(line)
         waveform = read(speech / folder / row["audio"])
-        ids = reference.transcribe(network, tokens, waveform, 256).token_ids
-        heard, chosen = {"torch": clean(text.decode(ids))}, {"torch": ids}
-        for engine, transcriber in (("fp32", fp32), ("int8", int8)):
-            transcript = transcriber.transcribe(waveform, 16000)
-            heard[engine], chosen[engine] = transcript.text, transcript.token_ids
-        clips.append(Clip(row["audio"], row["source"], row["text"], heard, chosen))
+        led = verify.lead(oracle, row["audio"], waveform, MAX_TOKENS)
+        judged = {e: verify.judge(package, led, MAX_TOKENS) for e, package in packages.items()}
+        clips.append(Clip(row["audio"], row["source"], row["text"], judged))
     return clips
 
 
-def wer(clips: list[Clip], engine: str) -> float:
-    """Word error rate in per cent."""
-    return 100 * jiwer.wer([c.text for c in clips], [c.heard[engine] for c in clips])
+def figures(clips: list[Clip]) -> dict[str, float]:
+    """Everything the table shows."""
+    texts = [clip.text for clip in clips]
+    found: dict[str, float] = {"clips": len(clips), "words": sum(len(t.split()) for t in texts)}
+    for engine in ("torch", *ENGINES):
+        found[f"wer_{engine}"] = 100 * jiwer.wer(texts, [clip.heard(engine) for clip in clips])
+    for engine in ENGINES:
+        totals = verify.Totals.of([clip.judged[engine] for clip in clips])
+        found[f"same_{engine}"] = totals.same_tokens
+        found[f"dlogp_{engine}"] = totals.mean_dlogp
+    return found
 
 
-def same(clips: list[Clip], engine: str) -> int:
-    """Clips whose tokens are torch's."""
-    return sum(c.tokens[engine] == c.tokens["torch"] for c in clips)
+def within_bars(found: dict[str, float]) -> bool:
+    """Whether INT8 costs no more than it may."""
+    return (
+        abs(found["wer_int8"] - found["wer_fp32"]) <= MAX_WER
+        and found["dlogp_int8"] <= MAX_DLOGP
+        and found["same_int8"] >= MIN_SAME * found["clips"]
+    )
 
 
-def table(groups: dict[str, list[Clip]]) -> str:
+def table(groups: dict[str, dict[str, float]]) -> str:
     """A markdown table, one row a folder."""
     lines = [
         "| dev split | clips | words | WER torch | WER fp32 | WER INT8 "
-        "| same tokens fp32 | same tokens INT8 |",
-        "| --- | --: | --: | --: | --: | --: | --: | --: |",
+        "| same tokens fp32 | same tokens INT8 | mean dlogp INT8 | bars |",
+        "| --- | --: | --: | --: | --: | --: | --: | --: | --: | --- |",
     ]
-    for name, clips in groups.items():
-        words = sum(len(c.text.split()) for c in clips)
-        rates = " | ".join(f"{wer(clips, engine):.2f} %" for engine in ENGINES)
-        counts = " | ".join(f"{same(clips, engine)}/{len(clips)}" for engine in ("fp32", "int8"))
-        lines.append(f"| {name} | {len(clips)} | {words} | {rates} | {counts} |")
+    for name, f in groups.items():
+        rates = " | ".join(f"{f[f'wer_{engine}']:.2f} %" for engine in ("torch", *ENGINES))
+        counts = " | ".join(f"{f[f'same_{engine}']}/{f['clips']}" for engine in ENGINES)
+        lines.append(
+            f"| {name} | {f['clips']} | {f['words']} | {rates} | {counts} "
+            f"| {f['dlogp_int8']:.4f} | {'held' if within_bars(f) else 'MISSED'} |"
+        )
     return "\n".join(lines)
 
 
@@ -96,44 +112,46 @@ def main() -> int:
     """Command line."""
     parser = argparse.ArgumentParser(description="Word error rate of the demo, torch to INT8.")
     parser.add_argument("--speech", type=Path, default=ROOT.parent / "shared" / "speech")
+    parser.add_argument("--model", type=Path, default=DEMO, help="INT8 package of the demo")
     parser.add_argument("--out", type=Path, help="also write the table to this file")
     parser.add_argument("--errors", action="store_true", help="list what INT8 got wrong")
     options = parser.parse_args()
     if not (options.speech / "sentences" / "dev.jsonl").is_file():
         print(f"error: {options.speech} holds no sentences/dev.jsonl", file=sys.stderr)
         return 1
-    int8 = ark_asr_onnx.load(DEMO)
+    oracle = TorchEngine.open(DEMO / "checkpoint", pipeline.INSTRUCTION)
+    int8 = PackageEngine(options.model)
     with tempfile.TemporaryDirectory() as scratch:
-        fp32_dir = Path(scratch) / "fp32"
-        pipeline.export(DEMO / "checkpoint", fp32_dir, precision="fp32")
-        fp32 = ark_asr_onnx.load(fp32_dir)
-        groups = {f: transcribe_folder(options.speech, f, fp32, int8) for f in FOLDERS}
-    for folder in ("digits",):
-        for source in sorted({c.source for c in groups[folder]}):
-            part = [c for c in groups[folder] if c.source == source]
-            groups[f"{folder}, {source} only"] = part
+        fp32 = pipeline.export(DEMO / "checkpoint", Path(scratch) / "fp32", precision="fp32")
+        packages = {"fp32": PackageEngine(fp32.directory), "int8": int8}
+        clips = {f: transcribe_folder(options.speech, f, oracle, packages) for f in FOLDERS}
+    groups = {folder: figures(some) for folder, some in clips.items()}
+    for source in sorted({clip.source for clip in clips["digits"]}):
+        part = [clip for clip in clips["digits"] if clip.source == source]
+        groups[f"digits, {source} only"] = figures(part)
     versions = (
         f"Python {platform.python_version()}, torch {torch.__version__}, onnxruntime "
         f"{onnxruntime.__version__}, {platform.machine()}; "
-        f"model.safetensors {int8.manifest.provenance.source_sha256['model.safetensors'][:16]}"
+        f"model.safetensors {int8.manifest.provenance.source_sha256['model.safetensors'][:16]}; "
+        f"{int8.manifest.provenance.recipe['matrices']}"
     )
-    report = f"{table(groups)}\n\n{versions}\n"
+    bars = (
+        f"Bars for INT8: WER within {MAX_WER} points of fp32, mean |dlogp| of torch's tokens at "
+        f"most {MAX_DLOGP}, the same tokens in at least {MIN_SAME:.0%} of the clips."
+    )
+    report = f"{table(groups)}\n\n{bars}\n\n{versions}\n"
     print(report)
     if options.errors:
-        for clip in (c for f in FOLDERS for c in groups[f] if c.heard["int8"] != c.text):
-            print(f"{clip.audio}: {clip.text!r} heard as {clip.heard['int8']!r}")
+        for clip in (clip for some in clips.values() for clip in some):
+            if clip.heard("int8") != clip.text:
+                print(f"{clip.audio}: {clip.text!r} heard as {clip.heard('int8')!r}")
     if options.out:
         command = "python benchmarks/demo_wer.py --out " + options.out.as_posix()
         head = "# Word error rate of the demo on unseen speakers\n\n`" + command + "`\n\n"
         options.out.parent.mkdir(parents=True, exist_ok=True)
         options.out.write_text(head + report, encoding="utf-8")
-    figures = {
-        name: {engine: round(wer(clips, engine), 3) for engine in ENGINES}
-        | {"clips": len(clips), "same_fp32": same(clips, "fp32"), "same_int8": same(clips, "int8")}
-        for name, clips in groups.items()
-    }
-    print(json.dumps(figures))
-    return 0
+    print(json.dumps({n: {k: round(v, 5) for k, v in f.items()} for n, f in groups.items()}))
+    return 0 if all(within_bars(groups[folder]) for folder in FOLDERS) else 3
 
 
 if __name__ == "__main__":

@@ -34,6 +34,7 @@ MANIFEST = Manifest(
     model_type="arkasr",
     precision="int8",
     embedding="fp32",
+    target="any",
     min_onnxruntime="1.22.0",
     sizes=Sizes(
         n_mels=80,
@@ -78,6 +79,7 @@ TEXT = """\
   "model_type": "arkasr",
   "precision": "int8",
   "embedding": "fp32",
+  "target": "any",
   "min_onnxruntime": "1.22.0",
   "sizes": {
     "n_mels": 80,

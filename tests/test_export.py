@@ -110,7 +110,7 @@ def test_the_manifest_records_how_close_the_graphs_are(tiny_package: Path) -> No
     assert made.parity["torch to fp32, decoder.onnx"]["max_error"] < 1e-4
     assert 0 < made.parity["torch to int8, audio.onnx"]["rms_relative"] < 0.1
     assert made.parity["torch to package"]["probes"] == 6
-    assert made.recipe["name"] == "blocks8"
+    assert made.recipe["name"] == "auto"
 
 
 def test_the_graphs_name_no_path_of_the_machine_that_made_them(tiny_package: Path) -> None:
@@ -350,6 +350,15 @@ def test_a_package_outside_its_limits_is_refused(
 ) -> None:
     worse(monkeypatch)
     with pytest.raises(ExportError, match=r"not published: .*largest margin lost is .*allowed 1"):
+        pipeline.export(tiny_checkpoint, tmp_path / "out", recipe="blocks8")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_budget_that_no_choice_of_recipes_keeps_is_refused(
+    tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(parity, "decoder_cost", lambda *_, **__: 0.5)
+    with pytest.raises(ExportError, match=r"decoder\.onnx: log-prob.* 0\.5 \(budget 0\.01\)"):
         pipeline.export(tiny_checkpoint, tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -103,6 +104,95 @@ def test_a_loud_row_does_not_change_a_quiet_one() -> None:
     np.testing.assert_array_equal(beside[[0, 2]], alone[[0, 2]])
 
 
+def graph_of(weight: np.ndarray, *, gelu: bool = False) -> Any:
+    """An fp32 graph with one product, after a GELU or not, as the exporter traces it."""
+    import onnx_ir as ir
+
+    value, name = helper.make_tensor_value_info, "layer.proj.weight"
+    nodes = [helper.make_node("MatMul", ["h" if gelu else "x", name], ["y"], name="layer.proj")]
+    if gelu:
+        nodes.insert(0, helper.make_node("Gelu", ["x"], ["h"], domain="com.microsoft"))
+    opsets = [helper.make_opsetid("", 21), helper.make_opsetid("com.microsoft", 1)]
+    graph = helper.make_graph(
+        nodes, "g", [value("x", TensorProto.FLOAT, [1, "rows", weight.shape[0]])],
+        [value("y", TensorProto.FLOAT, [1, "rows", weight.shape[1]])],
+        [numpy_helper.from_array(weight, name)],
+    )  # fmt: skip
+    return ir.serde.deserialize_model(helper.make_model(graph, opset_imports=opsets, ir_version=10))
+
+
+def opened(model: Any) -> Any:
+    import onnx_ir as ir
+
+    data = ir.serde.serialize_model(model).SerializeToString()
+    return onnxruntime.InferenceSession(data)
+
+
+@pytest.mark.parametrize("gelu", [False, True])
+@pytest.mark.parametrize("recipe", list(quantize.RECIPES))
+def test_a_recipe_computes_what_calibration_takes_it_to_compute(recipe: str, gelu: bool) -> None:
+    import torch
+    import torch.nn.functional as F
+
+    from ark_onnx_export.calibrate import product as simulated
+
+    weight, x = matrix(96, 40), matrix(23, 96, seed=1)
+    x[4] = 0
+    model = graph_of(weight, gelu=gelu)
+    (stored,) = quantize.quantise(model, lambda _: recipe)
+    rows = F.gelu(torch.from_numpy(x)) if gelu else torch.from_numpy(x)
+    exact = (rows @ torch.from_numpy(weight)).numpy()
+    expected = simulated(rows, torch.from_numpy(weight).T, recipe, after_gelu=gelu).numpy()
+    (found,) = opened(model).run(None, {"x": x[None]})
+    norm = np.linalg.norm(exact)
+    # Roundings at the very middle between two codes may fall either way.
+    assert np.linalg.norm(found[0] - expected) <= 2e-3 * norm
+    assert np.linalg.norm(found[0] - exact) <= (0.025 if recipe != "fp32" else 1e-6) * norm
+    assert not found[0, 4].any() or gelu
+    assert (stored.recipe, stored.shape) == (recipe, (96, 40))
+    assert (stored.error > 0) == (recipe != "fp32")
+
+
+@pytest.mark.parametrize("recipe", ["rows8", "rows7", "blocks8", "fine8"])
+def test_no_recipe_lets_a_loud_row_change_a_quiet_one(recipe: str) -> None:
+    model = graph_of(matrix(128, 48))
+    quantize.quantise(model, lambda _: recipe)
+    session = opened(model)
+    x = matrix(3, 128, seed=1)[None]
+    (alone,) = session.run(None, {"x": x})
+    x[0, 1] *= 1000
+    (beside,) = session.run(None, {"x": x})
+    np.testing.assert_array_equal(beside[0, [0, 2]], alone[0, [0, 2]])
+
+
+@pytest.mark.parametrize("recipe", ["rows7"])
+def test_the_codes_of_the_recipe_for_any_cpu_cannot_saturate_sixteen_bits(recipe: str) -> None:
+    model = graph_of(np.abs(matrix(64, 16)))
+    quantize.quantise(model, lambda _: recipe)
+    weights = {name: v.const_value.numpy() for name, v in model.graph.initializers.items()}
+    codes = weights["layer.proj.weight_q8"].astype(np.int64)
+    levels = quantize.LEVELS[recipe]
+    largest = 2 * levels.activations  # unsigned, so the middle is the zero point
+    assert weights[f"rows_zero{levels.activations}"] == levels.activations
+    assert np.abs(codes).max() == levels.weights
+    assert 2 * largest * levels.weights <= np.iinfo(np.int16).max
+
+
+def test_matrices_that_read_the_same_rows_share_their_codes() -> None:
+    import onnx_ir as ir
+
+    model = graph_of(matrix(64, 16))
+    first = next(iter(model.graph))
+    weight = quantize._initializer(model, "other.proj.weight", matrix(64, 8, seed=2))
+    second = ir.node("MatMul", [first.inputs[0], weight])
+    second.outputs[0].name = "z"
+    model.graph.insert_after(first, second)
+    quantize.quantise(model, lambda _: "rows7")
+    kinds = [node.op_type for node in model.graph]
+    assert kinds.count("QuantizeLinear") == 1
+    assert kinds.count("MatMulIntegerToFloat") == 2
+
+
 def test_a_linear_layer_that_is_no_matmul_is_refused_not_left_in_fp32() -> None:
     import onnx_ir as ir
 
@@ -118,19 +208,20 @@ def test_a_linear_layer_that_is_no_matmul_is_refused_not_left_in_fp32() -> None:
         quantize.matrix_nodes(model)
 
 
-def test_every_matrix_of_a_package_is_quantised(tiny_package: Any) -> None:
+def test_every_matrix_of_a_package_is_quantised(tiny_checkpoint: Path, tmp_path: Path) -> None:
     import onnx
 
+    from ark_onnx_export import pipeline
+
+    out = pipeline.export(tiny_checkpoint, tmp_path / "out", recipe="fine8").directory
     for name in ("audio.onnx", "decoder.onnx"):
-        graph = onnx.load(str(tiny_package / name), load_external_data=False).graph
+        graph = onnx.load(str(out / name), load_external_data=False).graph
         weights = {i.name: i for i in graph.initializer}
-        kinds = [n.op_type for n in graph.node]
-        assert kinds.count("MatMulNBits") >= 7
         for node in graph.node:
             if node.op_type in ("MatMul", "Gemm"):
                 assert not any(i in weights and len(weights[i].dims) == 2 for i in node.input)
-    recipe = ark_asr_onnx.load(tiny_package).manifest.provenance.recipe
-    assert "in blocks of 32" in recipe["matrices"]
+    recipe = ark_asr_onnx.load(out).manifest.provenance.recipe
+    assert "fp32" not in recipe["matrices"]
 
 
 def test_nan_anywhere_fails_the_comparison() -> None:

@@ -211,7 +211,7 @@ def test_log_probabilities_are_those_among_the_ids_that_may_be_chosen() -> None:
     logits[:, tokens.prefix[0]] = 50  # blocked, and by far the largest
     logits[:, 7] = 3
     closed = blocked(tokens, 545)
-    found = verify._log_softmax(logits, closed)
+    found = verify.log_softmax(logits, closed)
     assert found.argmax(axis=1).tolist() == [7, 7]
     n_open = int((~closed).sum())
     assert found[0, 7] == pytest.approx(3 - np.log(np.exp(3) + n_open - 1), abs=1e-5)

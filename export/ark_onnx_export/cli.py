@@ -12,7 +12,7 @@ import ark_asr_onnx
 from ark_asr_onnx.audio import read
 from ark_asr_onnx.errors import ArkError, ExportError
 
-_EXTRA = ("torch", "onnx", "onnx_ir", "onnxscript", "safetensors", "tqdm", "librosa")
+_EXTRA = ("torch", "onnx", "onnx_ir", "onnxscript", "safetensors", "tqdm", "librosa", "jiwer")
 _OUTSIDE_LIMITS, _INTERRUPTED = 3, 130  # exit status
 
 
@@ -77,6 +77,27 @@ def _export_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--precision", choices=("int8", "fp32"), default="int8")
     parser.add_argument(
+        "--recipe",
+        choices=("auto", "rows", "blocks8", "fine8", "dynamic"),
+        default="auto",
+        help="how INT8 stores the matrices (default: auto, for each what calibration shows)",
+    )
+    parser.add_argument(
+        "--target",
+        choices=("any", "vnni", "avx2", "arm64"),
+        default="any",
+        help="kind of CPU the package may count on (default: any, right everywhere)",
+    )
+    parser.add_argument(
+        "--calib",
+        type=Path,
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="AUDIO",
+        help="speech to calibrate on, 30 s of each at most (default: six built-in clips)",
+    )
+    parser.add_argument(
         "--instruction",
         metavar="TEXT",
         help="text between audio and answer (default: the trained wording)",
@@ -88,6 +109,12 @@ def _export_parser() -> argparse.ArgumentParser:
         default=[],
         metavar="AUDIO",
         help="also compare torch and the package on this audio (repeatable)",
+    )
+    parser.add_argument(
+        "--references",
+        type=Path,
+        metavar="JSONL",
+        help="words of probes (rows with audio and text): the report then has word error rates",
     )
     parser.add_argument(
         "--allow-degraded",
@@ -201,6 +228,7 @@ def _export(options: argparse.Namespace) -> int:
     from tqdm import tqdm
 
     from . import pipeline
+    from .probes import read_references
     from .stages import Meter
 
     meter = Meter()
@@ -220,6 +248,10 @@ def _export(options: argparse.Namespace) -> int:
         embedding=options.embedding,
         instruction=options.instruction or pipeline.INSTRUCTION,
         probes=[(str(path), read(path)) for path in options.probe],
+        references=read_references(options.references) if options.references else None,
+        recipe=options.recipe,
+        target=options.target,
+        calibration=[(str(path), read(path, end_seconds=30)) for path in options.calib],
         allow_degraded=options.allow_degraded,
         progress=progress,
     )

@@ -16,11 +16,12 @@ from torch import Tensor
 from ark_asr_onnx import contract
 from ark_asr_onnx.contract import File, Manifest, Provenance, Sizes, Tokens
 
-from . import parity, published, quantize, trace, write
+from . import dynamic, parity, published, quantize, trace, write
 from .checkpoint import Checkpoint, Network, graph_weight
 from .parity import DecoderRun, Parity, Progress
-from .quantize import Matrix
+from .quantize import Matrix, Recipes
 from .reference import lengths
+from .smoothing import Fold, Graph
 from .verify import Led
 
 F32 = npt.NDArray[np.float32]
@@ -33,8 +34,10 @@ class GraphPlan:
 
     file: str
     trace: Callable[[Path], None]  # writes the fp32 graph
-    quantise: Callable[[Path, Progress], list[Matrix]]  # replaces it by the INT8 one
+    quantise: Callable[[Path, Recipes, Progress], list[Matrix]]  # replaces it by the INT8 one
     compare: Callable[[Open, Progress], Parity]  # against torch
+    part: Graph | None = None  # what calibration calls it
+    cost: Callable[[Open], float] | None = None  # of INT8, in the unit of the part's budget
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +51,7 @@ class Facts:
     tokens: Tokens
     provenance: Provenance
     files: dict[str, File]  # all but the manifest, hashed once
+    target: str = "any"  # kind of CPU
     degraded: str = ""  # how it misses its limits
 
 
@@ -55,7 +59,9 @@ class Facts:
 class Layout:
     """How one layout is written."""
 
-    plans: Callable[[Checkpoint, Network, Sequence[Led], Facts, Sequence[Tensor]], list[GraphPlan]]
+    plans: Callable[
+        [Checkpoint, Network, Sequence[Led], Facts, Sequence[Tensor], Fold], list[GraphPlan]
+    ]
     describe: Callable[[Path, Facts, Checkpoint], None]
     prefix: bool  # keys and values of the prompt's prefix are stored
 
@@ -66,6 +72,7 @@ def native_plans(
     leds: Sequence[Led],
     facts: Facts,
     prefix: Sequence[Tensor],
+    fold: Fold,
 ) -> list[GraphPlan]:
     """Our layout: one audio graph, a decoder with a shared KV buffer."""
     config = network.tower.config
@@ -74,7 +81,7 @@ def native_plans(
     mels = parity.mel_cases(config.n_mels, config.max_frames)
 
     def weights(name: str) -> Tensor:
-        return graph_weight(checkpoint, network, name, n_logits)
+        return fold(name, graph_weight(checkpoint, network, name, n_logits))
 
     def compare_audio(opened: Open, progress: Progress) -> Parity:
         run = _function(opened(), contract.LOG_MEL)
@@ -86,10 +93,16 @@ def native_plans(
             lambda: _native_run(network, opened()),
             leds,
             progress,
-            n_cached=len(facts.tokens.prefix),
-            cached=[cache.numpy() for cache in prefix],
+            **known,
         )
 
+    def decoder_cost(opened: Open) -> float:
+        return parity.decoder_cost(network, _native_run(network, opened()), leds, **known)
+
+    known: Any = {
+        "n_cached": len(facts.tokens.prefix),
+        "cached": [cache.numpy() for cache in prefix],
+    }
     audio, decoder = _Native(), _Native()
     return [
         GraphPlan(
@@ -99,6 +112,8 @@ def native_plans(
             ),
             audio.quantise,
             compare_audio,
+            "audio",
+            lambda opened: parity.audio_cost(_function(opened(), contract.LOG_MEL), leds),
         ),
         GraphPlan(
             contract.DECODER_FILE,
@@ -108,6 +123,8 @@ def native_plans(
             ),
             decoder.quantise,
             compare_decoder,
+            "decoder",
+            decoder_cost,
         ),
     ]
 
@@ -122,11 +139,12 @@ class _Native:
         self._model = make()
         write.write_graph(self._model, path)
 
-    def quantise(self, path: Path, progress: Progress) -> list[Matrix]:
-        model = self._model
-        assert model is not None
+    def quantise(self, path: Path, recipes: Recipes, progress: Progress) -> list[Matrix]:
+        assert self._model is not None
+        model = self._model.clone()
         quantize.unfold_convolutions(model)
-        matrices = [quantize.blocks8(model, n) for n in progress(quantize.matrix_nodes(model))]
+        model, matrices = dynamic.quantise(model, recipes, path.parent)
+        matrices += quantize.quantise(model, recipes, progress)
         write.write_graph(model, path)
         return matrices
 
@@ -159,6 +177,7 @@ def describe_native(directory: Path, facts: Facts, _: Checkpoint) -> None:
         model_type="arkasr",
         precision=facts.precision,
         embedding=facts.embedding,
+        target=facts.target,
         min_onnxruntime=trace.MIN_ONNXRUNTIME,
         sizes=facts.sizes,
         tokens=facts.tokens,
@@ -170,7 +189,12 @@ def describe_native(directory: Path, facts: Facts, _: Checkpoint) -> None:
 
 
 def published_plans(
-    _: Checkpoint, network: Network, leds: Sequence[Led], facts: Facts, __: Sequence[Tensor]
+    _: Checkpoint,
+    network: Network,
+    leds: Sequence[Led],
+    facts: Facts,
+    __: Sequence[Tensor],
+    ___: Fold,
 ) -> list[GraphPlan]:
     """Upstream's layout: encoder, adapter, decoder with a static cache."""
     tower, names = network.tower, published.Names.of(facts.precision)
@@ -221,7 +245,7 @@ def describe_published(directory: Path, facts: Facts, checkpoint: Checkpoint) ->
     published.write_metadata(directory, checkpoint, facts.tokens, names, capacity)
 
 
-def _quantise_published(path: Path, progress: Progress) -> list[Matrix]:
+def _quantise_published(path: Path, _: Recipes, progress: Progress) -> list[Matrix]:
     for _ in progress([path.name]):
         published.quantize(path)
     return []

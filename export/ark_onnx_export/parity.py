@@ -16,8 +16,9 @@ from torch import Tensor
 from ark_asr_onnx.errors import ExportError
 
 from .checkpoint import Network
+from .mask import blocked
 from .reference import lengths
-from .verify import Led
+from .verify import Led, log_softmax
 
 F32 = npt.NDArray[np.float32]
 Progress = Callable[[Iterable[Any]], Iterable[Any]]
@@ -109,15 +110,42 @@ def compare_decoder(
     network.page_out()
     run = opened()
     pairs = [(expected, run(embeds, None)[0]) for embeds, expected in prefills]
-    for led in progress(leds):
-        inputs_embeds = network.prompt(led.tokens, torch.from_numpy(led.audio_embeds))
-        logits, state = run(inputs_embeds[:, n_cached:].numpy(), cached)
-        rows = [logits]
-        for token_id in led.decoded.token_ids[:-1]:
-            logits, state = run(network.embed([token_id])[None].numpy(), state)
-            rows.append(logits)
-        pairs.append((led.decoded.logits, np.concatenate(rows)))
+    pairs += [
+        (led.decoded.logits, _forced(network, run, led, n_cached, cached)) for led in progress(leds)
+    ]
     return _parity(pairs)
+
+
+def _forced(network: Network, run: DecoderRun, led: Led, n_cached: int, cached: object) -> F32:
+    """Logits ``[n, vocab]`` on the reference's own tokens."""
+    inputs_embeds = network.prompt(led.tokens, torch.from_numpy(led.audio_embeds))
+    logits, state = run(inputs_embeds[:, n_cached:].numpy(), cached)
+    rows = [logits]
+    for token_id in led.decoded.token_ids[:-1]:
+        logits, state = run(network.embed([token_id])[None].numpy(), state)
+        rows.append(logits)
+    return np.concatenate(rows)
+
+
+def decoder_cost(
+    network: Network, run: DecoderRun, leds: Sequence[Led], *, n_cached: int, cached: object
+) -> float:
+    """Mean absolute change of the log-probability of the reference's tokens, teacher-forced."""
+    changes: list[F32] = []
+    for led in leds:
+        found = _forced(network, run, led, n_cached, cached)
+        expected = led.decoded.logits[:, : found.shape[1]]
+        closed = blocked(led.tokens, len(network.table))[: found.shape[1]]
+        ids = list(led.decoded.token_ids)
+        both = [log_softmax(x, closed)[np.arange(len(ids)), ids] for x in (expected, found)]
+        changes.append(both[1] - both[0])
+    return float(np.abs(np.concatenate(changes)).mean())
+
+
+def audio_cost(run: Callable[[F32], F32], leds: Sequence[Led]) -> float:
+    """Relative error of the audio embeddings, worst clip."""
+    pairs = [(led.audio_embeds, run(led.log_mel)) for led in leds]
+    return float(np.max([np.linalg.norm(a - b) / np.linalg.norm(a) for a, b in pairs]))
 
 
 def _parity(pairs: list[tuple[F32, F32]]) -> Parity:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import math
 import platform
-from collections.abc import Callable, Iterable, Sequence
+import time
+from collections import ChainMap, Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib import metadata
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,23 +20,37 @@ from ark_asr_onnx.errors import ExportError
 from ark_asr_onnx.mel import SAMPLE_RATE
 from ark_asr_onnx.vocabulary import INSTRUCTION, open_end
 
-from . import parity, proof, quantize, reference, verify, write
+from . import calibrate, choose, parity, proof, quantize, reference, smoothing, verify, write
+from .calibrate import Calibration
 from .checkpoint import Checkpoint, load_network, open_checkpoint, open_text
 from .engines import PackageEngine
 from .layouts import LAYOUTS, Facts, GraphPlan
 from .oracle import TorchEngine
 from .parity import Parity
-from .probes import F32, builtin_speech
+from .probes import F32, builtin_references, builtin_speech
+from .proof import Rung
+from .smoothing import Fold, Graph
 from .verify import Led, Report, Totals
 
 Precision = Literal["int8", "fp32"]
 LayoutName = Literal["native", "published"]
+Recipe = Literal["auto", "rows", "blocks8", "fine8", "dynamic"]
+Target = Literal["any", "vnni", "avx2", "arm64"]
 Progress = Callable[[str, Sequence[Any]], Iterable[Any]]
 
 # Positions the decoder's RoPE tables cover: 30 s of audio are 385, the rest is for text.
 MAX_POSITIONS = 4096
 MAX_SECONDS = 30.0  # the published models' limit of one pass
 _PROBE_TOKENS = 24
+_FULL_RANGE = ("rows8", "dynamic-vnni", "dynamic-arm64")  # wrong on some CPUs
+_MAX_RUNGS = 6  # choices of recipes tried for one graph
+# What storing in 8 bits may cost, by graph: relative error of the audio embeddings, worst clip;
+# mean change of a token's log-probability.
+BUDGETS: Mapping[Graph, float] = {"audio": 0.03, "decoder": 0.01}
+_COSTS: Mapping[Graph, str] = {
+    "audio": "the audio embeddings of speech are off by",
+    "decoder": "log-probabilities of tokens change on average by",
+}
 _TOOLS = ("torch", "onnx", "onnxruntime", "onnxscript", "safetensors", "tokenizers", "numpy")
 
 
@@ -58,6 +75,10 @@ def export(
     prune: bool = True,
     instruction: str = INSTRUCTION,
     probes: Sequence[tuple[str, F32]] = (),
+    references: Mapping[str, str] | None = None,
+    recipe: Recipe = "auto",
+    target: Target = "any",
+    calibration: Sequence[tuple[str, F32]] = (),
     allow_degraded: bool = False,
     progress: Progress | None = None,
 ) -> Exported:
@@ -67,9 +88,13 @@ def export(
     readers and as a baseline, the published one. ``embedding`` is the type of the stored table;
     ``prune`` leaves out rows of table and head that can never be read or chosen. ``probes`` are
     further sounds to compare torch and the package on: names and waveforms ``[n]`` at 16 kHz.
+    ``references`` are the words of some: name -> text.
+    ``recipe`` is how INT8 stores the matrices, ``auto`` chooses for each by what ``calibration``
+    (sounds, default: the built-in speech) shows; ``target`` is the kind of CPU it may count on.
     A package outside the limits of :mod:`verify` is refused, unless ``allow_degraded``: then its
     manifest says so. Raises :class:`ExportError`; whatever fails, ``out`` does not appear.
     """
+    begin = time.perf_counter()
     track = progress or (lambda _, items: items)
     checkpoint = open_checkpoint(checkpoint_dir)
     text, tokens = open_text(checkpoint, instruction)
@@ -77,6 +102,7 @@ def export(
     chosen = LAYOUTS[layout]
     sizes = _sizes(checkpoint, tokens, prune=prune and layout == "native")
     sounds = _sounds(probes, checkpoint, sizes.max_seconds)
+    heard = _cut(calibration, sizes.max_seconds)
     made = _provenance(checkpoint, instruction)
     named = name or checkpoint_dir.resolve().name
     facts = Facts(named, precision, embedding, sizes, tokens, made, files={})
@@ -86,17 +112,30 @@ def export(
             checkpoint, sizes.max_positions, lambda names: track("read weights", names)
         )
         oracle = TorchEngine(checkpoint, network, text, tokens)
-        leds = [
-            verify.lead(oracle, sound, waveform, _PROBE_TOKENS)
-            for sound, waveform in track("torch reference", sounds)
-        ]
-        work = _Work(staging, leds, precision, layout, allow_degraded, track)
+        leds = _lead(oracle, sounds, track, "torch reference")
         prefix = reference.prefix_caches(network, tokens) if chosen.prefix else []
-        for plan in chosen.plans(checkpoint, network, leds, facts, prefix):
+        work = _Work(staging, leds, precision, layout, recipe, target, allow_degraded, track)
+        fold: Fold = lambda _, tensor: tensor  # noqa: E731
+        if precision == "int8" and layout == "native" and recipe == "auto":
+            listened = leds
+            if heard:
+                listened = _lead(oracle, heard, track, "calibrate: torch reference")
+            kept = calibrate.cache_file(calibrate.cache_key(made.source_sha256, listened))
+            sites = smoothing.sites(checkpoint.config)
+            work.calibrations = calibrate.read(kept) or calibrate.calibrate(
+                network, tokens, prefix, listened, sites, track
+            )
+            calibrate.save(work.calibrations, kept)
+            factors = [one.factors for one in work.calibrations.values()]
+            fold = smoothing.folded(chain(*sites.values()), dict(ChainMap(*factors)))
+        for plan in chosen.plans(checkpoint, network, leds, facts, prefix, fold):
             network.page_out()
             _make_graph(work, plan)
         if chosen.prefix:
             write.write_prefix(prefix, staging)
+        if any(matrix.recipe in _FULL_RANGE for matrix in work.matrices):
+            write.write_cpu_check(staging)
+            facts = replace(facts, target=target)
         write.write_embedding(network.table[: sizes.n_embeddings], staging, embedding)
         (staging / contract.TOKENIZER_FILE).write_text(text.to_json(), encoding="utf-8")
         facts = replace(facts, files=write.list_files(staging))
@@ -106,8 +145,19 @@ def export(
         degraded = "; ".join(work.degraded)
         made = replace(made, recipe=_recipe(work), parity=_figures(work, report))
         facts = replace(facts, provenance=made, degraded=degraded)
-        proved = proof.Proof(name=named, recipe=made.recipe, graphs=work.figures, report=report,
-                             matrices=tuple(work.matrices), files=facts.files)  # fmt: skip
+        proved = proof.Proof(
+            name=named,
+            recipe=made.recipe,
+            graphs=work.figures,
+            report=report,
+            matrices=tuple(work.matrices),
+            files=facts.files,
+            rungs=tuple(work.rungs),
+            findings=tuple(f for c in work.calibrations.values() for f in c.findings),
+            choices=tuple(work.choices),
+            references={**builtin_references(), **(references or {})},
+            seconds=time.perf_counter() - begin,
+        )
         facts = replace(facts, files={**facts.files, **proof.write(proved, staging)})
         chosen.describe(staging, facts, checkpoint)
     notes = (*network.notes, *([degraded] if degraded else []))
@@ -122,8 +172,13 @@ class _Work:
     leds: list[Led]
     precision: Precision
     layout: LayoutName
+    recipe: Recipe
+    target: Target
     allow_degraded: bool
     track: Progress
+    calibrations: dict[Graph, Calibration] = field(default_factory=dict)
+    choices: list[choose.Choice] = field(default_factory=list)
+    rungs: list[Rung] = field(default_factory=list)
     figures: dict[str, Parity] = field(default_factory=dict)
     matrices: list[quantize.Matrix] = field(default_factory=list)
     degraded: list[str] = field(default_factory=list)
@@ -136,9 +191,69 @@ def _make_graph(work: _Work, plan: GraphPlan) -> None:
         plan.trace(path)
     parity.require_fp32(_compare(work, plan, "fp32"), plan.file)
     if work.precision == "int8":
-        work.matrices += plan.quantise(path, _labelled(work, f"quantise {plan.file}"))
+        work.matrices += _quantise(work, plan, path)
         found = _compare(work, plan, "int8")
         _judge(work, parity.int8_shortfall(found, plan.file))
+
+
+def _quantise(work: _Work, plan: GraphPlan, path: Path) -> list[quantize.Matrix]:
+    """Replace the graph by the INT8 one; chosen recipes are chosen anew until the cost is right."""
+    calibration = work.calibrations.get(plan.part) if plan.part else None
+    scale, recipes, chosen = 1.0, dict[str, str](), None
+    fixed = _fixed(work)
+    matrices: list[quantize.Matrix] = []
+    for _ in range(_MAX_RUNGS):
+        if plan.part and calibration:
+            chosen = choose.choose(calibration, plan.part, work.target, BUDGETS[plan.part], scale)
+            if chosen.recipes(calibration) == recipes:
+                scale *= 1.2
+                continue
+            recipes = chosen.recipes(calibration)
+        stored = recipes.__getitem__ if recipes else lambda _: fixed
+        matrices = plan.quantise(path, stored, _labelled(work, f"quantise {plan.file}"))
+        if not plan.part or not plan.cost:
+            return matrices
+        cost = _cost(work, plan, path)
+        n_bytes = sum(file.stat().st_size for file in path.parent.glob(f"{path.name}*"))
+        counts = Counter(matrix.recipe for matrix in matrices)
+        predicted = chosen.predicted if chosen else None
+        work.rungs.append(
+            Rung(plan.file, dict(counts), predicted, cost, BUDGETS[plan.part], n_bytes)
+        )
+        if not chosen or cost <= BUDGETS[plan.part]:
+            break
+        scale *= max(cost / max(chosen.predicted, 1e-12), 1.05)
+    if chosen and plan.part:
+        work.choices += chosen.choices
+        if (last := work.rungs[-1]).cost > last.budget:
+            _judge(
+                work, f"{plan.file}: {_COSTS[plan.part]} {last.cost:.3g} (budget {last.budget:g})"
+            )
+    return matrices
+
+
+def _fixed(work: _Work) -> str:
+    """The one recipe for all, where one was asked for."""
+    forms = {"rows": choose.ROWS[work.target], "dynamic": f"dynamic-{work.target}"}
+    return forms.get(work.recipe, work.recipe)
+
+
+def _cost(work: _Work, plan: GraphPlan, path: Path) -> float:
+    """What the INT8 graph costs speech."""
+    assert plan.cost is not None
+    found = 0.0
+    for cost in work.track(f"weigh {plan.file}", [plan.cost]):
+        found = cost(lambda: parity.session(path))
+    return found
+
+
+def _lead(
+    oracle: TorchEngine, sounds: Sequence[tuple[str, F32]], track: Progress, label: str
+) -> list[Led]:
+    return [
+        verify.lead(oracle, name, waveform, _PROBE_TOKENS)
+        for name, waveform in track(label, sounds)
+    ]
 
 
 def _judge(work: _Work, shortfall: str) -> None:
@@ -198,8 +313,11 @@ def _sounds(
             f"{checkpoint.directory / 'config.json'}: max_position_embeddings is "
             f"{config.decoder.max_positions}, {longest:g} s of audio need {needed}"
         )
-    n_samples = int(longest * SAMPLE_RATE)
-    return [*((name, waveform[:n_samples]) for name, waveform in builtin_speech()), *probes]
+    return [*_cut(builtin_speech(), longest), *probes]
+
+
+def _cut(sounds: Sequence[tuple[str, F32]], longest: float) -> list[tuple[str, F32]]:
+    return [(name, waveform[: int(longest * SAMPLE_RATE)]) for name, waveform in sounds]
 
 
 def _sizes(checkpoint: Checkpoint, tokens: Tokens, *, prune: bool) -> Sizes:
@@ -244,11 +362,13 @@ def _recipe(work: _Work) -> dict[str, str]:
     if not work.matrices:
         return {"name": "dynamic, unsigned 8 bits per channel (upstream's)"}
     worst = max(work.matrices, key=lambda m: m.error)
+    counts = Counter((m.recipe, m.block) for m in work.matrices)
     return {
-        "name": "blocks8",
+        "name": work.recipe,
+        "target": work.target,
         "matrices": ", ".join(
-            f"{sum(m.block == block for m in work.matrices)} in blocks of {block}"
-            for block in sorted({m.block for m in work.matrices})
+            f"{n} {recipe}" + (f" in blocks of {block}" if block else "")
+            for (recipe, block), n in sorted(counts.items())
         ),
         "worst weight error": f"{worst.error:.2e} ({worst.name})",
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,27 @@ _FOLDERS = (_HERE / "speech", _HERE.parents[1] / "models" / "demo" / "samples")
 
 def builtin_speech() -> list[tuple[str, F32]]:
     """Six short clips of AN4, two to four seconds each: name and waveform ``[n]`` at 16 kHz."""
+    return [(path.name, read(path)) for path in sorted(_folder().glob("*.flac"))]
+
+
+def builtin_references() -> dict[str, str]:
+    """What is said in :func:`builtin_speech`: name -> words."""
+    return read_references(_folder() / "samples.jsonl")
+
+
+def read_references(path: Path) -> dict[str, str]:
+    """``audio`` -> ``text`` of each line of a JSONL file; :class:`ExportError` if it is none."""
+    try:
+        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line]
+        return {str(row["audio"]): str(row["text"]) for row in rows}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ExportError(
+            f"{path}: not a JSONL file of rows with audio and text ({error!r})"
+        ) from error
+
+
+def _folder() -> Path:
     folder = next((folder for folder in _FOLDERS if folder.is_dir()), None)
     if folder is None:
         raise ExportError(f"{_FOLDERS[0]}: missing; install ark-asr-onnx[export] again")
-    return [(path.name, read(path)) for path in sorted(folder.glob("*.flac"))]
+    return folder

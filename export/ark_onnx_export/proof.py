@@ -10,11 +10,25 @@ from typing import Any
 
 from ark_asr_onnx.contract import File, file_sha256
 
+from .calibrate import Finding
+from .choose import FASTEST, Choice
 from .parity import Parity
 from .quantize import Matrix
 from .verify import Report, Totals, report_to_record, report_to_text
 
 JSON_FILE, TEXT_FILE = "report.json", "REPORT.md"
+
+
+@dataclass(frozen=True, slots=True)
+class Rung:
+    """One choice of recipes for one graph, and what it cost."""
+
+    graph: str
+    recipes: dict[str, int]  # recipe -> matrices
+    predicted: float | None  # cost, where it was chosen by calibration
+    cost: float  # measured on speech: see `pipeline.BUDGETS`
+    budget: float
+    bytes: int  # of the graph with its weights
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +41,11 @@ class Proof:
     matrices: tuple[Matrix, ...]
     report: Report  # on speech, against torch
     files: dict[str, File]
+    rungs: tuple[Rung, ...]  # in the order tried; the last of each graph is in the package
+    findings: tuple[Finding, ...]
+    choices: tuple[Choice, ...]
+    references: dict[str, str]  # clip -> its words
+    seconds: float  # the whole export
 
 
 def write(proof: Proof, directory: Path) -> dict[str, File]:
@@ -55,6 +74,11 @@ def to_json(proof: Proof) -> str:
         "graphs": {name: parity.figures() for name, parity in proof.graphs.items()},
         "layers": [asdict(matrix) for matrix in _worst_by_layer(proof.matrices)],
         "matrices": [asdict(matrix) for matrix in proof.matrices],
+        "ladder": [asdict(rung) for rung in proof.rungs],
+        "calibration": [asdict(finding) for finding in proof.findings],
+        "choices": [asdict(choice) for choice in proof.choices],
+        "word_error_rate": word_error_rate(proof.report, proof.references),
+        "seconds": round(proof.seconds, 1),
         "bytes": {name: file.bytes for name, file in proof.files.items()},
         "speech": report_to_record(proof.report),
     }
@@ -79,6 +103,7 @@ def to_markdown(proof: Proof) -> str:
         f"|dlogp| {totals.mean_dlogp:.4f}, 99th percentile {totals.p99_dlogp:.4f}, worst "
         f"{totals.worst_dlogp:.4f}.",
         "",
+        *_words(proof),
         "## Graphs",
         "",
         "Largest error over largest value, relative root-mean-square error (worst case of several "
@@ -94,22 +119,113 @@ def to_markdown(proof: Proof) -> str:
         "## Recipe",
         "",
         *(f"- {key}: {value}" for key, value in proof.recipe.items()),
+        f"- time of the export: {proof.seconds:.0f} s",
     ]
+    if proof.rungs:
+        lines += [
+            "",
+            "What was tried, the last of each graph is in the package. The cost is, for audio, the "
+            "relative error of the audio embeddings (worst clip), for the decoder the mean change "
+            "of the log-probability of the reference's tokens.",
+            "",
+            "| graph | matrices | cost, predicted | measured | budget | bytes |",
+            "| --- | --- | --: | --: | --: | --: |",
+            *(
+                f"| {r.graph} | {', '.join(f'{n} {name}' for name, n in r.recipes.items())} "
+                f"| {'-' if r.predicted is None else f'{r.predicted:.4f}'} | {r.cost:.4f} "
+                f"| {r.budget:g} | {r.bytes:,} |"
+                for r in proof.rungs
+            ),
+        ]
+    if proof.choices:
+        lines += _choices(proof)
     if proof.matrices:
         lines += [
             "",
             "The matrix of each layer whose weights lost most, as ||W - W'|| / ||W||:",
             "",
-            "| matrix | shape | block | error |",
-            "| --- | --- | --: | --: |",
+            "| matrix | shape | recipe | block | error |",
+            "| --- | --- | --- | --: | --: |",
             *(
-                f"| {m.name} | {m.shape[0]} x {m.shape[1]} | {m.block} | {m.error:.2e} |"
+                f"| {m.name} | {m.shape[0]} x {m.shape[1]} | {m.recipe} | {m.block or '-'} "
+                f"| {m.error:.2e} |"
                 for m in _worst_by_layer(proof.matrices)
             ),
         ]
     lines += ["", "## Files", "", "| file | bytes |", "| --- | --: |"]
     lines += [f"| {name} | {file.bytes:,} |" for name, file in proof.files.items()]
     return "\n".join(lines) + "\n"
+
+
+def word_error_rate(report: Report, references: dict[str, str]) -> dict[str, float]:
+    """Of reference and package, in per cent, on the clips whose words are known; lower case."""
+    import jiwer
+
+    named = {clip: clip.audio if clip.audio in references else Path(clip.audio).name
+             for clip in report.clips}  # fmt: skip
+    known = {clip: _plain(references[name]) for clip, name in named.items() if name in references}
+    texts = list(known.values())
+    if not all(texts) or not texts:
+        return {}
+    return {
+        "clips": len(texts),
+        "words": sum(len(text.split()) for text in texts),
+        "reference": round(100 * jiwer.wer(texts, [_plain(clip.text) for clip in known]), 3),
+        "package": round(100 * jiwer.wer(texts, [_plain(clip.package_text) for clip in known]), 3),
+    }
+
+
+def _plain(text: str) -> str:
+    """Lower case, without punctuation."""
+    return " ".join(re.sub(r"[^\w\s']", " ", text.lower()).split())
+
+
+def _words(proof: Proof) -> list[str]:
+    found = word_error_rate(proof.report, proof.references)
+    if not found:
+        return []
+    return [
+        f"Word error rate on {found['clips']} clips whose {found['words']} words are known: "
+        f"reference {found['reference']:.2f} %, package {found['package']:.2f} %.",
+        "",
+    ]
+
+
+def _choices(proof: Proof) -> list[str]:
+    """The sites that did not get the fastest recipe, and the inputs with outliers."""
+    slower = [choice for choice in proof.choices if choice.reason != FASTEST]
+    lines = [
+        "",
+        f"{len(proof.choices) - len(slower)} of {len(proof.choices)} groups of matrices are stored "
+        "in the fastest recipe. The others, with the predicted error of the product and of the "
+        "graph's output, if nothing else erred:",
+        "",
+        "| matrices | recipe | error | at the output | why |",
+        "| --- | --- | --: | --: | --- |",
+        *(
+            f"| {c.site} | {c.recipe} | {c.error:.2e} | {c.at_output:.2e} | {c.reason} |"
+            for c in slower
+        ),
+    ]
+    wild = [f for f in proof.findings if f.outlier_channels or f.outlier_rows]
+    smoothed = sum(f.strength is not None for f in proof.findings)
+    lines += [
+        "",
+        f"Smoothing was folded into what writes the inputs of {smoothed} groups. Groups that "
+        f"read outliers, channels or rows that reach 20 times the median one: {len(wild)}.",
+    ]
+    if wild:
+        lines += [
+            "",
+            "| matrices | largest input | outlier channels | outlier rows | smoothing |",
+            "| --- | --: | --: | --: | --: |",
+            *(
+                f"| {f.site} | {f.largest:.3g} | {f.outlier_channels} of {f.channels} "
+                f"| {f.outlier_rows} | {'-' if f.strength is None else f.strength} |"
+                for f in wild
+            ),
+        ]
+    return lines
 
 
 def _worst_by_layer(matrices: tuple[Matrix, ...]) -> list[Matrix]:

@@ -5,8 +5,9 @@ Graphs are ``onnx_ir`` models, edited in place.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -16,9 +17,25 @@ from ark_asr_onnx.errors import ExportError
 
 F32 = npt.NDArray[np.float32]
 U8 = npt.NDArray[np.uint8]
+Recipes = Callable[[str], str]  # weight name -> recipe
 
 _ZERO_POINT = 128  # MatMulNBits' default for 8 bits
 _ACCURACY_LEVEL = 4  # int8 x int8 products; activations are scaled per row and block
+_FINE_BLOCK = 32
+
+
+@dataclass(frozen=True, slots=True)
+class Levels:
+    """Largest codes of a product of rows: activations and weights are ``scale * -n..n``."""
+
+    activations: int
+    weights: int
+
+
+# CPUs without VNNI add two products of an unsigned and a signed byte in 16 bits, which saturate
+# at 32767: 2 * (2 * 90) * 91 = 32760 does not. Those with VNNI and those of ARM add in 32 bits.
+LEVELS = {"rows8": Levels(127, 127), "rows7": Levels(90, 91)}
+GELU_FLOOR = 0.17  # no GELU is below -0.17: what it gives needs no codes there
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,8 +43,9 @@ class Matrix:
     """What a recipe did to one matrix."""
 
     name: str
+    recipe: str  # a key of RECIPES, or of dynamic.PRESETS
     shape: tuple[int, int]  # [inputs, outputs]
-    block: int  # inputs that share a scale
+    block: int  # inputs that share a scale; 0 for none
     error: float  # ||W - W'|| / ||W||, Frobenius
 
 
@@ -44,6 +62,23 @@ def matrix_nodes(model: ir.Model) -> list[ir.Node]:
     return nodes
 
 
+def quantise(
+    model: ir.Model, recipes: Recipes, progress: Callable[[Iterable[Any]], Iterable[Any]] = iter
+) -> list[Matrix]:
+    """Store each matrix by its recipe."""
+    return [
+        RECIPES[recipes(cast("ir.Value", _weight(node)).name or "")](model, node)
+        for node in progress(matrix_nodes(model))
+    ]
+
+
+def fp32(model: ir.Model, node: ir.Node) -> Matrix:  # noqa: ARG001 - a recipe takes both
+    """Leave one ``MatMul`` as it is."""
+    value = cast("ir.Value", _weight(node))
+    n_in, n_out = cast("tuple[int, int]", tuple(value.shape or ()))
+    return Matrix(value.name or "", "fp32", (n_in, n_out), 0, 0.0)
+
+
 def blocks8(model: ir.Model, node: ir.Node) -> Matrix:
     """Store the weight of one ``MatMul`` in 8 bits and multiply with ``MatMulNBits``.
 
@@ -51,11 +86,18 @@ def blocks8(model: ir.Model, node: ir.Node) -> Matrix:
     own scale; activations are scaled per row and block at run time, so that neither an outlier
     channel nor a loud frame sets the scale of the rest. Norms and biases stay fp32.
     """
-    value = _weight(node)
-    assert value is not None and value.const_value is not None and value.name is not None
-    weight = value.const_value.numpy().astype(np.float32, copy=False)
+    return _blocks(model, node, "blocks8")
+
+
+def fine8(model: ir.Model, node: ir.Node) -> Matrix:
+    """As :func:`blocks8`, with blocks of 32 throughout: closer, and slower."""
+    return _blocks(model, node, "fine8")
+
+
+def _blocks(model: ir.Model, node: ir.Node, recipe: str) -> Matrix:
+    value, weight = _numbers(node)
     n_in, n_out = weight.shape
-    block = block_size(n_in)
+    block = _FINE_BLOCK if recipe == "fine8" else block_size(n_in)
     codes, scales = pack_blocks8(weight, block)
     packed = [
         _initializer(model, f"{value.name}_q8", codes),
@@ -64,26 +106,101 @@ def blocks8(model: ir.Model, node: ir.Node) -> Matrix:
     attributes = {
         "K": n_in, "N": n_out, "bits": 8, "block_size": block, "accuracy_level": _ACCURACY_LEVEL,
     }  # fmt: skip
-    quantised = ir.node(
-        "MatMulNBits",
-        [node.inputs[0], *packed],
-        attributes,
+    product = ir.node(
+        "MatMulNBits", [node.inputs[0], *packed], attributes, domain="com.microsoft", name=node.name
+    )
+    _replace(model, node, [product])
+    error = weight_error(weight, unpack_blocks8(codes, scales, n_in))
+    return Matrix(value.name or "", recipe, (n_in, n_out), block, error)
+
+
+def rows8(model: ir.Model, node: ir.Node) -> Matrix:
+    """Store one weight as signed bytes and multiply byte by byte; right on VNNI and ARM only.
+
+    One scale for each output column; at run time one for each row of activations, so that a loud
+    frame takes nothing from the others. The fastest products, the coarsest rounding. What comes
+    from a GELU has all its codes above the least value that it can have.
+    """
+    return _rows(model, node, "rows8")
+
+
+def rows7(model: ir.Model, node: ir.Node) -> Matrix:
+    """As :func:`rows8` with codes that no CPU's 16-bit sums saturate on: right everywhere."""
+    return _rows(model, node, "rows7")
+
+
+def _rows(model: ir.Model, node: ir.Node, recipe: str) -> Matrix:
+    value, weight = _numbers(node)
+    levels = LEVELS[recipe]
+    codes, scales = pack_rows(weight, levels.weights)
+    name, n_out = value.name or "", weight.shape[1]
+    new: list[ir.Node] = []
+    x = cast("ir.Value", node.inputs[0])
+    coded, largest, floor = _row_codes(model, x, levels.activations, new)
+    product = ir.node(
+        "MatMulIntegerToFloat",
+        [
+            coded.outputs[0],
+            _initializer(model, f"{name}_q8", codes),
+            coded.inputs[1],
+            _initializer(model, f"{name}_scale", scales),
+            coded.inputs[2],
+            _constant(model, f"columns_zero{n_out}", np.zeros(n_out, np.int8)),
+        ],
         domain="com.microsoft",
         name=node.name,
-        outputs=[ir.Value(name=node.outputs[0].name)],
     )
-    quantised.outputs[0].type = node.outputs[0].type
-    quantised.outputs[0].shape = node.outputs[0].shape
-    ir.convenience.replace_nodes_and_values(
-        model.graph, node, [node], [quantised], node.outputs, quantised.outputs
-    )
-    model.graph.opset_imports["com.microsoft"] = 1
-    if not value.uses():
-        del model.graph.initializers[value.name]
-    restored = unpack_blocks8(codes, scales, n_in)
-    norm = float(np.linalg.norm(weight))
-    error = float(np.linalg.norm(restored - weight)) / norm if norm else 0.0
-    return Matrix(value.name, (n_in, n_out), block, error)
+    new += [product, ir.node("Mul", [product.outputs[0], largest])]
+    restored = codes.astype(np.float32) * scales
+    if floor:
+        lifted = _initializer(model, f"{name}_floor", floor * restored.sum(axis=0))
+        new.append(ir.node("Sub", [new[-1].outputs[0], lifted]))
+    _replace(model, node, new)
+    error = weight_error(weight, restored)
+    return Matrix(name, recipe, cast("tuple[int, int]", weight.shape), 0, error)
+
+
+def _row_codes(
+    model: ir.Model, x: ir.Value, level: int, new: list[ir.Node]
+) -> tuple[ir.Node, ir.Value, float]:
+    """The ``QuantizeLinear`` of ``x``, each row's largest value, and what was added to the rows.
+
+    Matrices that read the same input share the nodes.
+    """
+    key = f"rows{level}"
+    if key not in x.meta:
+        producer = x.producer()
+        floor = GELU_FLOOR if producer is not None and producer.op_type == "Gelu" else 0.0
+        axis = _constant(model, "rows_axis", np.array([-1]))
+        least = _constant(model, "rows_least", np.float32(1e-20))  # for a row of zeros
+        if floor:
+            lifted = ir.node("Add", [x, _constant(model, "rows_floor", np.float32(floor))])
+            new.append(lifted)
+            x_codes, size, zero, steps = lifted.outputs[0], lifted.outputs[0], 0, 2 * level
+        else:
+            new.append(ir.node("Abs", [x]))
+            x_codes, size, zero, steps = x, new[-1].outputs[0], level, level
+        largest = ir.node("ReduceMax", [size, axis], {"keepdims": 1})
+        divisor = ir.node("Max", [largest.outputs[0], least])
+        unit = ir.node("Div", [x_codes, divisor.outputs[0]])
+        step = _constant(model, f"rows_step{steps}", np.float32(1 / steps))
+        codes = ir.node(
+            "QuantizeLinear",
+            [unit.outputs[0], step, _constant(model, f"rows_zero{zero}", np.uint8(zero))],
+        )
+        new += [largest, divisor, unit, codes]
+        x.meta[key] = (codes, divisor.outputs[0], floor)
+    return x.meta[key]
+
+
+# From the fastest in the encoder to the exact one; each takes a graph and one of its MatMul nodes.
+RECIPES: dict[str, Callable[[ir.Model, ir.Node], Matrix]] = {
+    "rows8": rows8,
+    "rows7": rows7,
+    "blocks8": blocks8,
+    "fine8": fine8,
+    "fp32": fp32,
+}
 
 
 def unfold_convolutions(model: ir.Model) -> None:
@@ -141,9 +258,16 @@ def _unfold(model: ir.Model, node: ir.Node) -> None:
     )
 
 
+def pack_rows(weight: F32, level: int) -> tuple[npt.NDArray[np.int8], F32]:
+    """Codes ``[n_in, n_out]`` and scales ``[n_out]`` with ``weight ~ codes * scales``."""
+    scales = np.abs(weight).max(axis=0) / np.float32(level)
+    codes = np.rint(weight / np.where(scales > 0, scales, 1))
+    return codes.astype(np.int8), scales.astype(np.float32)
+
+
 def block_size(n_in: int) -> int:
     """Inputs that share a scale: 128 where it divides (twice as fast to decode), else 32."""
-    return 128 if n_in % 128 == 0 and n_in >= 512 else 32
+    return 128 if n_in % 128 == 0 and n_in >= 512 else _FINE_BLOCK
 
 
 def pack_blocks8(weight: F32, block: int) -> tuple[U8, F32]:
@@ -170,6 +294,37 @@ def unpack_blocks8(codes: U8, scales: F32, n_in: int) -> F32:
 def _weight(node: ir.Node) -> ir.Value | None:
     value = node.inputs[1]
     return value if value is not None and value.is_initializer() else None
+
+
+def _numbers(node: ir.Node) -> tuple[ir.Value, F32]:
+    """The weight of a ``MatMul``, read now."""
+    value = _weight(node)
+    assert value is not None and value.const_value is not None and value.name is not None
+    return value, value.const_value.numpy().astype(np.float32, copy=False)
+
+
+def _replace(model: ir.Model, node: ir.Node, new: list[ir.Node]) -> None:
+    """Put ``new``, of which the last gives the result, in the place of a ``MatMul``."""
+    value, old, result = _weight(node), node.outputs[0], new[-1].outputs[0]
+    result.name, result.type, result.shape = old.name, old.type, old.shape
+    ir.convenience.replace_nodes_and_values(
+        model.graph, node, [node], new, node.outputs, new[-1].outputs
+    )
+    model.graph.opset_imports["com.microsoft"] = 1
+    if value is not None and not value.uses():
+        del model.graph.initializers[cast("str", value.name)]
+
+
+def weight_error(weight: F32, restored: F32) -> float:
+    """``||W - W'|| / ||W||``, Frobenius."""
+    norm = float(np.linalg.norm(weight))
+    return float(np.linalg.norm(restored - weight)) / norm if norm else 0.0
+
+
+def _constant(model: ir.Model, name: str, value: npt.ArrayLike) -> ir.Value:
+    """An initializer that several nodes share."""
+    found = model.graph.initializers.get(name)
+    return found if found is not None else _initializer(model, name, np.asarray(value))
 
 
 def _initializer(model: ir.Model, name: str, array: npt.NDArray[np.generic]) -> ir.Value:

@@ -231,7 +231,7 @@ def judge(found: PackageEngine, led: Led, n_tokens: int) -> Clip:
     width = min(logits.shape[1], led.decoded.logits.shape[1])
     closed = blocked(led.tokens, width)
     raw = led.decoded.logits[:, :width], logits[:, :width]
-    p, q = (_log_softmax(rows, closed) for rows in raw)
+    p, q = (log_softmax(rows, closed) for rows in raw)
     choices = q.argmax(axis=1)
     lost = p[steps, ids] - p[steps, choices]
     diverges_at = _first_difference(ids, ours)
@@ -348,7 +348,7 @@ def _clip_table(clips: Sequence[Clip]) -> list[str]:
     return lines
 
 
-def _log_softmax(logits: F32, closed: npt.NDArray[np.bool_]) -> F32:
+def log_softmax(logits: F32, closed: npt.NDArray[np.bool_]) -> F32:
     """Log-probabilities ``[n, vocab]`` among the ids that are not closed."""
     masked = np.where(closed, -np.inf, logits)
     shifted = masked - masked.max(axis=1, keepdims=True)

@@ -9,9 +9,10 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import numpy as np
 import onnx
 import onnx_ir as ir
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor
 
 from ark_asr_onnx import contract
@@ -73,6 +74,21 @@ def write_prefix(caches: Sequence[Tensor], directory: Path) -> None:
     with (directory / contract.PREFIX_FILE).open("wb") as stream:
         for cache in caches:
             stream.write(cache.numpy().astype("<f4").tobytes())
+
+
+def write_cpu_check(directory: Path) -> None:
+    """The graph by which the runtime finds out whether this CPU adds products of bytes exactly."""
+    rows, depth = contract.CODES_SHAPE
+    weights = numpy_helper.from_array(np.full((depth, rows), 127, np.int8), "weights")
+    graph = helper.make_graph(
+        [helper.make_node("MatMulInteger", [contract.CODES, "weights"], [contract.SUMS])],
+        "cpu_check",
+        [helper.make_tensor_value_info(contract.CODES, TensorProto.UINT8, [rows, depth])],
+        [helper.make_tensor_value_info(contract.SUMS, TensorProto.INT32, [rows, rows])],
+        [weights],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    onnx.save(model, str(directory / contract.CPU_CHECK_FILE))
 
 
 def write_embedding(table: Tensor, directory: Path, dtype: str) -> None:

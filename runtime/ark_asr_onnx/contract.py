@@ -24,7 +24,9 @@ AUDIO_FILE = "audio.onnx"
 DECODER_FILE = "decoder.onnx"
 TOKENIZER_FILE = "tokenizer.json"
 PREFIX_FILE = "prefix_fp32.data"
+CPU_CHECK_FILE = "cpu_check.onnx"  # only where `target` is not a CPU of every kind
 
+TARGETS = ("any", "vnni", "avx2", "arm64")
 PRECISIONS = ("int8", "int4", "fp16", "fp32")
 EMBEDDINGS = ("fp32", "fp16")
 
@@ -37,6 +39,13 @@ INPUTS_EMBEDS = "inputs_embeds"
 SEQLENS_K = "seqlens_k"
 TOTAL_SEQUENCE_LENGTH = "total_sequence_length"
 LOGITS = "logits"
+
+# The check multiplies ``codes [16, 64]``, all 255, by weights of 127: a CPU that adds products of
+# bytes in 16 bits gives less than this in ``sums [16, 16]``.
+CODES = "codes"
+SUMS = "sums"
+CODES_SHAPE = (16, 64)
+EXACT_SUM = 255 * 127 * 64
 
 
 def past_names(n_layers: int) -> list[str]:
@@ -124,6 +133,7 @@ class Manifest:
     model_type: str  # "arkasr"
     precision: str  # "int8" or "fp32"
     embedding: str  # "fp32" or "fp16"
+    target: str  # kind of CPU on which the numbers are right; "any": on all
     min_onnxruntime: str  # oldest release that runs the graphs
     sizes: Sizes
     tokens: Tokens
@@ -197,7 +207,12 @@ def _check_values(manifest: Manifest, where: str) -> None:
     odd = [f"blocked has {list(r)}" for r in tokens.blocked if r[0] > r[1]]
     if not 0 <= tokens.block_from_id <= sizes.vocab_size:
         odd.append(f"block_from_id is {tokens.block_from_id}")
-    allowed = {"precision": PRECISIONS, "embedding": EMBEDDINGS, "model_type": ("arkasr",)}
+    allowed = {
+        "precision": PRECISIONS,
+        "embedding": EMBEDDINGS,
+        "target": TARGETS,
+        "model_type": ("arkasr",),
+    }
     for key, values in allowed.items():
         if getattr(manifest, key) not in values:
             odd.append(f"{key} is {getattr(manifest, key)!r}")

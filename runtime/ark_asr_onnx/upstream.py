@@ -74,6 +74,7 @@ def translate(root: Path, model_dir: Path) -> Upstream:
         model_type="arkasr",
         precision=next((p for p in reversed(decoder.stem.split("_")) if p in PRECISIONS), "fp32"),
         embedding="fp16" if "fp16" in embedding.stem else "fp32",
+        target="any",
         min_onnxruntime="1.17.0",  # opset 17, IR 8
         sizes=Sizes(
             n_mels=_n_mels(model_dir),

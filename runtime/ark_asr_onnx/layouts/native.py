@@ -23,6 +23,8 @@ def build(package: Package, threads: int) -> Model:
     sizes = package.manifest.sizes
     for name in (contract.AUDIO_FILE, contract.DECODER_FILE):
         package.path(contract.external_data_file(name))  # listed, so that it was checked
+    if package.manifest.target not in ("any", "avx2"):
+        _require_exact_products(package)
     audio = Graph(package.path(contract.AUDIO_FILE), threads)
     audio.expect({contract.LOG_MEL: (1, sizes.n_mels, None)}, [contract.AUDIO_EMBEDS])
 
@@ -40,6 +42,20 @@ def build(package: Package, threads: int) -> Model:
         decoder=NativeDecoder(graph, sizes, prefix),
         n_cached=prefix.shape[2],
     )
+
+
+def _require_exact_products(package: Package) -> None:
+    """Refuse a package whose products of bytes this CPU would saturate, silently."""
+    graph = Graph(package.path(contract.CPU_CHECK_FILE), threads=1)
+    graph.expect({contract.CODES: contract.CODES_SHAPE}, [contract.SUMS])
+    codes = np.full(contract.CODES_SHAPE, 255, np.uint8)
+    (sums,) = graph.run({contract.CODES: codes}, [contract.SUMS])
+    if (sums != contract.EXACT_SUM).any():
+        raise PackageError(
+            f"{package.directory}: this package was made for CPUs of kind "
+            f"{package.manifest.target!r}, and this CPU would compute it wrongly; export it with "
+            "--target any"
+        )
 
 
 def _open_decoder(package: Package, threads: int) -> Graph:

@@ -1,0 +1,363 @@
+"""Real speech through the network: what each matrix product reads, and what each recipe costs.
+
+Two passes in torch. The first collects, clip after clip, the ranges of every product's input and
+some of its rows, and tries every recipe on those. The second stores one product at a time in 8 bits
+and sees what that does to the output of its graph: some products may err a lot and change nothing,
+others decide everything.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ark_asr_onnx.contract import Tokens
+
+from .checkpoint import Network
+from .mask import blocked
+from .quantize import GELU_FLOOR, LEVELS, RECIPES, block_size
+from .reference import lengths
+from .smoothing import F32, Graph, Site, best_factor
+from .verify import Led
+
+Progress = Callable[[str, Sequence[Any]], Any]  # label, items -> the items
+
+_FORMAT = 1  # raised when cached findings would be misread
+_STRENGTHS = (0.35, 0.5, 0.65, 0.8)
+_WORTH = 0.9  # smoothing must bring the error of a product at least to this share
+_MAX_ROWS = 192  # of each input, kept to try the recipes on
+_MAX_COLUMNS = 1024  # of each weight, tried
+_OUTLIER = 20.0  # times the median channel or row
+_PROBED = "blocks8"  # stored in the second pass
+_VARIANTS = 8  # networks with one product changed that run side by side
+_PROBE_FRAMES, _PROBE_CLIPS = 200, 2  # audio of the second pass
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """What speech says about the input of one site, and about its recipes."""
+
+    site: str
+    weights: tuple[str, ...]
+    n_weights: int
+    channels: int
+    rows: int  # of all clips
+    largest: float  # magnitude
+    outlier_channels: int  # whose largest value is above 20 times the median channel's
+    outlier_rows: int  # the same, of the rows that were kept
+    strength: float | None  # of the smoothing that was best; None: none was
+    errors: dict[str, float]  # recipe -> relative error of the product
+    at_output: tuple[float, ...]  # see Calibration; of the recipe _PROBED
+
+    def predicted(self, recipe: str) -> F32:
+        """What a recipe does to the output: ``at_output``, scaled by the product's error."""
+        share = self.errors[recipe] / max(self.errors[_PROBED], 1e-12)
+        return np.asarray(self.at_output, np.float32) * np.float32(share)
+
+
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """The findings for one graph.
+
+    The output's error is, for audio, the relative error of the audio embeddings (one figure), for
+    the decoder the change of each reference token's log-probability (one figure a token).
+    """
+
+    findings: tuple[Finding, ...]
+    factors: dict[str, F32]  # site -> how far to scale down each channel of its input
+
+
+def calibrate(
+    network: Network,
+    tokens: Tokens,
+    prefix: Sequence[Tensor],
+    leds: Sequence[Led],
+    sites: Mapping[Graph, Sequence[Site]],
+    progress: Progress,
+) -> dict[Graph, Calibration]:
+    """Both passes; ``prefix`` holds the keys and values of the prompt's first positions."""
+    runner = _Runner(network, tokens, prefix)
+    with torch.inference_mode():
+        watched = {
+            site.name: _Watched(runner.module(site.modules[0])) for g in sites for site in sites[g]
+        }
+        with _hooks([(w.module, w.see) for w in watched.values()]):
+            for led in progress("calibrate: listen", leds):
+                runner.audio(led.log_mel)
+                runner.decoder(led)
+        found: dict[Graph, Calibration] = {}
+        for graph, some in sites.items():
+            findings, factors = [], {}
+            for site in progress(f"calibrate: recipes, {graph}", some):
+                finding, factor = _try_recipes(site, runner, watched.pop(site.name), graph)
+                findings.append(finding)
+                if factor is not None:
+                    factors[site.name] = factor.numpy()
+            at_output = _at_output(runner, graph, some, factors, leds, progress)
+            findings = [replace(f, at_output=at_output[f.site]) for f in findings]
+            found[graph] = Calibration(tuple(findings), factors)
+    return found
+
+
+class _Runner:
+    """Both halves of the network on calibration clips, several copies side by side."""
+
+    def __init__(self, network: Network, tokens: Tokens, prefix: Sequence[Tensor]) -> None:
+        self.network, self.tokens = network, tokens
+        self.past = list(zip(prefix[::2], prefix[1::2], strict=True))
+        self.closed = torch.from_numpy(blocked(tokens, len(network.table)))
+
+    def module(self, name: str) -> nn.Module:
+        part = (
+            self.network.decoder if name.startswith(("model.", "lm_head")) else self.network.tower
+        )
+        return part.get_submodule(name)
+
+    def audio(self, log_mel: F32, copies: int = 1) -> Tensor:
+        """``[copies, N, hidden]``."""
+        return self.network.tower(torch.from_numpy(log_mel).expand(copies, -1, -1))
+
+    def decoder(self, led: Led, copies: int = 1) -> Tensor:
+        """Log-probabilities ``[copies, n]`` of the reference's tokens, teacher-forced."""
+        ids = led.decoded.token_ids
+        prompt = self.network.prompt(led.tokens, torch.from_numpy(led.audio_embeds))
+        embeds = torch.cat((prompt, self.network.embed(ids[:-1])[None]), dim=1)
+        n_cached = len(self.tokens.prefix)
+        x = embeds[:, n_cached:].expand(copies, -1, -1)
+        past = [tuple(c.expand(copies, -1, -1, -1) for c in pair) for pair in self.past]
+        hidden, _ = self.network.decoder.hidden(
+            x, *lengths(embeds.shape[1], copies), cast("Any", past)
+        )
+        logits = self.network.decoder.lm_head(hidden[:, -len(ids) :])
+        logprobs = logits.masked_fill(self.closed, -torch.inf).log_softmax(dim=2)
+        return logprobs[:, torch.arange(len(ids)), list(ids)]
+
+
+class _Watched:
+    """The inputs of one module: ranges of all, some rows."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+        self.rows, self.seen = torch.empty(0), 0
+        self.largest = torch.empty(0)
+        self._keys = torch.empty(0)
+        self._generator = torch.Generator().manual_seed(0)
+
+    def see(self, module: nn.Module, inputs: tuple[Tensor], _: Tensor) -> None:
+        """A forward hook: keep the largest values, and rows drawn at random."""
+        rows = _rows(module, inputs[0]).flatten(0, 1)
+        largest = rows.abs().amax(dim=0)
+        if not self.seen:
+            self.largest, self.rows = largest, rows[:0]
+        self.largest = torch.maximum(self.largest, largest)
+        self.seen += len(rows)
+        keys = torch.rand(len(rows), generator=self._generator)
+        keys[rows.abs().amax(dim=1).argmax()] = 2  # the loudest stays
+        rows, keys = torch.cat((self.rows, rows)), torch.cat((self._keys, keys))
+        kept = keys.topk(min(_MAX_ROWS, len(keys))).indices
+        self.rows, self._keys = rows[kept], keys[kept]
+
+
+def _rows(module: nn.Module, x: Tensor) -> Tensor:
+    """A module's input as the rows ``[B, n, n_in]`` of a matrix product."""
+    if not isinstance(module, nn.Conv1d):
+        return x
+    padded, stride = F.pad(x, (1, 1)), module.stride[0]
+    taps = [padded[:, :, i : padded.shape[2] - 2 + i : stride] for i in range(3)]
+    return torch.cat(taps, dim=1).transpose(1, 2)
+
+
+def _matrix(module: nn.Module) -> Tensor:
+    """A module's weight ``[n_out, n_in]`` in fp32, for :func:`_rows`."""
+    weight = cast("Tensor", module.weight).float()
+    return weight.transpose(1, 2).flatten(1) if isinstance(module, nn.Conv1d) else weight
+
+
+def product(rows: Tensor, weight: Tensor, recipe: str, *, after_gelu: bool = False) -> Tensor:
+    """``rows [..., n_in] @ weight.T``, ``weight [n_out, n_in]``, as a recipe computes it."""
+    if recipe == "fp32":
+        return rows @ weight.T
+    if recipe in LEVELS:
+        levels, stored = LEVELS[recipe], _coded(weight, LEVELS[recipe].weights)
+        if after_gelu:
+            coded = _coded(rows + GELU_FLOOR, 2 * levels.activations)
+            return coded @ stored.T - GELU_FLOOR * stored.sum(dim=1)
+        return _coded(rows, levels.activations) @ stored.T
+    block = 32 if recipe == "fine8" else block_size(weight.shape[1])
+    return _blocks(rows, block) @ _blocks(weight, block).T
+
+
+def _coded(x: Tensor, level: int) -> Tensor:
+    """Rounded to ``level`` steps on each side of zero, for each run along the last axis."""
+    step = x.abs().amax(dim=-1, keepdim=True).clamp(min=1e-20) / level
+    return (x / step).round() * step
+
+
+def _blocks(x: Tensor, block: int) -> Tensor:
+    width = x.shape[-1]
+    padded = F.pad(x, (0, -width % block))
+    return _coded(padded.unflatten(-1, (-1, block)), 127).flatten(-2)[..., :width]
+
+
+def _try_recipes(
+    site: Site, runner: _Runner, watched: _Watched, graph: Graph
+) -> tuple[Finding, Tensor | None]:
+    """Every recipe on the rows that were kept, with the best smoothing."""
+    whole = torch.cat([_matrix(runner.module(name)) for name in site.modules])
+    weight = whole[:: -(-len(whole) // _MAX_COLUMNS)]
+    rows = watched.rows
+    exact = rows @ weight.T
+    norm = float(exact.norm()) or 1.0
+
+    def error(recipe: str, factor: Tensor | None) -> float:
+        x, w = (rows, weight) if factor is None else (rows / factor, weight * factor)
+        found = product(x, w, recipe, after_gelu=site.after_gelu)
+        return float((found - exact).norm()) / norm
+
+    # Smooth for what the graph is to be made of: rows in the encoder, blocks in the decoder.
+    judge = "rows7" if graph == "audio" else "blocks8"
+    strength, best = None, None
+    lowest = _WORTH * error(judge, None)
+    for candidate in _STRENGTHS if site.writers else ():
+        factor = best_factor(watched.largest, whole, candidate, site.repeat).repeat(site.repeat)
+        if (found := error(judge, factor)) < lowest:
+            lowest, strength, best = found, candidate, factor
+    loudest = rows.abs().amax(dim=1)
+    finding = Finding(
+        site=site.name,
+        weights=site.weights,
+        n_weights=whole.numel(),
+        channels=whole.shape[1],
+        rows=watched.seen,
+        largest=float(watched.largest.max()),
+        outlier_channels=int((watched.largest > _OUTLIER * watched.largest.median()).sum()),
+        outlier_rows=int((loudest > _OUTLIER * loudest.median()).sum()),
+        strength=strength,
+        errors={recipe: error(recipe, best) for recipe in RECIPES},
+        at_output=(),
+    )
+    return finding, None if best is None else best[: len(best) // site.repeat]
+
+
+def _at_output(
+    runner: _Runner,
+    graph: Graph,
+    sites: Sequence[Site],
+    factors: Mapping[str, F32],
+    leds: Sequence[Led],
+    progress: Progress,
+) -> dict[str, tuple[float, ...]]:
+    """For each site, what its storing in 8 bits changes at the graph's output."""
+    clips = leds[:_PROBE_CLIPS]
+    if graph == "audio":
+        mels = [led.log_mel[:, :, :_PROBE_FRAMES] for led in clips[:1]]
+        runs = [lambda copies, mel=mel: runner.audio(mel, copies) for mel in mels]
+    else:
+        runs = [lambda copies, led=led: runner.decoder(led, copies) for led in clips]
+    found: dict[str, tuple[float, ...]] = {}
+    groups = [sites[i : i + _VARIANTS - 1] for i in range(0, len(sites), _VARIANTS - 1)]
+    for group in progress(f"calibrate: at the output, {graph}", groups):
+        hooks = [
+            (runner.module(name), _changed(i + 1, factors.get(site.name), site.repeat))
+            for i, site in enumerate(group)
+            for name in site.modules
+        ]
+        with _hooks(hooks):
+            outputs = [run(1 + len(group)) for run in runs]
+        for i, site in enumerate(group):
+            if graph == "audio":
+                found[site.name] = tuple(_relative(y[0], y[i + 1]) for y in outputs)
+            else:
+                found[site.name] = tuple(float(d) for y in outputs for d in (y[i + 1] - y[0]).abs())
+    return found
+
+
+def _changed(row: int, factor: F32 | None, repeat: int) -> Callable[..., Tensor]:
+    """A forward hook that stores a module in 8 bits for one row of the batch."""
+
+    def hook(module: nn.Module, inputs: tuple[Tensor], output: Tensor) -> Tensor:
+        x, weight = _rows(module, inputs[0][row : row + 1]), _matrix(module)
+        if factor is not None:
+            scale = torch.from_numpy(factor).repeat(repeat)
+            x, weight = x / scale, weight * scale
+        y = product(x, weight, _PROBED)
+        bias = cast("Tensor | None", module.bias)
+        y = y if bias is None else y + bias
+        output[row : row + 1] = y.transpose(1, 2) if isinstance(module, nn.Conv1d) else y
+        return output
+
+    return hook
+
+
+def _relative(expected: Tensor, found: Tensor) -> float:
+    return float((found - expected).norm() / expected.norm().clamp(min=1e-9))
+
+
+@contextlib.contextmanager
+def _hooks(pairs: Sequence[tuple[nn.Module, Callable[..., Any]]]) -> Iterator[None]:
+    handles = [module.register_forward_hook(hook) for module, hook in pairs]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def cache_key(source_sha256: Mapping[str, str], leds: Sequence[Led]) -> str:
+    """Names findings by the checkpoint's files and the audio."""
+    audio = [hashlib.sha256(led.waveform.tobytes()).hexdigest() for led in leds]
+    prompts = [[*led.tokens.prefix, *led.tokens.suffix] for led in leds[:1]]
+    text = json.dumps([_FORMAT, sorted(source_sha256.values()), audio, prompts])
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def cache_file(key: str) -> Path:
+    """Where findings are kept from export to export."""
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "ark-onnx-export" / f"calibration-{key[:32]}.npz"
+
+
+def save(found: Mapping[Graph, Calibration], path: Path) -> None:
+    """Keep findings; a disk that refuses costs only the time next time."""
+    record = {graph: [asdict(f) for f in one.findings] for graph, one in found.items()}
+    arrays = {f"{g}/{site}": a for g, one in found.items() for site, a in one.factors.items()}
+    staging = path.with_name(f".{path.name}.{os.getpid()}.npz")
+    with contextlib.suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        np.savez(staging, findings=np.array(json.dumps(record)), **cast("Any", arrays))
+        staging.rename(path)
+
+
+def read(path: Path) -> dict[Graph, Calibration] | None:
+    """Kept findings, if there are any that can be read."""
+    try:
+        with np.load(path) as file:
+            record = json.loads(str(file["findings"]))
+            return {
+                graph: Calibration(
+                    tuple(
+                        Finding(**{**f, "weights": tuple(f["weights"]),
+                                   "at_output": tuple(f["at_output"])})
+                        for f in findings
+                    ),
+                    {
+                        name.partition("/")[2]: file[name]
+                        for name in file.files
+                        if name.startswith(f"{graph}/")
+                    },
+                )
+                for graph, findings in record.items()
+            }  # fmt: skip
+    except (OSError, ValueError, KeyError, TypeError):
+        return None

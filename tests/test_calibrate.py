@@ -1,0 +1,191 @@
+"""Calibration: what it finds on planted outliers, and what it keeps."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("torch")
+
+from make_checkpoint import make_checkpoint
+
+import ark_asr_onnx
+from ark_asr_onnx.errors import PackageError
+from ark_onnx_export import calibrate, pipeline
+from ark_onnx_export.cli import main
+
+
+@pytest.fixture(scope="module")
+def planted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint with outlier channels, gains and a sink; its INT8 package beside it."""
+    folder = tmp_path_factory.mktemp("planted")
+    checkpoint = make_checkpoint(folder / "checkpoint", seed=3, outliers=1.0)
+    arguments = ["--ckpt", str(checkpoint), "--out", str(folder / "package"), "--quiet"]
+    assert main([*arguments, "--allow-degraded"]) == 0
+    return folder
+
+
+@pytest.fixture(scope="module")
+def record(planted: Path) -> dict[str, Any]:
+    return json.loads((planted / "package" / "report.json").read_text())
+
+
+def test_planted_outliers_are_found_where_they_are(record: dict[str, Any]) -> None:
+    found = {finding["site"]: finding for finding in record["calibration"]}
+    wild = [site for site, finding in found.items() if finding["outlier_channels"]]
+    assert any(".layers." in site and site.endswith(("qkv", "fc1")) for site in wild)
+    assert any(site.endswith("qkv_proj") for site in wild)
+    assert not found["audio_encoder.whisper.conv1"]["outlier_channels"]  # nothing planted there
+    assert all(finding["rows"] > 100 for finding in record["calibration"][:5])
+
+
+def test_smoothing_helps_where_outliers_are(record: dict[str, Any]) -> None:
+    assert sum(finding["strength"] is not None for finding in record["calibration"]) >= 4
+
+
+def test_the_ladder_ends_within_the_budgets(record: dict[str, Any]) -> None:
+    last = {rung["graph"]: rung for rung in record["ladder"]}
+    assert sorted(last) == ["audio.onnx", "decoder.onnx"]
+    for graph, rung in last.items():
+        assert rung["cost"] <= rung["budget"], graph
+        # Independent errors: the prediction is of the right size.
+        assert 0.3 * rung["cost"] <= rung["predicted"] <= 3 * rung["cost"]
+
+
+def test_the_choices_are_what_the_graphs_hold(record: dict[str, Any]) -> None:
+    weights = {f["site"]: f["weights"] for f in record["calibration"]}
+    chosen = {w: c["recipe"] for c in record["choices"] for w in weights[c["site"]]}
+    assert {m["name"]: m["recipe"] for m in record["matrices"]} == chosen
+
+
+def test_one_recipe_for_all_costs_planted_outliers_more(
+    planted: Path, record: dict[str, Any], tmp_path: Path
+) -> None:
+    pipeline.export(planted / "checkpoint", tmp_path / "out", recipe="blocks8", allow_degraded=True)
+    plain = json.loads((tmp_path / "out" / "report.json").read_text())
+    cost = {rung["graph"]: rung["cost"] for rung in plain["ladder"]}
+    chosen = {rung["graph"]: rung["cost"] for rung in record["ladder"]}
+    assert cost["audio.onnx"] > chosen["audio.onnx"]
+    assert cost["decoder.onnx"] > chosen["decoder.onnx"]
+    assert not plain["choices"]
+
+
+def test_findings_are_kept_and_used_again(
+    planted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise AssertionError("calibrated again")
+
+    monkeypatch.setattr(calibrate, "calibrate", refuse)
+    again = pipeline.export(planted / "checkpoint", tmp_path / "again", allow_degraded=True)
+    for name in ("audio.onnx.data", "decoder.onnx.data"):
+        assert (again.directory / name).read_bytes() == (planted / "package" / name).read_bytes()
+
+
+def test_other_audio_is_calibrated_on(
+    tiny_checkpoint: Path, samples: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    heard: list[list[str]] = []
+    original = calibrate.calibrate
+
+    def listen(*arguments: Any) -> Any:
+        heard.append([led.name for led in arguments[3]])
+        return original(*arguments)
+
+    monkeypatch.setattr(calibrate, "calibrate", listen)
+    paths = [str(sample.path) for sample in samples[:2]]
+    out = tmp_path / "out"
+    arguments = ["--ckpt", str(tiny_checkpoint), "--out", str(out), "--quiet", "--calib", *paths]
+    assert main(arguments) == 0
+    assert heard == [paths]
+
+
+def test_damaged_findings_are_not_used(tmp_path: Path) -> None:
+    path = tmp_path / "kept.npz"
+    assert calibrate.read(path) is None
+    path.write_bytes(b"nonsense")
+    assert calibrate.read(path) is None
+    np.savez(path, findings=np.array('{"audio": [{"site": "a"}]}'))
+    assert calibrate.read(path) is None
+
+
+def test_a_package_for_some_cpus_checks_the_one_it_is_on(
+    tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ark_asr_onnx import contract
+
+    out = tmp_path / "vnni"
+    made = pipeline.export(tiny_checkpoint, out, target="vnni", recipe="rows")
+    assert "rows8" in made.provenance.recipe["matrices"]
+    assert (out / contract.CPU_CHECK_FILE).is_file()
+    monkeypatch.setattr(contract, "EXACT_SUM", contract.EXACT_SUM + 1)  # as if it had saturated
+    with pytest.raises(PackageError, match="made for CPUs of kind 'vnni'"):
+        ark_asr_onnx.load(out)
+
+
+def test_a_package_for_any_cpu_has_no_recipe_that_saturates(tiny_package: Path) -> None:
+    manifest = ark_asr_onnx.load(tiny_package).manifest
+    assert manifest.target == "any"
+    record = json.loads((tiny_package / "report.json").read_text())
+    recipes = {matrix["recipe"] for matrix in record["matrices"]}
+    assert recipes <= {"rows7", "blocks8", "fine8", "fp32"}
+    assert "rows7" in recipes
+
+
+@pytest.mark.parametrize("target", ["any", "arm64"])
+def test_optimums_preset_is_a_recipe_of_its_own(
+    tiny_checkpoint: Path, tmp_path: Path, target: str
+) -> None:
+    pytest.importorskip("optimum.onnxruntime")
+    import onnx
+
+    out = tmp_path / "dynamic"
+    arguments = ["--ckpt", str(tiny_checkpoint), "--out", str(out), "--quiet", "--allow-degraded"]
+    assert main([*arguments, "--recipe", "dynamic", "--target", target]) == 0
+    record = json.loads((out / "report.json").read_text())
+    assert {m["recipe"] for m in record["matrices"]} == {f"dynamic-{target}"}
+    assert all(0 < m["error"] < 0.05 for m in record["matrices"])
+    kinds = [
+        n.op_type for n in onnx.load(str(out / "audio.onnx"), load_external_data=False).graph.node
+    ]
+    assert "MatMulInteger" in kinds and "DynamicQuantizeLinear" in kinds
+    assert "MatMul" not in kinds
+    assert not list(out.glob(".*"))
+
+
+def test_word_error_rates_are_in_the_report_where_words_are_known(
+    tiny_checkpoint: Path, samples: Any, tmp_path: Path
+) -> None:
+    references = tmp_path / "words.jsonl"
+    rows = [{"audio": samples[0].path.name, "text": "Enter, nine!"}]
+    references.write_text("\n".join(json.dumps(row) for row in rows))
+    out = tmp_path / "out"
+    arguments = [
+        "--ckpt",
+        str(tiny_checkpoint),
+        "--out",
+        str(out),
+        "--quiet",
+        "--recipe",
+        "blocks8",
+    ]
+    probe = ["--probe", str(samples[0].path), "--references", str(references)]
+    assert main([*arguments, *probe]) == 0
+    record = json.loads((out / "report.json").read_text())
+    assert record["word_error_rate"]["clips"] == 7
+    assert "Word error rate on 7 clips" in (out / "REPORT.md").read_text()
+
+
+def test_references_that_are_none_are_refused_before_any_work(
+    tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "words.jsonl"
+    path.write_text("nonsense")
+    arguments = ["--ckpt", str(tiny_checkpoint), "--out", str(tmp_path / "out"), "--quiet"]
+    assert main([*arguments, "--references", str(path)]) == 1
+    assert "not a JSONL file" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
