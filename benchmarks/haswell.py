@@ -1,10 +1,11 @@
 """Does a package give the same tokens on a CPU without VNNI? The runtime under qemu's Haswell.
 
-    python benchmarks/haswell.py [--model models/demo] [--clips 10] [--cpu Haswell]
+    python benchmarks/haswell.py [--model models/demo] [--clips 10] [--emulator COMMAND]
 
 Products of unsigned and signed bytes saturate on x86 with AVX2 and no VNNI, in some recipes. This
 transcribes real clips natively and under emulation and compares tokens and log-probabilities.
-Needs qemu-x86_64 (Debian: qemu-user) and an x86-64 machine.
+Needs qemu-x86_64 (Debian: qemu-user) and an x86-64 machine. COMMAND is a Python on another CPU,
+for example benchmarks/results/trusted_int8.md's on aarch64.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -23,10 +25,10 @@ from dev_clips import dev_clips
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def transcribe(prefix: list[str], model: Path, paths: list[Path]) -> list[dict[str, object]]:
+def transcribe(python: list[str], model: Path, paths: list[Path]) -> list[dict[str, object]]:
     """One JSON object a clip, from the runtime in a process of its own."""
     command = [
-        *prefix, sys.executable, "-m", "ark_asr_onnx", "transcribe", "--model", str(model),
+        *python, "-m", "ark_asr_onnx", "transcribe", "--model", str(model),
         "--threads", "1", "--format", "json", *map(str, paths),
     ]  # fmt: skip
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "runtime")}
@@ -35,7 +37,7 @@ def transcribe(prefix: list[str], model: Path, paths: list[Path]) -> list[dict[s
     lines = [line for line in result.stderr.splitlines() if "doesn't support requested" not in line]
     if result.returncode:  # qemu warns of each feature of Haswell that it lacks, thread by thread
         raise SystemExit("\n".join(lines))
-    print(f"{' '.join(prefix) or 'native'}: {time.perf_counter() - start:.1f} s", flush=True)
+    print(f"{' '.join(python)}: {time.perf_counter() - start:.1f} s", flush=True)
     return [json.loads(line)["segments"][0] for line in result.stdout.splitlines()]
 
 
@@ -44,14 +46,15 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Native against emulated CPU.")
     parser.add_argument("--model", type=Path, default=ROOT / "models" / "demo")
     parser.add_argument("--clips", type=int, default=10)
-    parser.add_argument("--cpu", default="Haswell")
+    parser.add_argument("--emulator", default=f"qemu-x86_64 -cpu Haswell {sys.executable}")
     parser.add_argument("--speech", type=Path, default=ROOT.parent / "shared" / "speech")
     options = parser.parse_args()
-    if not shutil.which("qemu-x86_64"):
-        raise SystemExit("qemu-x86_64 is missing: apt install qemu-user")
+    emulator = shlex.split(options.emulator)
+    if not shutil.which(emulator[0]):
+        raise SystemExit(f"{emulator[0]} is missing; for qemu: apt install qemu-user")
     paths = dev_clips(options.speech, options.clips)
-    native = transcribe([], options.model, paths)
-    emulated = transcribe(["qemu-x86_64", "-cpu", options.cpu], options.model, paths)
+    native = transcribe([sys.executable], options.model, paths)
+    emulated = transcribe(emulator, options.model, paths)
     same = sum(a["token_ids"] == b["token_ids"] for a, b in zip(native, emulated, strict=True))
     n_tokens = sum(len(a["token_ids"]) for a in native)  # pyright: ignore[reportArgumentType]
     worst = max(

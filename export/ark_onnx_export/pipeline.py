@@ -122,10 +122,11 @@ def export(
                 listened = _lead(oracle, heard, track, "calibrate: torch reference")
             kept = calibrate.cache_file(calibrate.cache_key(made.source_sha256, listened))
             sites = smoothing.sites(checkpoint.config)
-            work.calibrations = calibrate.read(kept) or calibrate.calibrate(
-                network, tokens, prefix, listened, sites, track
-            )
-            calibrate.save(work.calibrations, kept)
+            found = calibrate.read(kept)
+            if not found:
+                found = calibrate.calibrate(network, tokens, prefix, listened, sites, track)
+                calibrate.save(found, kept)
+            work.calibrations = found
             factors = [one.factors for one in work.calibrations.values()]
             fold = smoothing.folded(chain(*sites.values()), dict(ChainMap(*factors)))
         for plan in chosen.plans(checkpoint, network, leds, facts, prefix, fold):
