@@ -180,6 +180,31 @@ def test_word_error_rates_are_in_the_report_where_words_are_known(
     assert "Word error rate on 7 clips" in (out / "REPORT.md").read_text()
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--recipe", "rows", "--precision", "fp32"],
+        ["--target", "vnni", "--layout", "published"],
+        ["--recipe", "blocks8", "--calib", "{clip}"],
+        ["--calib", "no such file.wav"],
+    ],
+    ids=" ".join,
+)
+def test_options_that_would_do_nothing_are_refused(
+    tiny_checkpoint: Path,
+    samples: Any,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    options: list[str],
+) -> None:
+    arguments = ["--ckpt", str(tiny_checkpoint), "--out", str(tmp_path / "out"), "--quiet"]
+    options = [option.replace("{clip}", str(samples[0].path)) for option in options]
+    assert main([*arguments, *options]) == 1
+    message = capsys.readouterr().err
+    assert message.startswith("error: ") and len(message.splitlines()) == 1
+    assert not list(tmp_path.iterdir())
+
+
 def test_references_that_are_none_are_refused_before_any_work(
     tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

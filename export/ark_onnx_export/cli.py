@@ -231,6 +231,13 @@ def _export(options: argparse.Namespace) -> int:
     from .probes import read_references
     from .stages import Meter
 
+    chosen = options.recipe != "auto" or options.target != "any" or options.calib
+    if chosen and (options.precision == "fp32" or options.layout == "published"):
+        raise ExportError(
+            "--recipe, --target and --calib are for INT8 in the native layout: leave them out"
+        )
+    if options.calib and options.recipe != "auto":
+        raise ExportError(f"--recipe {options.recipe} needs no --calib: leave one of them out")
     meter = Meter()
 
     def progress(label: str, items: Sequence[Any]) -> Iterable[Any]:
