@@ -10,7 +10,6 @@ import numpy as np
 from .calibrate import Calibration, Finding
 from .smoothing import F32, Graph
 
-TARGETS = ("any", "vnni", "avx2", "arm64")
 # Products of rows: the full range of codes only where sums do not saturate.
 ROWS = {"any": "rows7", "avx2": "rows7", "vnni": "rows8", "arm64": "rows8"}
 
