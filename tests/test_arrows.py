@@ -17,7 +17,7 @@ HEAVY = ("torch", "transformers", "onnx", "safetensors", "optimum", "librosa", "
 CONTRACT = {"contract", "errors"}
 LEAVES = CONTRACT | {
     "package", "audio", "mel", "text", "prompt", "embedding", "model", "transcript", "graph",
-    "greedy",
+    "greedy", "threads", "resident", "prepared",
 }  # fmt: skip
 LIBRARY = {
     "audio": {"soundfile", "soxr"}, "text": {"tokenizers"}, "graph": {"onnxruntime"},
@@ -35,6 +35,9 @@ MAY_IMPORT = {
     "prompt": {"contract", "mel"},
     "embedding": CONTRACT | {"mel", "prompt"},
     "graph": CONTRACT,
+    "threads": set(),
+    "resident": {"errors"},
+    "prepared": CONTRACT | {"graph", "package"},
     "model": {"mel", "prompt"},
     "layouts.__init__": {"model", "package", "layouts.native", "layouts.published"},
     "layouts.published": LEAVES - {"audio", "text", "transcript", "greedy"} | {"upstream"},

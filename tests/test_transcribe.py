@@ -6,6 +6,7 @@ import hashlib
 import io
 import json
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import soundfile
 from conftest import Sample
 
 import ark_asr_onnx
-from ark_asr_onnx import AudioError, Options, Transcriber
+from ark_asr_onnx import AudioError, ClosedError, Options, Transcriber
 
 RATE = 16000
 
@@ -250,3 +251,20 @@ def test_the_public_names_are_the_documented_ones() -> None:
     public = {name for name in vars(ark_asr_onnx) if not name.startswith("_")}
     modules = {name for name in public if type(vars(ark_asr_onnx)[name]).__name__ == "module"}
     assert public - modules - {"annotations"} == set(ark_asr_onnx.__all__) - {"__version__"}
+
+
+def test_closing_ends_it_and_idle_times_do_not(
+    demo_package_of_each_layout: Path, samples: list[Sample]
+) -> None:
+    with ark_asr_onnx.load(demo_package_of_each_layout, idle_unload_seconds=0.05) as transcriber:
+        for _ in range(2):
+            assert transcriber.transcribe(samples[0].path).text == samples[0].text
+            for _ in range(500):
+                if not transcriber._resident.is_open:
+                    break
+                time.sleep(0.01)
+            assert not transcriber._resident.is_open
+    with pytest.raises(ClosedError, match="was closed"):
+        transcriber.transcribe(samples[0].path)
+    with pytest.raises(ClosedError):
+        _ = transcriber.model

@@ -10,6 +10,7 @@ from __future__ import annotations
 from .errors import (
     ArkError,
     AudioError,
+    ClosedError,
     DecodeError,
     ExportError,
     MissingExtraError,
@@ -17,7 +18,7 @@ from .errors import (
 )
 from .greedy import Options
 from .package import Package, open_package
-from .transcriber import Transcriber, load
+from .transcriber import Transcriber, load, prepare
 from .transcript import Segment, Timings, Transcript, transcript_to_json
 
 __version__ = "0.1.0"
@@ -25,6 +26,7 @@ __version__ = "0.1.0"
 __all__ = [
     "ArkError",
     "AudioError",
+    "ClosedError",
     "DecodeError",
     "ExportError",
     "MissingExtraError",
@@ -38,5 +40,6 @@ __all__ = [
     "__version__",
     "load",
     "open_package",
+    "prepare",
     "transcript_to_json",
 ]

@@ -14,6 +14,7 @@ import ark_asr_onnx
 from ark_asr_onnx import ArkError, Options, PackageError, Transcript
 
 MODEL_VARIABLE = "ARK_ASR_MODEL"
+PREPARED_VARIABLE = "ARK_ASR_PREPARED_DIR"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -24,9 +25,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--version", action="version", version=ark_asr_onnx.__version__)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _transcribe_arguments(commands.add_parser("transcribe", help="audio files to text"))
+    _prepare_arguments(commands.add_parser("prepare", help="pack a model for this CPU, once"))
     _inspect_arguments(commands.add_parser("inspect", help="what a model folder holds"))
     arguments = parser.parse_args(argv)
-    run = {"transcribe": _transcribe, "inspect": _inspect}[arguments.command]
+    runs = {"transcribe": _transcribe, "prepare": _prepare, "inspect": _inspect}
+    run = runs[arguments.command]
     return _guarded(lambda: run(arguments))
 
 
@@ -44,14 +47,38 @@ def _transcribe_arguments(parser: argparse.ArgumentParser) -> None:
     add("--max-new-tokens", type=_positive, default=256, metavar="N")
     add("--begin", type=float, metavar="SECONDS", help="start of the part")
     add("--end", type=float, metavar="SECONDS", help="end of the part")
+    _threads_argument(parser)
     add(
-        "--threads",
-        type=_positive,
-        metavar="N",
-        help="threads (default: the cores this process may use, at most 8)",
+        "--prepared-dir",
+        metavar="DIR",
+        default=os.environ.get(PREPARED_VARIABLE),
+        help="open the graphs packed for this CPU from here, see ark-asr prepare (default: "
+        f"${PREPARED_VARIABLE})",
     )
     add("-v", "--verbose", action="store_true", help="time per stage on stderr")
     parser.set_defaults(max_audio_seconds=None, block_from_id=None, precision=None)  # fmt: skip
+
+
+def _prepare_arguments(parser: argparse.ArgumentParser) -> None:
+    _model_arguments(parser)
+    parser.add_argument(
+        "--prepared-dir",
+        metavar="DIR",
+        type=Path,
+        help="folder for the packed graphs, twice the size of the model's (default: "
+        f"${PREPARED_VARIABLE}, else in the user's cache)",
+    )
+    parser.add_argument("--verify", action="store_true", help="check every checksum")
+    _threads_argument(parser)
+
+
+def _threads_argument(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--threads",
+        type=_positive,
+        metavar="N",
+        help="threads (default: the physical cores this process may use, at most 8)",
+    )
 
 
 def _inspect_arguments(parser: argparse.ArgumentParser) -> None:
@@ -128,6 +155,7 @@ def infer_main(script_dir: Path, argv: Sequence[str] | None = None) -> int:
     if arguments.block_from_id is not None and arguments.block_from_id < 0:
         arguments.block_from_id = None
     arguments.format, arguments.verbose, arguments.local_files_only = "txt", False, False
+    arguments.prepared_dir = os.environ.get(PREPARED_VARIABLE)
     if not arguments.model and not os.environ.get(MODEL_VARIABLE):
         manifests = ("ark_manifest.json", "runtime_manifest.json", "model/runtime_manifest.json")
         own = any((script_dir / name).is_file() for name in manifests)
@@ -141,7 +169,10 @@ def _transcribe(arguments: argparse.Namespace) -> int:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         transcriber = ark_asr_onnx.load(
-            model, threads=arguments.threads, local_files_only=arguments.local_files_only
+            model,
+            threads=arguments.threads,
+            local_files_only=arguments.local_files_only,
+            prepared_dir=arguments.prepared_dir,
         )
     for warning in caught:
         print(f"warning: {warning.message}", file=sys.stderr)
@@ -195,6 +226,29 @@ def _line(path: str, transcript: Transcript, output: str) -> str:
         return transcript.text
     fields = json.loads(ark_asr_onnx.transcript_to_json(transcript))
     return json.dumps({"audio": path, **fields}, ensure_ascii=False)
+
+
+def _prepare(arguments: argparse.Namespace) -> int:
+    """Pack a model for this CPU and say how to use it."""
+    model, directory = _model(arguments), arguments.prepared_dir or _default_prepared_dir()
+    ark_asr_onnx.prepare(
+        model,
+        directory,
+        threads=arguments.threads,
+        verify=arguments.verify,
+        local_files_only=arguments.local_files_only,
+    )
+    print(directory)
+    _say(f"prepared; open it with --prepared-dir {directory} or {PREPARED_VARIABLE}={directory}")
+    return 0
+
+
+def _default_prepared_dir() -> Path:
+    """``$ARK_ASR_PREPARED_DIR``, else a folder in the user's cache."""
+    if found := os.environ.get(PREPARED_VARIABLE):
+        return Path(found)
+    cache = os.environ.get("XDG_CACHE_HOME") or os.environ.get("LOCALAPPDATA")
+    return Path(cache or Path.home() / ".cache") / "ark-asr-onnx" / "prepared"
 
 
 def _inspect(arguments: argparse.Namespace) -> int:

@@ -6,6 +6,7 @@
     ├── PackageError (ValueError)        a model folder is missing, damaged or too new
     ├── AudioError (ValueError)          the audio cannot be read or cannot be transcribed
     ├── DecodeError (RuntimeError)       the model ran and could not go on
+    ├── ClosedError (RuntimeError)       a transcriber was used after it was closed
     ├── MissingExtraError (ImportError)  an optional dependency is not installed
     └── ExportError (ValueError)         a checkpoint cannot be exported (raised by ark_onnx_export)
 
@@ -29,6 +30,10 @@ class AudioError(ArkError, ValueError):
 
 class DecodeError(ArkError, RuntimeError):
     """The model ran but decoding could not go on."""
+
+
+class ClosedError(ArkError, RuntimeError):
+    """A transcriber that was closed and is used all the same."""
 
 
 class MissingExtraError(ArkError, ImportError):

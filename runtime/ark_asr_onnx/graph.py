@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, cast
 
 import numpy.typing as npt
 import onnxruntime  # pyright: ignore[reportMissingTypeStubs]
 
-from .contract import REMEDY
+from .contract import REMEDY, external_data_file
 from .errors import DecodeError, PackageError
 
 Array = npt.NDArray[Any]
@@ -29,14 +29,11 @@ _LINK_REMEDY = (
     "its weights are a symbolic link: link the whole folder instead of single files, or upgrade "
     "onnxruntime if the folder is Hugging Face's cache"
 )
-_MAX_DEFAULT_THREADS = 8  # decoding is limited by memory, more threads only wait
 
 
-def default_threads() -> int:
-    """Cores this process may use, at most 8."""
-    if hasattr(os, "sched_getaffinity"):
-        return min(len(os.sched_getaffinity(0)), _MAX_DEFAULT_THREADS)
-    return min(os.cpu_count() or 1, _MAX_DEFAULT_THREADS)
+def version() -> str:
+    """The installed onnxruntime's version."""
+    return str(ort.__version__)
 
 
 def require_onnxruntime(oldest: str) -> None:
@@ -48,25 +45,33 @@ def require_onnxruntime(oldest: str) -> None:
         )
 
 
+def open_graphs(paths: Sequence[Path], threads: int) -> list[Graph]:
+    """Open several graphs side by side: most of the work of opening one leaves a core idle."""
+    with ThreadPoolExecutor(len(paths)) as pool:
+        return list(pool.map(Graph, paths, [threads] * len(paths)))
+
+
+def pack(path: Path, out: Path, threads: int) -> None:
+    """Write a graph to ``out`` and its weights beside it, optimised and packed for this CPU.
+
+    What is written is right for this CPU and this version of onnxruntime alone.
+    """
+    options = _options(threads)
+    options.optimized_model_filepath = str(out)
+    for key, value in {
+        "session.optimized_model_external_initializers_file_name": external_data_file(out.name),
+        "session.optimized_model_external_initializers_min_size_in_bytes": "1024",
+        "session.save_external_prepacked_constant_initializers": "1",
+    }.items():
+        options.add_session_config_entry(key, value)
+    _open(path, options)
+
+
 class Graph:
     """An opened graph: named arrays in, named arrays out. Safe to call from several threads."""
 
     def __init__(self, path: Path, threads: int) -> None:
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = threads
-        options.log_severity_level = 4  # failures reach the caller as exceptions
-        try:
-            self._session = ort.InferenceSession(
-                str(path), options, providers=["CPUExecutionProvider"]
-            )
-        except _ORT_ERRORS as error:
-            # Links are followed only to the folder where the graph itself really lies, and by
-            # 1.24.1 not at all.
-            remedy = _LINK_REMEDY if "escapes model directory" in str(error) else REMEDY
-            raise PackageError(
-                f"{path}: onnxruntime {ort.__version__} cannot open this graph ({_first(error)}); "
-                f"{remedy}"
-            ) from error
+        self._session = _open(path, _options(threads))
         self.path = path
         self.inputs = {i.name: tuple(i.shape) for i in self._session.get_inputs()}
         self.outputs = {o.name: tuple(o.shape) for o in self._session.get_outputs()}
@@ -130,6 +135,28 @@ class Binding:
             self._session.run_with_iobinding(self._io)
         except _ORT_ERRORS as error:
             raise DecodeError(f"{self._name}: {_first(error)}") from error
+
+
+def _options(threads: int) -> Any:
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 4  # failures reach the caller as exceptions
+    # Threads wait in a loop within a call, where work comes at once, and asleep between calls.
+    options.add_session_config_entry("session.force_spinning_stop", "1")
+    return options
+
+
+def _open(path: Path, options: Any) -> Any:
+    try:
+        return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except _ORT_ERRORS as error:
+        # Links are followed only to the folder where the graph itself really lies, and by
+        # 1.24.1 not at all.
+        remedy = _LINK_REMEDY if "escapes model directory" in str(error) else REMEDY
+        raise PackageError(
+            f"{path}: onnxruntime {ort.__version__} cannot open this graph ({_first(error)}); "
+            f"{remedy}"
+        ) from error
 
 
 def _release(version: str) -> tuple[int, ...]:

@@ -6,15 +6,20 @@ import math
 import os
 import time
 import warnings
+from pathlib import Path
 
-from . import audio, contract, greedy, mel, prompt
+from . import audio, contract, greedy, mel, prepared, prompt
 from .audio import AudioSource
 from .errors import AudioError, PackageError
-from .graph import default_threads, require_onnxruntime
+from .graph import require_onnxruntime
 from .greedy import Options
 from .layouts import LAYOUTS
+from .mel import F32
+from .model import Model
 from .package import Package, open_package
+from .resident import Resident
 from .text import Text, clean
+from .threads import default_threads
 from .transcript import Segment, Timings, Transcript
 
 
@@ -24,36 +29,69 @@ def load(
     threads: int | None = None,
     verify: bool = False,
     local_files_only: bool = False,
+    prepared_dir: str | os.PathLike[str] | None = None,
+    idle_unload_seconds: float | None = None,
 ) -> Transcriber:
     """Open a package folder, or a Hugging Face id, and return a :class:`Transcriber` for it.
 
     An id (``owner/name`` or ``owner/name/folder``) is downloaded once; ``local_files_only`` uses
     the cache alone. A folder never causes a network call.
 
-    ``threads`` defaults to the cores this process may use, at most 8; ``verify`` compares the
-    checksums of the weights too. Raises :class:`PackageError`.
+    ``threads`` defaults to the physical cores this process may use, at most 8; ``verify`` compares
+    the checksums of the weights too. ``prepared_dir`` is where :func:`prepare` keeps graphs packed
+    for this CPU: they are used from there, and made there first if they are missing, stale or
+    damaged. ``idle_unload_seconds`` gives the memory back after so long without work; the next
+    call opens the model again. Raises :class:`PackageError`.
     """
     package = open_package(model, verify=verify, local_files_only=local_files_only)
-    return Transcriber(package, default_threads() if threads is None else threads)
+    threads = default_threads() if threads is None else threads
+    if prepared_dir is not None:
+        try:
+            package = _prepared(package, prepared_dir, threads, verify=verify)
+        except PackageError as error:
+            warnings.warn(f"{error}; opened without", stacklevel=2)
+    return Transcriber(package, threads, idle_unload_seconds=idle_unload_seconds)
+
+
+def prepare(
+    model: str | os.PathLike[str],
+    prepared_dir: str | os.PathLike[str],
+    *,
+    threads: int | None = None,
+    verify: bool = False,
+    local_files_only: bool = False,
+) -> None:
+    """Write a package's graphs, packed for this CPU and this onnxruntime, into ``prepared_dir``.
+
+    :func:`load` with that folder then maps them instead of packing them anew: it takes a fraction
+    of the time and almost no memory of its own. Up to date, nothing is done. ``verify`` compares
+    every checksum, of package and prepared graphs. Raises :class:`PackageError`.
+    """
+    package = open_package(model, verify=verify, local_files_only=local_files_only)
+    threads = default_threads() if threads is None else threads
+    _prepared(package, prepared_dir, threads, verify=verify)
+
+
+def _prepared(
+    package: Package, directory: str | os.PathLike[str], threads: int, *, verify: bool
+) -> Package:
+    _check_usable(package, threads)
+    names = LAYOUTS[package.manifest.layout].graphs(package)
+    return prepared.prepare(package, names, Path(directory), threads, verify=verify)
 
 
 class Transcriber:
-    """A loaded model. Safe to use from several threads at once.
+    """A loaded model. Safe to use from several threads at once; a context manager that closes it.
 
     ``manifest`` and ``model``, its three callables, are for tools that look at one stage;
     transcribing needs neither.
     """
 
-    def __init__(self, package: Package, threads: int) -> None:
-        if threads < 1:
-            raise ValueError(f"threads is {threads}, must be at least 1")
+    def __init__(
+        self, package: Package, threads: int, *, idle_unload_seconds: float | None = None
+    ) -> None:
         manifest = package.manifest
-        if manifest.layout not in LAYOUTS:
-            raise PackageError(
-                f"{package.directory}: layout {manifest.layout!r} is unknown, expected one of "
-                f"{', '.join(LAYOUTS)}; upgrade ark-asr-onnx"
-            )
-        require_onnxruntime(manifest.min_onnxruntime)
+        _check_usable(package, threads)
         if manifest.degraded:
             warnings.warn(
                 f"{package.directory}: this package is outside its quality limits: "
@@ -62,7 +100,29 @@ class Transcriber:
             )
         self.manifest = manifest
         self._text = Text(package.path(contract.TOKENIZER_FILE).parent)
-        self.model = LAYOUTS[manifest.layout](package, threads)
+        build = LAYOUTS[manifest.layout].build
+        self._resident = Resident(lambda: build(package, threads), idle_unload_seconds)
+        with self._resident.use():
+            pass  # what cannot be opened is told now
+
+    @property
+    def model(self) -> Model:
+        """The opened model; whoever holds it keeps it in memory."""
+        with self._resident.use() as model:
+            return model
+
+    def close(self) -> None:
+        """Give the memory back, at once or when the calls in progress have ended.
+
+        Further calls raise :class:`ClosedError`.
+        """
+        self._resident.close()
+
+    def __enter__(self) -> Transcriber:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def transcribe(
         self,
@@ -84,7 +144,7 @@ class Transcriber:
         options = options or Options()
         if max_seconds is not None and not 0 < max_seconds < math.inf:
             raise ValueError(f"max_seconds is {max_seconds}, must be positive and finite")
-        sizes, tokens = self.manifest.sizes, self.manifest.tokens
+        sizes = self.manifest.sizes
         clock = _Clock()
         waveform = audio.read(
             source, sample_rate, begin_seconds=begin_seconds, end_seconds=end_seconds
@@ -98,26 +158,33 @@ class Transcriber:
         clock.lap("read")
         log_mel = mel.log_mel(waveform, sizes.n_mels)
         clock.lap("features")
-        audio_embeds = self.model.encode_audio(log_mel)
+        with self._resident.use() as model:
+            chosen = self._decode(model, log_mel, options, clock)
+        begin = begin_seconds or 0.0
+        segment = self._segment(chosen, begin, begin + duration)
+        return Transcript(segment.text, (segment,), duration, clock.timings())
+
+    def _decode(
+        self, model: Model, log_mel: F32, options: Options, clock: _Clock
+    ) -> list[greedy.Token]:
+        """Tokens of one pass."""
+        sizes, tokens = self.manifest.sizes, self.manifest.tokens
+        audio_embeds = model.encode_audio(log_mel)
         clock.lap("encode")
-        inputs_embeds = prompt.splice(tokens, audio_embeds, self.model.embed, self.model.n_cached)
+        inputs_embeds = prompt.splice(tokens, audio_embeds, model.embed, model.n_cached)
         # The last token is not fed back, so it needs no position.
-        n_prompt = self.model.n_cached + inputs_embeds.shape[1]
-        capacity = self.model.decoder.capacity
+        n_prompt = model.n_cached + inputs_embeds.shape[1]
+        capacity = model.decoder.capacity
         n_tokens = max(1, min(options.max_new_tokens, capacity - n_prompt + 1))
-        decoding = self.model.decoder.start(1, n_prompt + n_tokens - 1)
+        decoding = model.decoder.start(1, n_prompt + n_tokens - 1)
         mask = greedy.token_mask(tokens, sizes.n_logits, options.block_from_id)
         chosen: list[greedy.Token] = []
-        for token in greedy.decode(
-            decoding, inputs_embeds, self.model.embed, tokens, mask, n_tokens
-        ):
+        for token in greedy.decode(decoding, inputs_embeds, model.embed, tokens, mask, n_tokens):
             if not chosen:
                 clock.lap("prefill")
             chosen.append(token)
         clock.lap("decode")
-        begin = begin_seconds or 0.0
-        segment = self._segment(chosen, begin, begin + duration)
-        return Transcript(segment.text, (segment,), duration, clock.timings())
+        return chosen
 
     def _segment(self, chosen: list[greedy.Token], start: float, end: float) -> Segment:
         ids = tuple(token.id for token in chosen)
@@ -134,6 +201,19 @@ class Transcriber:
             logprobs=tuple(token.logprob for token in chosen),
             finish_reason=finish_reason,
         )
+
+
+def _check_usable(package: Package, threads: int) -> None:
+    """Refuse what this version cannot open, or not with so many threads."""
+    if threads < 1:
+        raise ValueError(f"threads is {threads}, must be at least 1")
+    layout = package.manifest.layout
+    if layout not in LAYOUTS:
+        raise PackageError(
+            f"{package.directory}: layout {layout!r} is unknown, expected one of "
+            f"{', '.join(LAYOUTS)}; upgrade ark-asr-onnx"
+        )
+    require_onnxruntime(package.manifest.min_onnxruntime)
 
 
 def _check_duration(name: str, duration: float, max_seconds: float) -> None:

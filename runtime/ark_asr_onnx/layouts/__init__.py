@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from ..model import Model
 from ..package import Package
 from . import native, published
 
-LAYOUTS: dict[str, Callable[[Package, int], Model]] = {
-    "native": native.build,
-    "published": published.build,
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """How to open a package of one layout."""
+
+    build: Callable[[Package, int], Model]  # package and threads
+    graphs: Callable[[Package], tuple[str, ...]]  # the graphs that it opens, as Package.path has it
+
+
+LAYOUTS = {
+    "native": Layout(native.build, native.graphs),
+    "published": Layout(published.build, published.graphs),
 }

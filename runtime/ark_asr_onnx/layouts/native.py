@@ -12,26 +12,32 @@ from .. import contract
 from ..contract import Sizes
 from ..embedding import Embedding
 from ..errors import DecodeError, PackageError
-from ..graph import Binding, Graph
+from ..graph import Binding, Graph, open_graphs
 from ..mel import F32
 from ..model import Model
 from ..package import Package
 
 
+def graphs(_: Package) -> tuple[str, ...]:
+    """The graphs that :func:`build` opens."""
+    return contract.AUDIO_FILE, contract.DECODER_FILE
+
+
 def build(package: Package, threads: int) -> Model:
     """Open the graphs of a native package."""
     sizes = package.manifest.sizes
-    for name in (contract.AUDIO_FILE, contract.DECODER_FILE):
+    for name in graphs(package):
         package.path(contract.external_data_file(name))  # listed, so that it was checked
     if package.manifest.target not in ("any", "avx2"):
         _require_exact_products(package)
-    audio = Graph(package.path(contract.AUDIO_FILE), threads)
+    audio, decoder = open_graphs([package.path(name) for name in graphs(package)], threads)
     audio.expect({contract.LOG_MEL: (1, sizes.n_mels, None)}, [contract.AUDIO_EMBEDS])
+    _check_decoder(decoder, sizes)
 
     def encode_audio(log_mel: F32) -> F32:
         return audio.run({contract.LOG_MEL: log_mel}, [contract.AUDIO_EMBEDS])[0]
 
-    graph, prefix = _open_decoder(package, threads), _read_prefix(package)
+    prefix = _read_prefix(package)
     return Model(
         encode_audio=encode_audio,
         embed=Embedding(
@@ -39,7 +45,7 @@ def build(package: Package, threads: int) -> Model:
             sizes.n_embeddings,
             sizes.hidden_size,
         ),
-        decoder=NativeDecoder(graph, sizes, prefix),
+        decoder=NativeDecoder(decoder, sizes, prefix),
         n_cached=prefix.shape[2],
     )
 
@@ -58,10 +64,8 @@ def _require_exact_products(package: Package) -> None:
         )
 
 
-def _open_decoder(package: Package, threads: int) -> Graph:
-    """The decoder graph, if it is as the manifest says."""
-    sizes = package.manifest.sizes
-    graph = Graph(package.path(contract.DECODER_FILE), threads)
+def _check_decoder(graph: Graph, sizes: Sizes) -> None:
+    """Refuse a decoder graph that is not as the manifest says."""
     cache = (None, sizes.n_kv_heads, None, sizes.head_dim)
     graph.expect(
         {
@@ -78,7 +82,6 @@ def _open_decoder(package: Package, threads: int) -> Graph:
             f"{graph.path}: {n_logits} logits, the manifest says {sizes.n_logits}; "
             f"{contract.REMEDY}"
         )
-    return graph
 
 
 def _read_prefix(package: Package) -> F32:

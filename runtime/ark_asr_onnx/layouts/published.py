@@ -14,30 +14,35 @@ from .. import upstream
 from ..contract import Sizes
 from ..embedding import Embedding
 from ..errors import DecodeError, PackageError
-from ..graph import Array, Graph
+from ..graph import Array, Graph, open_graphs
 from ..mel import F32
 from ..model import Model
 from ..package import Package
 
 
+def graphs(_: Package) -> tuple[str, ...]:
+    """The graphs that :func:`build` opens."""
+    return upstream.ENCODER, upstream.ADAPTER, upstream.DECODER
+
+
 def build(package: Package, threads: int) -> Model:
     """Open the graphs of a published folder."""
     sizes = package.manifest.sizes
+    paths = [package.path(name) for name in graphs(package)]
+    encoder, adapter, decoder = open_graphs(paths, threads)
     return Model(
-        encode_audio=_Audio(package, threads),
+        encode_audio=_Audio(encoder, adapter, sizes),
         embed=Embedding(package.path(upstream.EMBEDDING), sizes.n_embeddings, sizes.hidden_size),
-        decoder=_open_decoder(Graph(package.path(upstream.DECODER), threads), sizes),
+        decoder=_open_decoder(decoder, sizes),
     )
 
 
 class _Audio:
     """Encoder, merge by ``merge_factor`` on the host, adapter."""
 
-    def __init__(self, package: Package, threads: int) -> None:
-        sizes = package.manifest.sizes
-        self._encoder = Graph(package.path(upstream.ENCODER), threads)
+    def __init__(self, encoder: Graph, adapter: Graph, sizes: Sizes) -> None:
+        self._encoder, self._adapter = encoder, adapter
         self._encoder.expect({"audios": (1, sizes.n_mels, None)}, ["encoded_audio_features"])
-        self._adapter = Graph(package.path(upstream.ADAPTER), threads)
         self._adapter.expect({"merged_audio_features": (1, None, None)}, ["audio_embeddings"])
         self._factor = sizes.merge_factor
 
