@@ -129,7 +129,7 @@ def opened(model: Any) -> Any:
 
 
 @pytest.mark.parametrize("gelu", [False, True])
-@pytest.mark.parametrize("recipe", list(quantize.RECIPES))
+@pytest.mark.parametrize("recipe", [r for r in quantize.RECIPES if not r.startswith("columns")])
 def test_a_recipe_computes_what_calibration_takes_it_to_compute(recipe: str, gelu: bool) -> None:
     import torch
     import torch.nn.functional as F
@@ -153,7 +153,7 @@ def test_a_recipe_computes_what_calibration_takes_it_to_compute(recipe: str, gel
     assert (stored.error > 0) == (recipe != "fp32")
 
 
-@pytest.mark.parametrize("recipe", ["rows8", "rows7", "blocks8", "fine8"])
+@pytest.mark.parametrize("recipe", ["rows8", "rows7", "columns7", "blocks8", "fine8"])
 def test_no_recipe_lets_a_loud_row_change_a_quiet_one(recipe: str) -> None:
     model = graph_of(matrix(128, 48))
     quantize.quantise(model, lambda _: recipe)

@@ -33,7 +33,7 @@ from .verify import Led
 
 Progress = Callable[[str, Sequence[Any]], Any]  # label, items -> the items
 
-_FORMAT = 1  # raised when cached findings would be misread
+_FORMAT = 2  # raised when cached findings would be misread
 _STRENGTHS = (0.35, 0.5, 0.65, 0.8)
 _WORTH = 0.9  # smoothing must bring the error of a product at least to this share
 _MAX_ROWS = 192  # of each input, kept to try the recipes on
@@ -225,8 +225,8 @@ def _try_recipes(
         found = product(x, w, recipe, after_gelu=site.after_gelu)
         return float((found - exact).norm()) / norm
 
-    # Smooth for what the graph is to be made of: rows in the encoder, blocks in the decoder.
-    judge = "rows7" if graph == "audio" else "blocks8"
+    # Smooth for what the graph is to be made of: rows in the encoder, columns in the decoder.
+    judge = "rows7" if graph == "audio" else "columns7"
     strength, best = None, None
     lowest = _WORTH * error(judge, None)
     for candidate in _STRENGTHS if site.writers else ():

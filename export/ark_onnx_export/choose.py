@@ -13,10 +13,13 @@ from .smoothing import F32, Graph
 # Products of rows: the full range of codes only where sums do not saturate.
 ROWS = {"any": "rows7", "avx2": "rows7", "vnni": "rows8", "arm64": "rows8"}
 
+COLUMNS = {"any": "columns7", "avx2": "columns7", "vnni": "columns8", "arm64": "columns8"}
+
 # Cost of a weight by benchmarks/recipes.py: in the encoder its time at 250 to 1500 rows, in the
-# decoder that of a step. fp32 counts double: it is four times the memory too.
+# decoder that of a step, a little less where prompts gain. fp32 counts double: it is four times
+# the memory too.
 _ENCODER = {"rows8": 1.0, "rows7": 1.0, "blocks8": 1.65, "fine8": 2.4, "fp32": 7.0}
-_DECODER = {"blocks8": 1.0, "fine8": 1.2, "fp32": 6.0}
+_DECODER = {"columns8": 0.9, "columns7": 0.9, "blocks8": 1.0, "fine8": 1.2, "fp32": 6.0}
 # The encoder is mended even within the budget where a share of its cost buys this many times as
 # large a share of the squared error. A step of the decoder reads every weight for one token.
 _BARGAIN = {"audio": 4.0, "decoder": float("inf")}
@@ -50,9 +53,8 @@ class Plan:
 
 def recipes_for(graph: Graph, target: str) -> dict[str, float]:
     """The recipes that may serve a graph on a kind of CPU, and their cost."""
-    if graph == "decoder":
-        return _DECODER
-    return {r: c for r, c in _ENCODER.items() if not r.startswith("rows") or r == ROWS[target]}
+    costs, own = (_ENCODER, ROWS[target]) if graph == "audio" else (_DECODER, COLUMNS[target])
+    return {r: c for r, c in costs.items() if not r.startswith(("rows", "columns")) or r == own}
 
 
 def choose(
@@ -66,13 +68,15 @@ def choose(
     costs = recipes_for(graph, target)
     ladder = sorted(costs, key=lambda recipe: costs[recipe])
     findings = calibration.findings
-    allowed = [_allowed(finding, ladder) for finding in findings]
+    # A head multiplies the last position of a prompt only: what is good for many serves it not.
+    head = [recipe for recipe in ladder if not recipe.startswith("columns")]
+    allowed = [_allowed(f, head if f.site == "lm_head" else ladder) for f in findings]
     current = [recipes[0] for recipes in allowed]
     reasons = [
         FASTEST
-        if recipes[0] == ladder[0]
+        if recipes[0] in (ladder[0], head[0]) and finding.errors[ladder[0]] <= _WORST_PRODUCT
         else f"{ladder[0]} errs by more than {_WORST_PRODUCT:.0%}"
-        for recipes in allowed
+        for finding, recipes in zip(findings, allowed, strict=True)
     ]
 
     def square(i: int, recipe: str) -> F32:

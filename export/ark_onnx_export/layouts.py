@@ -16,7 +16,7 @@ from torch import Tensor
 from ark_asr_onnx import contract
 from ark_asr_onnx.contract import File, Manifest, Provenance, Sizes, Tokens
 
-from . import dynamic, parity, published, quantize, trace, write
+from . import dynamic, parity, prefill, published, quantize, trace, write
 from .checkpoint import Checkpoint, Network, graph_weight
 from .parity import DecoderRun, Parity, Progress
 from .quantize import Matrix, Recipes
@@ -90,14 +90,15 @@ def native_plans(
     def compare_decoder(opened: Open, progress: Progress) -> Parity:
         return parity.compare_decoder(
             network,
-            lambda: _native_run(network, opened()),
+            lambda: _native_run(network, opened(), decoder.prefill()),
             leds,
             progress,
             **known,
         )
 
     def decoder_cost(opened: Open) -> float:
-        return parity.decoder_cost(network, _native_run(network, opened()), leds, **known)
+        run = _native_run(network, opened(), decoder.prefill())
+        return parity.decoder_cost(network, run, leds, **known)
 
     known: Any = {
         "n_cached": len(facts.tokens.prefix),
@@ -134,10 +135,15 @@ class _Native:
 
     def __init__(self) -> None:
         self._model: ir.Model | None = None
+        self._prefill: Path | None = None
 
     def trace(self, path: Path, make: Callable[[], ir.Model]) -> None:
         self._model = make()
         write.write_graph(self._model, path)
+
+    def prefill(self) -> ort.InferenceSession | None:
+        """The graph for long prompts, if there is one."""
+        return None if self._prefill is None else parity.session(self._prefill)
 
     def quantise(self, path: Path, recipes: Recipes, progress: Progress) -> list[Matrix]:
         assert self._model is not None
@@ -146,15 +152,22 @@ class _Native:
         model, matrices = dynamic.quantise(model, recipes, path.parent)
         matrices += quantize.quantise(model, recipes, progress)
         write.write_graph(model, path)
+        graph, self._prefill = path.with_name(contract.PREFILL_FILE), None
+        graph.unlink(missing_ok=True)
+        if any(matrix.recipe.startswith("columns") for matrix in matrices):
+            prefill.write(path, graph, {matrix.name: matrix.recipe for matrix in matrices})
+            self._prefill = graph
         return matrices
 
 
-def _native_run(network: Network, graph: ort.InferenceSession) -> DecoderRun:
+def _native_run(
+    network: Network, graph: ort.InferenceSession, prompts: ort.InferenceSession | None
+) -> DecoderRun:
+    """The decoder as a function; prompts of any length through the graph for long ones."""
     names = contract.past_names(network.decoder.config.n_layers)
     empty = [t.numpy() for pair in network.decoder.empty_past() for t in pair]
 
-    def run(embeds: F32, past: Any) -> tuple[F32, Any]:
-        past = past or empty
+    def call(session: ort.InferenceSession, embeds: F32, past: Any) -> list[Any]:
         seqlens, total = (t.numpy() for t in lengths(past[0].shape[2] + embeds.shape[1]))
         feeds = {
             contract.INPUTS_EMBEDS: embeds,
@@ -162,7 +175,13 @@ def _native_run(network: Network, graph: ort.InferenceSession) -> DecoderRun:
             contract.TOTAL_SEQUENCE_LENGTH: total,
             **dict(zip(names, past, strict=True)),
         }
-        logits, *present = cast("Any", graph.run(None, feeds))
+        return cast("Any", session.run(None, feeds))
+
+    def run(embeds: F32, past: Any) -> tuple[F32, Any]:
+        past = past or empty
+        if prompts is not None and embeds.shape[1] > 1:
+            past, embeds = call(prompts, embeds[:, :-1], past), embeds[:, -1:]
+        logits, *present = call(graph, embeds, past)
         return logits[:, 0], present
 
     return run

@@ -42,7 +42,7 @@ Progress = Callable[[str, Sequence[Any]], Iterable[Any]]
 MAX_POSITIONS = 4096
 MAX_SECONDS = 30.0  # the published models' limit of one pass
 _PROBE_TOKENS = 24
-_FULL_RANGE = ("rows8", "dynamic-vnni", "dynamic-arm64")  # wrong on some CPUs
+_FULL_RANGE = ("rows8", "columns8", "dynamic-vnni", "dynamic-arm64")  # wrong on some CPUs
 _MAX_RUNGS = 6  # choices of recipes tried for one graph
 # What storing in 8 bits may cost, by graph: relative error of the audio embeddings, worst clip;
 # mean change of a token's log-probability.
@@ -201,7 +201,7 @@ def _quantise(work: _Work, plan: GraphPlan, path: Path) -> list[quantize.Matrix]
     """Replace the graph by the INT8 one; chosen recipes are chosen anew until the cost is right."""
     calibration = work.calibrations.get(plan.part) if plan.part else None
     scale, recipes, chosen = 1.0, dict[str, str](), None
-    fixed = _fixed(work)
+    fixed = _fixed(work, plan)
     matrices: list[quantize.Matrix] = []
     for _ in range(_MAX_RUNGS):
         if plan.part and calibration:
@@ -233,9 +233,10 @@ def _quantise(work: _Work, plan: GraphPlan, path: Path) -> list[quantize.Matrix]
     return matrices
 
 
-def _fixed(work: _Work) -> str:
+def _fixed(work: _Work, plan: GraphPlan) -> str:
     """The one recipe for all, where one was asked for."""
-    forms = {"rows": choose.ROWS[work.target], "dynamic": f"dynamic-{work.target}"}
+    rows = choose.ROWS if plan.part == "audio" else choose.COLUMNS
+    forms = {"rows": rows[work.target], "dynamic": f"dynamic-{work.target}"}
     return forms.get(work.recipe, work.recipe)
 
 

@@ -34,7 +34,13 @@ class Levels:
 
 # CPUs without VNNI add two products of an unsigned and a signed byte in 16 bits, which saturate
 # at 32767: 2 * (2 * 90) * 91 = 32760 does not. Those with VNNI and those of ARM add in 32 bits.
-LEVELS = {"rows8": Levels(127, 127), "rows7": Levels(90, 91)}
+# Unsigned are the activations of rows, the weights of columns.
+LEVELS = {
+    "rows8": Levels(127, 127),
+    "rows7": Levels(90, 91),
+    "columns8": Levels(127, 127),
+    "columns7": Levels(91, 90),
+}
 GELU_FLOOR = 0.17  # no GELU is below -0.17: what it gives needs no codes there
 
 
@@ -94,24 +100,80 @@ def fine8(model: ir.Model, node: ir.Node) -> Matrix:
     return _blocks(model, node, "fine8")
 
 
+def columns8(model: ir.Model, node: ir.Node) -> Matrix:
+    """As :func:`blocks8` with the same scale for all blocks of an output column.
+
+    Coarser, and good for two kinds of product: in blocks for a step, and for a prompt as in
+    :mod:`prefill`, which is right on VNNI and ARM only.
+    """
+    return _columns(model, node, "columns8")
+
+
+def columns7(model: ir.Model, node: ir.Node) -> Matrix:
+    """As :func:`columns8` with codes that no CPU's 16-bit sums saturate on: right everywhere."""
+    return _columns(model, node, "columns7")
+
+
+def _columns(model: ir.Model, node: ir.Node, recipe: str) -> Matrix:
+    value, weight = _numbers(node)
+    n_in, n_out = weight.shape
+    block = next((size for size in (128, 64, 32, 16) if n_in % size == 0), None)
+    if block is None:
+        return blocks8(model, node)
+    levels = LEVELS[recipe]
+    codes, scales = pack_rows(weight, levels.weights)
+    stored = (codes.T.astype(np.int16) + zero_point(levels)).astype(np.uint8)
+    n_blocks = n_in // block
+    _multiply_blocks(
+        model,
+        node,
+        stored.reshape(n_out, n_blocks, block),
+        np.repeat(scales[:, None], n_blocks, axis=1),
+        zero_point(levels),
+    )
+    error = weight_error(weight, codes.astype(np.float32) * scales)
+    return Matrix(value.name or "", recipe, (n_in, n_out), block, error)
+
+
+def zero_point(levels: Levels) -> int:
+    """The code of zero in ``columns``: unsigned bytes, from 0 where they must not saturate."""
+    return _ZERO_POINT if levels.weights == 127 else levels.weights
+
+
 def _blocks(model: ir.Model, node: ir.Node, recipe: str) -> Matrix:
     value, weight = _numbers(node)
     n_in, n_out = weight.shape
     block = _FINE_BLOCK if recipe == "fine8" else block_size(n_in)
     codes, scales = pack_blocks8(weight, block)
-    packed = [
+    _multiply_blocks(model, node, codes, scales, _ZERO_POINT)
+    error = weight_error(weight, unpack_blocks8(codes, scales, n_in))
+    return Matrix(value.name or "", recipe, (n_in, n_out), block, error)
+
+
+def _multiply_blocks(
+    model: ir.Model, node: ir.Node, codes: U8, scales: F32, zero_point: int
+) -> None:
+    """Put a ``MatMulNBits`` in the place of a ``MatMul``, and of the addition of a bias."""
+    value = cast("ir.Value", _weight(node))
+    (n_in, n_out), block = cast("tuple[int, int]", tuple(value.shape or ())), codes.shape[2]
+    inputs: list[ir.Value | None] = [
+        node.inputs[0],
         _initializer(model, f"{value.name}_q8", codes),
         _initializer(model, f"{value.name}_scale", scales.reshape(-1)),
+        None,
     ]
+    if zero_point != _ZERO_POINT:
+        zeros = np.full(scales.size, zero_point, np.uint8)
+        inputs[3] = _constant(model, f"zeros{zero_point}x{scales.size}", zeros)
+    replaced = node
+    if (added := _added(node)) is not None:
+        replaced, bias = added
+        inputs += [None, bias]
     attributes = {
         "K": n_in, "N": n_out, "bits": 8, "block_size": block, "accuracy_level": _ACCURACY_LEVEL,
     }  # fmt: skip
-    product = ir.node(
-        "MatMulNBits", [node.inputs[0], *packed], attributes, domain="com.microsoft", name=node.name
-    )
-    _replace(model, node, [product])
-    error = weight_error(weight, unpack_blocks8(codes, scales, n_in))
-    return Matrix(value.name or "", recipe, (n_in, n_out), block, error)
+    product = ir.node("MatMulNBits", inputs, attributes, domain="com.microsoft", name=node.name)
+    _replace(model, node, [product], replaced)
 
 
 def rows8(model: ir.Model, node: ir.Node) -> Matrix:
@@ -197,6 +259,8 @@ def _row_codes(
 RECIPES: dict[str, Callable[[ir.Model, ir.Node], Matrix]] = {
     "rows8": rows8,
     "rows7": rows7,
+    "columns8": columns8,
+    "columns7": columns7,
     "blocks8": blocks8,
     "fine8": fine8,
     "fp32": fp32,
@@ -303,12 +367,27 @@ def _numbers(node: ir.Node) -> tuple[ir.Value, F32]:
     return value, value.const_value.numpy().astype(np.float32, copy=False)
 
 
-def _replace(model: ir.Model, node: ir.Node, new: list[ir.Node]) -> None:
-    """Put ``new``, of which the last gives the result, in the place of a ``MatMul``."""
-    value, old, result = _weight(node), node.outputs[0], new[-1].outputs[0]
+def _added(node: ir.Node) -> tuple[ir.Node, ir.Value] | None:
+    """The ``Add`` of a bias that alone reads a product, and the bias."""
+    uses = list(node.outputs[0].uses())
+    if len(uses) != 1 or uses[0].node.op_type != "Add":
+        return None
+    bias = uses[0].node.inputs[1 - uses[0].idx]
+    if bias is None or not bias.is_initializer() or len(bias.shape or ()) != 1:
+        return None
+    return uses[0].node, bias
+
+
+def _replace(
+    model: ir.Model, node: ir.Node, new: list[ir.Node], last: ir.Node | None = None
+) -> None:
+    """Put ``new``, of which the last gives the result, in the place of ``MatMul`` to ``last``."""
+    last = last or node
+    value, old, result = _weight(node), last.outputs[0], new[-1].outputs[0]
     result.name, result.type, result.shape = old.name, old.type, old.shape
+    replaced = list(dict.fromkeys((last, node)))
     ir.convenience.replace_nodes_and_values(
-        model.graph, node, [node], new, node.outputs, new[-1].outputs
+        model.graph, node, replaced, new, last.outputs, new[-1].outputs
     )
     model.graph.opset_imports["com.microsoft"] = 1
     if value is not None and not value.uses():

@@ -22,6 +22,7 @@ SCHEMA = 1  # raised when a reader of the old schema would misread a new package
 MANIFEST_FILE = "ark_manifest.json"
 AUDIO_FILE = "audio.onnx"
 DECODER_FILE = "decoder.onnx"
+PREFILL_FILE = "prefill.onnx"  # only where the decoder's weights allow a faster one for prompts
 TOKENIZER_FILE = "tokenizer.json"
 PREFIX_FILE = "prefix_fp32.data"
 CPU_CHECK_FILE = "cpu_check.onnx"  # only where `target` is not a CPU of every kind

@@ -125,8 +125,10 @@ class Decoder(nn.Module):
         ``past`` holds ``[B, n_kv_heads, P, head_dim]`` pairs; the two lengths are those of
         :func:`ops.grouped_query_attention`.
         """
-        hidden, present = self.hidden(inputs_embeds, seqlens_k, total_sequence_length, past)
-        return self.lm_head(hidden[:, -1:]), present
+        hidden, present = self.hidden(
+            inputs_embeds, seqlens_k, total_sequence_length, past, last_only=True
+        )
+        return self.lm_head(hidden), present
 
     def hidden(
         self,
@@ -134,8 +136,10 @@ class Decoder(nn.Module):
         seqlens_k: Tensor,
         total_sequence_length: Tensor,
         past: list[tuple[Tensor, Tensor]],
+        *,
+        last_only: bool = False,
     ) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
-        """Normed states of every position ``[B, S, hidden]``, and the present."""
+        """Normed states of every position ``[B, S, hidden]`` or the last, and the present."""
         eps = self.config.rms_norm_eps
         x, delta, present = inputs_embeds, None, []
         for layer, (past_key, past_value) in zip(self.model.layers, past, strict=True):
@@ -151,6 +155,8 @@ class Decoder(nn.Module):
                 layer.self_attn.n_heads,
             )
             present.append((key, value))
+            if last_only and len(present) == len(past):  # the others' work is done: keys, values
+                attn, x = attn[:, -1:], x[:, -1:]
             delta = layer.self_attn.o_proj(attn)
             normed, x = _next_norm(x, delta, layer.post_attention_layernorm.weight, eps)
             delta = layer.mlp(normed)

@@ -12,27 +12,35 @@ from .. import contract
 from ..contract import Sizes
 from ..embedding import Embedding
 from ..errors import DecodeError, PackageError
-from ..graph import Binding, Graph, open_graphs
+from ..graph import Array, Binding, Graph, Shape, open_graphs
 from ..mel import F32
 from ..model import Model
 from ..package import Package
 
+# A prompt of fewer positions is through the decoder itself as soon.
+_LONG_PROMPT = 96
 
-def graphs(_: Package) -> tuple[str, ...]:
+
+def graphs(package: Package) -> tuple[str, ...]:
     """The graphs that :func:`build` opens."""
-    return contract.AUDIO_FILE, contract.DECODER_FILE
+    names = (contract.AUDIO_FILE, contract.DECODER_FILE, contract.PREFILL_FILE)
+    return tuple(name for name in names if name != contract.PREFILL_FILE or name in package.paths)
 
 
 def build(package: Package, threads: int) -> Model:
     """Open the graphs of a native package."""
     sizes = package.manifest.sizes
-    for name in graphs(package):
+    for name in (contract.AUDIO_FILE, contract.DECODER_FILE):
         package.path(contract.external_data_file(name))  # listed, so that it was checked
     if package.manifest.target not in ("any", "avx2"):
         _require_exact_products(package)
-    audio, decoder = open_graphs([package.path(name) for name in graphs(package)], threads)
+    paths = [package.path(name) for name in graphs(package)]
+    audio, decoder, *others = open_graphs(paths, threads)
     audio.expect({contract.LOG_MEL: (1, sizes.n_mels, None)}, [contract.AUDIO_EMBEDS])
     _check_decoder(decoder, sizes)
+    prefill = others[0] if others else None
+    if prefill:
+        prefill.expect(_cache_inputs(sizes), contract.present_names(sizes.n_layers))
 
     def encode_audio(log_mel: F32) -> F32:
         return audio.run({contract.LOG_MEL: log_mel}, [contract.AUDIO_EMBEDS])[0]
@@ -45,7 +53,7 @@ def build(package: Package, threads: int) -> Model:
             sizes.n_embeddings,
             sizes.hidden_size,
         ),
-        decoder=NativeDecoder(decoder, sizes, prefix),
+        decoder=NativeDecoder(decoder, prefill, sizes, prefix),
         n_cached=prefix.shape[2],
     )
 
@@ -66,22 +74,24 @@ def _require_exact_products(package: Package) -> None:
 
 def _check_decoder(graph: Graph, sizes: Sizes) -> None:
     """Refuse a decoder graph that is not as the manifest says."""
-    cache = (None, sizes.n_kv_heads, None, sizes.head_dim)
-    graph.expect(
-        {
-            contract.INPUTS_EMBEDS: (None, None, sizes.hidden_size),
-            contract.SEQLENS_K: (None,),
-            contract.TOTAL_SEQUENCE_LENGTH: (),
-            **dict.fromkeys(contract.past_names(sizes.n_layers), cache),
-        },
-        [contract.LOGITS, *contract.present_names(sizes.n_layers)],
-    )
+    outputs = [contract.LOGITS, *contract.present_names(sizes.n_layers)]
+    graph.expect(_cache_inputs(sizes), outputs)
     n_logits = graph.outputs[contract.LOGITS][-1]
     if n_logits != sizes.n_logits:
         raise PackageError(
             f"{graph.path}: {n_logits} logits, the manifest says {sizes.n_logits}; "
             f"{contract.REMEDY}"
         )
+
+
+def _cache_inputs(sizes: Sizes) -> dict[str, Shape]:
+    cache = (None, sizes.n_kv_heads, None, sizes.head_dim)
+    return {
+        contract.INPUTS_EMBEDS: (None, None, sizes.hidden_size),
+        contract.SEQLENS_K: (None,),
+        contract.TOTAL_SEQUENCE_LENGTH: (),
+        **dict.fromkeys(contract.past_names(sizes.n_layers), cache),
+    }
 
 
 def _read_prefix(package: Package) -> F32:
@@ -103,25 +113,36 @@ class NativeDecoder:
 
     max_slots = 64  # a step over more than that gains nothing on a CPU
 
-    def __init__(self, graph: Graph, sizes: Sizes, prefix: F32) -> None:
-        self._graph, self._sizes, self._prefix = graph, sizes, prefix
+    def __init__(self, graph: Graph, prefill: Graph | None, sizes: Sizes, prefix: F32) -> None:
+        self._graph, self._prefill, self._sizes, self._prefix = graph, prefill, sizes, prefix
         self.capacity = sizes.max_positions
 
     def start(self, slots: int, positions: int) -> NativeDecoding:
         """See :class:`ark_asr_onnx.model.Decoder`."""
-        return NativeDecoding(self._graph, self._sizes, self._prefix, slots, positions)
+        return NativeDecoding(
+            self._graph, self._prefill, self._sizes, self._prefix, slots, positions
+        )
 
 
 class NativeDecoding:
     """Caches ``[slots, n_kv_heads, positions, head_dim]`` for each layer, key and value."""
 
-    def __init__(self, graph: Graph, sizes: Sizes, prefix: F32, slots: int, positions: int) -> None:
+    def __init__(
+        self,
+        graph: Graph,
+        prefill: Graph | None,
+        sizes: Sizes,
+        prefix: F32,
+        slots: int,
+        positions: int,
+    ) -> None:
         if not 0 < positions <= sizes.max_positions:
             raise DecodeError(
                 f"{positions} positions wanted, this model holds {sizes.max_positions}; "
                 "use shorter audio or a smaller max_new_tokens"
             )
-        self._graph, self._prefix, self._positions = graph, prefix, positions
+        self._graph, self._prefill = graph, prefill
+        self._prefix, self._positions = prefix, positions
         shape = (2 * sizes.n_layers, slots, sizes.n_kv_heads, positions, sizes.head_dim)
         self._cache = np.zeros(shape, np.float32)
         self._past = contract.past_names(sizes.n_layers)
@@ -131,7 +152,7 @@ class NativeDecoding:
         self._seqlens = np.zeros(slots, np.int32)  # positions held, less one after each call
         self._total = np.zeros((), np.int32)
         self._lengths = np.zeros(slots, np.int32)
-        self._step = self._bind(slice(0, slots))
+        self._step = self._bind(graph, slice(0, slots), {contract.LOGITS: self._logits})
 
     def prefill(self, slot: int, inputs_embeds: F32) -> F32:
         """See :class:`ark_asr_onnx.model.Decoding`."""
@@ -139,15 +160,25 @@ class NativeDecoding:
         length = n_cached + inputs_embeds.shape[1]
         if length > self._positions:
             raise DecodeError(f"prompt of {length} positions, the cache holds {self._positions}")
-        part = slice(slot, slot + 1)
-        call = self._bind(part)
-        call.set(contract.INPUTS_EMBEDS, np.ascontiguousarray(inputs_embeds))
         # fp32, from the export: what attends to the first token attends to the true one.
         self._cache[:, slot, :, :n_cached] = self._prefix
-        self._lengths[slot] = length
-        self._seqlens[slot], self._total[...] = length - 1, length
-        call()
+        self._lengths[slot] = n_cached
+        rest = inputs_embeds
+        if self._prefill and rest.shape[1] > _LONG_PROMPT:
+            self._append(self._prefill, slot, rest[:, :-1], {})
+            rest = rest[:, -1:]
+        self._append(self._graph, slot, rest, {contract.LOGITS: self._logits[slot : slot + 1]})
         return self._logits[slot, 0]
+
+    def _append(
+        self, graph: Graph, slot: int, inputs_embeds: F32, outputs: dict[str, Array]
+    ) -> None:
+        """Run positions ``[1, L, H]`` after those that a slot holds."""
+        call = self._bind(graph, slice(slot, slot + 1), outputs)
+        call.set(contract.INPUTS_EMBEDS, np.ascontiguousarray(inputs_embeds))
+        self._lengths[slot] += inputs_embeds.shape[1]
+        self._seqlens[slot], self._total[...] = self._lengths[slot] - 1, self._lengths[slot]
+        call()
 
     def step(self, inputs_embeds: F32) -> F32:
         """See :class:`ark_asr_onnx.model.Decoding`."""
@@ -162,18 +193,15 @@ class NativeDecoding:
         self._step()
         return self._logits[:, 0]
 
-    def _bind(self, part: slice) -> Binding:
-        """A call over some slots, with their caches, lengths and logits bound in place."""
+    def _bind(self, graph: Graph, part: slice, outputs: dict[str, Array]) -> Binding:
+        """A call over some slots, with their caches and lengths bound in place."""
         caches = [cache[part] for cache in self._cache]
-        return self._graph.bind(
+        return graph.bind(
             {
                 contract.INPUTS_EMBEDS: self._embeds[part],
                 contract.SEQLENS_K: self._seqlens[part],
                 contract.TOTAL_SEQUENCE_LENGTH: self._total,
                 **dict(zip(self._past, caches, strict=True)),
             },
-            {
-                contract.LOGITS: self._logits[part],
-                **dict(zip(self._present, caches, strict=True)),
-            },
+            {**outputs, **dict(zip(self._present, caches, strict=True))},
         )
