@@ -25,6 +25,8 @@ _ORT_ERRORS: tuple[type[Exception], ...] = tuple(
     for item in cast("dict[str, object]", vars(ort.capi.onnxruntime_pybind11_state)).values()
     if isinstance(item, type) and issubclass(item, Exception)
 )
+# A sum and its LayerNorm as one operator take four times as long as two.
+_SLOWER_FUSIONS = ["SkipLayerNormFusion"]
 _LINK_REMEDY = (
     "its weights are a symbolic link: link the whole folder instead of single files, or upgrade "
     "onnxruntime if the folder is Hugging Face's cache"
@@ -148,7 +150,12 @@ def _options(threads: int) -> Any:
 
 def _open(path: Path, options: Any) -> Any:
     try:
-        return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        return ort.InferenceSession(
+            str(path),
+            options,
+            providers=["CPUExecutionProvider"],
+            disabled_optimizers=_SLOWER_FUSIONS,
+        )
     except _ORT_ERRORS as error:
         # Links are followed only to the folder where the graph itself really lies, and by
         # 1.24.1 not at all.
