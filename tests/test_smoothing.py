@@ -40,7 +40,7 @@ def graphs(checkpoint: Checkpoint, network: Network, fold: Fold, folder: Path) -
     n_logits = network.decoder.config.vocab_size
 
     def weights(name: str) -> Any:
-        return fold(name, graph_weight(checkpoint, network, name, n_logits))
+        return graph_weight(checkpoint, network, name, n_logits, fold)
 
     hidden = network.table.shape[1]
     models = {

@@ -33,7 +33,7 @@ from .verify import Led
 
 Progress = Callable[[str, Sequence[Any]], Any]  # label, items -> the items
 
-_FORMAT = 2  # raised when cached findings would be misread
+_FORMAT = 3  # raised when cached findings would be misread
 _STRENGTHS = (0.35, 0.5, 0.65, 0.8)
 _WORTH = 0.9  # smoothing must bring the error of a product at least to this share
 _MAX_ROWS = 192  # of each input, kept to try the recipes on

@@ -164,16 +164,32 @@ def load_network(
     return Network(tower.eval(), decoder.eval(), table, head, notes)
 
 
-def graph_weight(checkpoint: Checkpoint, network: Network, name: str, n_logits: int) -> Tensor:
+def graph_weight(
+    checkpoint: Checkpoint,
+    network: Network,
+    name: str,
+    n_logits: int,
+    fold: Callable[[str, Tensor], Tensor] = lambda _, tensor: tensor,
+) -> Tensor:
     """The fp32 weight of a traced graph: the checkpoint's, but for the packed and the tied ones.
 
-    Of the head only the first ``n_logits`` rows are kept.
+    Of the head only the first ``n_logits`` rows are kept. ``fold`` changes tensors by name, the
+    packed ones and their parts.
     """
     if name == HEAD:
-        return checkpoint.stored(network.head)[:n_logits].float()
-    if ".qkv_proj." in name:
-        return torch.cat([checkpoint.tensor(name.replace("qkv", part)) for part in "qkv"])
-    return checkpoint.tensor(name)
+        return fold(name, checkpoint.stored(network.head)[:n_logits].float())
+    parts = graph_parts(name)
+    found = [fold(part, checkpoint.tensor(part)) for part in parts]
+    return fold(name, torch.cat(found)) if len(parts) > 1 else found[0]
+
+
+def graph_parts(name: str) -> list[str]:
+    """The checkpoint's tensors of which a traced graph's weight consists, row after row."""
+    packed = {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj", "up_proj")}
+    for whole, parts in packed.items():
+        if f".{whole}." in name:
+            return [name.replace(whole, part) for part in parts]
+    return [name]
 
 
 def _choose_head(checkpoint: Checkpoint, table: Tensor) -> tuple[str, tuple[str, ...]]:

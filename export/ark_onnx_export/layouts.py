@@ -81,7 +81,7 @@ def native_plans(
     mels = parity.mel_cases(config.n_mels, config.max_frames)
 
     def weights(name: str) -> Tensor:
-        return fold(name, graph_weight(checkpoint, network, name, n_logits))
+        return graph_weight(checkpoint, network, name, n_logits, fold)
 
     def compare_audio(opened: Open, progress: Progress) -> Parity:
         run = _function(opened(), contract.LOG_MEL)

@@ -52,6 +52,7 @@ class _Turner:
     def __init__(self, model: ir.Model, recipes: Mapping[str, str]) -> None:
         self.graph, self.recipes = model.graph, recipes
         self.turned: dict[ir.Value, ir.Value] = {}
+        self.halved: set[ir.Value] = set()  # results that exist only in parts
         self.codes: dict[tuple[ir.Value, int], tuple[ir.Value, ir.Value]] = {}
         self.node: ir.Node | None = None  # what new nodes go before
 
@@ -61,7 +62,9 @@ class _Turner:
             self.node = node
             recipe = self._recipe(node)
             if recipe in LEVELS:
-                self.turned[node.outputs[0]] = self._product(node, LEVELS[recipe])
+                self._multiply(node, LEVELS[recipe])
+            elif node.inputs and node.inputs[0] in self.halved:
+                continue
             elif node.op_type in _TURNED and all(x in self.turned for x in node.inputs):
                 inputs = [self.turned[cast("ir.Value", x)] for x in node.inputs]
                 self.turned[node.outputs[0]] = self._add(node.op_type, inputs)
@@ -78,14 +81,29 @@ class _Turner:
         codes = cast("ir.Value", node.inputs[1])
         return self.recipes[cast("str", codes.name).removesuffix("_q8")]
 
-    def _product(self, node: ir.Node, levels: Levels) -> ir.Value:
+    def _multiply(self, node: ir.Node, levels: Levels) -> None:
+        """A product; one that is split at once is made in parts, from parts of the weight."""
+        result, n_out = node.outputs[0], node.attributes["N"].as_int()
+        users = [use.node for use in result.uses()]
+        if len(users) != 1 or users[0].op_type != "Split":
+            self.turned[result] = self._product(node, levels, range(n_out))
+            return
+        parts = users[0].outputs
+        size = n_out // len(parts)
+        assert users[0].attributes.get_int("num_outputs", len(parts)) * size == n_out
+        self.halved.add(result)
+        for i, part in enumerate(parts):
+            self.turned[part] = self._product(node, levels, range(i * size, (i + 1) * size))
+
+    def _product(self, node: ir.Node, levels: Levels, outputs: range) -> ir.Value:
         x, codes, scales = (cast("ir.Value", value) for value in node.inputs[:3])
         n_in, n_out = (node.attributes[name].as_int() for name in ("K", "N"))
         rows, row_scales = self._rows(x, n_in, levels.activations)
-        weight = self._codes(codes, (n_out, n_in))
-        name = cast("str", codes.name).removesuffix("_q8")
+        weight = self._codes(codes, outputs, n_in)
+        name = f"{cast('str', codes.name).removesuffix('_q8')}_{outputs.start}"
         assert scales.const_value is not None
-        each = scales.const_value.numpy().reshape(n_out, -1)[:, :1]
+        chosen = slice(outputs.start, outputs.stop)
+        each = scales.const_value.numpy().reshape(n_out, -1)[chosen, :1]
         zero = np.uint8(zero_point(levels))
         inputs = [weight, rows, self._constant("one", np.float32(1)), row_scales,
                   self._constant(f"zero{zero}", zero)]  # fmt: skip
@@ -95,7 +113,7 @@ class _Turner:
         if bias is None:
             return result
         assert bias.const_value is not None
-        column = bias.const_value.numpy().reshape(-1, 1)
+        column = bias.const_value.numpy().reshape(-1, 1)[chosen]
         return self._add("Add", [result, self._constant(f"{name}_bias", column)])
 
     def _rows(self, x: ir.Value, n_in: int, level: int) -> tuple[ir.Value, ir.Value]:
@@ -126,16 +144,16 @@ class _Turner:
         rows = self._add("Transpose", [self.turned[x]], {"perm": [1, 0]})
         return self._add("Unsqueeze", [rows, self._constant("axis0", np.array([0]))])
 
-    def _codes(self, value: ir.Value, shape: tuple[int, int]) -> ir.Value:
-        """The decoder's codes as a matrix, in its file."""
-        name = f"{value.name}_matrix"
+    def _codes(self, value: ir.Value, outputs: range, n_in: int) -> ir.Value:
+        """Some outputs of the decoder's codes as a matrix, in its file."""
+        name = f"{value.name}_{outputs.start}_matrix"
         tensor = cast("ir.ExternalTensor", value.const_value)
         matrix = ir.ExternalTensor(
             tensor.location,
-            tensor.offset,
-            tensor.length,
+            (tensor.offset or 0) + outputs.start * n_in,
+            len(outputs) * n_in,
             ir.DataType.UINT8,
-            shape=ir.Shape(shape),
+            shape=ir.Shape([len(outputs), n_in]),
             name=name,
             base_dir=tensor.base_dir,
         )

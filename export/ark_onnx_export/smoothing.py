@@ -78,9 +78,9 @@ def decoder_sites(config: ArkConfig) -> list[Site]:
             ),
             _site(f"{attn}.o_proj"),
             Site(
-                f"{mlp}.gate_up",
+                f"{mlp}.gate_up_proj",
                 both,
-                _weights(both),
+                (f"{mlp}.gate_up_proj.weight",),
                 (f"{layer}.post_attention_layernorm.weight",),
             ),
             _site(f"{mlp}.down_proj", (f"{mlp}.up_proj.weight",)),

@@ -47,11 +47,13 @@ def trace_audio(config: AudioConfig, hidden_size: int, weights: Weights) -> ir.M
 def trace_decoder(config: DecoderConfig, max_positions: int, weights: Weights) -> ir.Model:
     """The decoder with KV cache; batch, length and past length are dynamic.
 
-    The q, k and v projections of a layer become one, ``qkv_proj``.
+    The q, k and v projections of a layer become one, ``qkv_proj``, so do gate and up,
+    ``gate_up_proj``.
     """
     decoder = _hollow(lambda: Decoder(config, max_positions))
     for layer in decoder.model.layers:
         layer.self_attn.pack()
+        layer.mlp.pack()
     batch, length, past = (
         torch.export.Dim(name, min=low, max=max_positions)
         for name, low in (("batch", 1), ("length", 1), ("past", 0))

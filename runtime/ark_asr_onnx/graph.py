@@ -143,8 +143,12 @@ def _options(threads: int) -> Any:
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 4  # failures reach the caller as exceptions
-    # Threads wait in a loop within a call, where work comes at once, and asleep between calls.
-    options.add_session_config_entry("session.force_spinning_stop", "1")
+    # Threads wait in a loop where work comes at once: within a call, and until the next token.
+    # Then they sleep; older releases would go on for tens of milliseconds, or stop at once.
+    if _release(ort.__version__) >= (1, 26):
+        options.add_session_config_entry("session.intra_op.spin_duration_us", "2000")
+    else:
+        options.add_session_config_entry("session.force_spinning_stop", "1")
     return options
 
 

@@ -40,12 +40,7 @@ class DecoderAttention(nn.Module):
 
     def pack(self) -> None:
         """Replace q, k and v by one projection, as the traced graph wants it."""
-        parts = (self.q_proj, self.k_proj, self.v_proj)
-        n_out = sum(part.out_features for part in parts)
-        packed = Linear(self.q_proj.in_features, n_out, device="meta")
-        packed.weight = nn.Parameter(torch.cat([p.weight for p in parts]), requires_grad=False)
-        packed.bias = nn.Parameter(torch.cat([p.bias for p in parts]), requires_grad=False)
-        self.qkv_proj = packed
+        self.qkv_proj = _packed(self.q_proj, self.k_proj, self.v_proj)
         del self.q_proj, self.k_proj, self.v_proj
 
     def project(self, x: Tensor) -> Tensor:
@@ -63,10 +58,20 @@ class DecoderMLP(nn.Module):
         self.gate_proj = Linear(config.hidden_size, config.ffn_dim, bias=False)
         self.up_proj = Linear(config.hidden_size, config.ffn_dim, bias=False)
         self.down_proj = Linear(config.ffn_dim, config.hidden_size, bias=False)
+        self.gate_up_proj: Linear | None = None
+
+    def pack(self) -> None:
+        """Replace gate and up by one projection, as the traced graph wants it."""
+        self.gate_up_proj = _packed(self.gate_proj, self.up_proj)
+        del self.gate_proj, self.up_proj
 
     def forward(self, x: Tensor) -> Tensor:
         """``[B, S, hidden]`` to the same shape."""
-        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+        if self.gate_up_proj is not None:
+            gate, up = self.gate_up_proj(x).chunk(2, dim=2)
+        else:
+            gate, up = self.gate_proj(x), self.up_proj(x)
+        return self.down_proj(F.silu(gate) * up)
 
 
 class DecoderLayer(nn.Module):
@@ -166,6 +171,17 @@ class Decoder(nn.Module):
         """The past before the first position: a pair ``[batch, n_kv_heads, 0, dim]`` a layer."""
         shape = (batch, self.config.n_kv_heads, 0, self.config.head_dim)
         return [(torch.zeros(shape), torch.zeros(shape)) for _ in range(self.config.n_layers)]
+
+
+def _packed(*parts: Linear) -> Linear:
+    """Several projections of one input as one: outputs side by side."""
+    biased = parts[0].bias is not None
+    n_out = sum(part.out_features for part in parts)
+    packed = Linear(parts[0].in_features, n_out, bias=biased, device="meta")
+    packed.weight = nn.Parameter(torch.cat([p.weight for p in parts]), requires_grad=False)
+    if biased:
+        packed.bias = nn.Parameter(torch.cat([p.bias for p in parts]), requires_grad=False)
+    return packed
 
 
 def _next_norm(x: Tensor, delta: Tensor | None, gain: Tensor, eps: float) -> tuple[Tensor, Tensor]:

@@ -1,0 +1,154 @@
+"""Random weights of the 0.6B model's shapes in the formats of other engines.
+
+    python benchmarks/make_peers.py {genai_int8,genai_int4,llamacpp,ctranslate2} OUT
+
+Runs under a Python that has ``benchmarks/peers.txt``; ``compare.py`` calls it once and keeps what
+it makes. Needs the real tokenizer in ``../shared`` (genai's builder reads one).
+"""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from subjects import (
+    D_MODEL,
+    ENCODER_HEADS,
+    ENCODER_INNER,
+    ENCODER_LAYERS,
+    HEADS,
+    HIDDEN,
+    INNER,
+    KV_HEADS,
+    LAYERS,
+    MELS,
+    VOCABULARY,
+)  # fmt: skip
+
+TOKENIZER = Path(__file__).resolve().parent.parent.parent / "shared" / "tokenizer" / "qwen2"
+_HEAD_DIM = HIDDEN // HEADS
+
+
+def genai(out: Path, precision: str) -> None:
+    """The folder that ``onnxruntime_genai.models.builder`` makes of a Qwen2 checkpoint."""
+    import torch
+    from transformers import Qwen2Config, Qwen2ForCausalLM
+
+    config = Qwen2Config(
+        vocab_size=VOCABULARY, hidden_size=HIDDEN, intermediate_size=INNER,
+        num_hidden_layers=LAYERS, num_attention_heads=HEADS, num_key_value_heads=KV_HEADS,
+        tie_word_embeddings=True, max_position_embeddings=32768, rope_theta=1e6,
+        bos_token_id=151643, eos_token_id=151645,
+    )  # fmt: skip
+    with tempfile.TemporaryDirectory(dir=out.parent) as scratch:
+        source = Path(scratch) / "checkpoint"
+        network: Any = Qwen2ForCausalLM(config)
+        network.to(torch.bfloat16).save_pretrained(source)
+        for file in TOKENIZER.glob("*.json"):
+            shutil.copy(file, source)
+        shutil.copy(TOKENIZER / "merges.txt", source)
+        builder = [
+            sys.executable,
+            "-m",
+            "onnxruntime_genai.models.builder",
+            "-i",
+            source,
+            "-o",
+            out,
+        ]
+        cache = ["-c", Path(scratch) / "cache"]
+        subprocess.run([*builder, "-p", precision, "-e", "cpu", *cache], check=True)
+
+
+def llamacpp(out: Path) -> None:
+    """A GGUF file, Q8_0."""
+    import gguf
+
+    writer = gguf.GGUFWriter(str(out), "qwen2")
+    writer.add_block_count(LAYERS)
+    writer.add_context_length(4096)
+    writer.add_embedding_length(HIDDEN)
+    writer.add_feed_forward_length(INNER)
+    writer.add_head_count(HEADS)
+    writer.add_head_count_kv(KV_HEADS)
+    writer.add_rope_freq_base(1e6)
+    writer.add_layer_norm_rms_eps(1e-6)
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("qwen2")
+    writer.add_token_list([f"<{i}>" for i in range(VOCABULARY)])
+    writer.add_token_types([1] * VOCABULARY)
+    writer.add_token_merges(["a b"])
+    writer.add_eos_token_id(VOCABULARY - 1)
+    generator = np.random.default_rng(0)
+    kind = gguf.GGMLQuantizationType.Q8_0
+
+    def matrix(name: str, *shape: int) -> None:
+        numbers = generator.standard_normal(shape, dtype=np.float32) * 0.02
+        writer.add_tensor(name, gguf.quants.quantize(numbers, kind), raw_dtype=kind)
+
+    matrix("token_embd.weight", VOCABULARY, HIDDEN)
+    writer.add_tensor("output_norm.weight", np.ones(HIDDEN, np.float32))
+    for i in range(LAYERS):
+        block = f"blk.{i}"
+        for name in ("attn_norm", "ffn_norm"):
+            writer.add_tensor(f"{block}.{name}.weight", np.ones(HIDDEN, np.float32))
+        for name, n_heads in (("q", HEADS), ("k", KV_HEADS), ("v", KV_HEADS)):
+            matrix(f"{block}.attn_{name}.weight", n_heads * _HEAD_DIM, HIDDEN)
+            writer.add_tensor(
+                f"{block}.attn_{name}.bias", np.zeros(n_heads * _HEAD_DIM, np.float32)
+            )
+        matrix(f"{block}.attn_output.weight", HIDDEN, HEADS * _HEAD_DIM)
+        matrix(f"{block}.ffn_gate.weight", INNER, HIDDEN)
+        matrix(f"{block}.ffn_up.weight", INNER, HIDDEN)
+        matrix(f"{block}.ffn_down.weight", HIDDEN, INNER)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def ctranslate2(out: Path) -> None:
+    """Whisper-large-v3's encoder with a decoder of one layer, which is never run."""
+    from ctranslate2.converters.transformers import TransformersConverter, WhisperLoader
+    from transformers import WhisperConfig, WhisperForConditionalGeneration
+
+    config = WhisperConfig(
+        vocab_size=51866, num_mel_bins=MELS, encoder_layers=ENCODER_LAYERS,
+        encoder_attention_heads=ENCODER_HEADS, decoder_layers=1,
+        decoder_attention_heads=ENCODER_HEADS, d_model=D_MODEL, encoder_ffn_dim=ENCODER_INNER,
+        decoder_ffn_dim=ENCODER_INNER,
+    )  # fmt: skip
+
+    class Converter(TransformersConverter):
+        """Takes the weights from memory, and does without a tokenizer."""
+
+        def _load(self) -> object:
+            spec = WhisperLoader().get_model_spec(WhisperForConditionalGeneration(config))
+            spec.config.suppress_ids, spec.config.suppress_ids_begin = [], []
+            spec.config.alignment_heads = [[0, 0]]
+            spec.register_vocabulary([str(i) for i in range(config.vocab_size)])
+            return spec
+
+    Converter("").convert(str(out), quantization="int8", force=True)
+
+
+def main() -> int:
+    """Command line."""
+    name, out = sys.argv[1], Path(sys.argv[2])
+    makers = {
+        "genai_int8": lambda: genai(out, "int8"),
+        "genai_int4": lambda: genai(out, "int4"),
+        "llamacpp": lambda: llamacpp(out),
+        "ctranslate2": lambda: ctranslate2(out),
+    }
+    makers[name]()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,67 @@
+"""The comparison of engines runs from nothing and says the same words; never how fast."""
+
+from __future__ import annotations
+
+import json
+import math
+import subprocess
+import sys
+import xml.etree.ElementTree as ET
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+for _name in ("torch", "transformers", "librosa", "matplotlib"):
+    pytest.importorskip(_name)
+
+
+def run(script: str, *arguments: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, ROOT / "benchmarks" / script, *arguments]
+    return subprocess.run(
+        [str(part) for part in command], capture_output=True, text=True, check=False
+    )
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is read from /proc")
+def test_every_question_is_answered_and_drawn(tmp_path: Path) -> None:
+    record_file = tmp_path / "record.json"
+    options = ("--size", "small", "--rounds", 1, "--work", tmp_path / "work")
+    done = run("compare.py", *options, "--out", record_file)
+    assert done.returncode == 0, done.stderr
+    assert "| what | ours | other |" in done.stdout
+    printed = json.loads(done.stdout.splitlines()[-1])
+    record = json.loads(record_file.read_text())
+    assert printed["rows"] == record["rows"]
+    # Without the peers: they are of the true size only.
+    assert {row["what"].partition(",")[0] for row in record["rows"]} == {
+        "decode step", "prefill", "encoder", "whole clip", "cold start", "imports alone",
+        "peak resident memory", "anonymous memory", "CPU time while waiting", "8 slots against 1",
+    }  # fmt: skip
+    for row in record["rows"]:
+        assert math.isfinite(row["ratio"])
+        assert row["ours"] > 0
+        assert row["verdict"] in (("held", "MISSED") if row["target"] else ("",))
+    tokens = record["findings"]["tokens"]
+    assert len(tokens["native"]) == len(tokens["published"]) == 8
+    assert tokens["native"] == tokens["unprepared"]
+    assert run("plots.py", record_file, "--out", tmp_path).returncode == 0
+    for name in ("bars", "lengths", "memory"):
+        assert ET.parse(tmp_path / f"{name}.svg").getroot().tag.endswith("svg")
+
+
+def test_a_missed_target_is_told_and_is_the_exit_status() -> None:
+    code = (
+        "import sys; from types import SimpleNamespace as S; import lab; lab.checksum = str;"
+        "rows = [lab.smaller('a', 1, 2, '<= 0.5', 's')];"
+        "rows += [lab.faster('b', [1, 2], [3, 6], '>= 4', 's')];"
+        "sys.exit(lab.report(S(threads=1, native='x', findings={}), rows[:int(sys.argv[1])], 0))"
+    )
+    for n, status in ((1, 0), (2, 1)):
+        done = subprocess.run(
+            [sys.executable, "-c", code, str(n)], cwd=ROOT / "benchmarks", check=False,
+            capture_output=True, text=True,
+        )  # fmt: skip
+        assert done.returncode == status, done.stderr
+        assert "| a | 1 | 2 | s | 0.50 | <= 0.5 | held |" in done.stdout
+        assert ("| b | 1.5 | 4.5 | s | 3.00 | >= 4 | MISSED |" in done.stdout) == (n == 2)
