@@ -1,9 +1,10 @@
 """Does a package give the same tokens on a CPU without VNNI? The runtime under qemu's Haswell.
 
-    python benchmarks/haswell.py [--model models/demo] [--clips 10] [--emulator COMMAND]
+    python benchmarks/haswell.py [--model models/demo] [--seconds 0] [--emulator COMMAND]
 
 Products of unsigned and signed bytes saturate on x86 with AVX2 and no VNNI, in some recipes. This
 transcribes real clips natively and under emulation and compares tokens and log-probabilities.
+``--seconds`` joins clips to that length: prompts above 96 positions (8 s) take the graph for them.
 Needs qemu-x86_64 (Debian: qemu-user) and an x86-64 machine. COMMAND is a Python on another CPU,
 for example benchmarks/results/trusted_int8.md's on aarch64.
 """
@@ -17,9 +18,12 @@ import shlex
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
+import numpy as np
+import soundfile
 from dev_clips import dev_clips
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -41,11 +45,26 @@ def transcribe(python: list[str], model: Path, paths: list[Path]) -> list[dict[s
     return [json.loads(line)["segments"][0] for line in result.stdout.splitlines()]
 
 
+def joined(paths: list[Path], seconds: float, directory: Path) -> list[Path]:
+    """Each clip, followed by the next ones until it is long enough."""
+    waveforms = [soundfile.read(path, dtype="float32")[0] for path in paths]
+    found: list[Path] = []
+    for i in range(len(paths)):
+        whole, n = waveforms[i], i
+        while len(whole) < seconds * 16000:
+            n = (n + 1) % len(paths)
+            whole = np.concatenate([whole, waveforms[n]])
+        found.append(directory / f"{i}.wav")
+        soundfile.write(found[-1], whole, 16000)
+    return found
+
+
 def main() -> int:
     """Command line; exit status 1 when a token differs."""
     parser = argparse.ArgumentParser(description="Native against emulated CPU.")
     parser.add_argument("--model", type=Path, default=ROOT / "models" / "demo")
     parser.add_argument("--clips", type=int, default=10)
+    parser.add_argument("--seconds", type=float, default=0)
     parser.add_argument("--emulator", default=f"qemu-x86_64 -cpu Haswell {sys.executable}")
     parser.add_argument("--speech", type=Path, default=ROOT.parent / "shared" / "speech")
     options = parser.parse_args()
@@ -53,8 +72,11 @@ def main() -> int:
     if not shutil.which(emulator[0]):
         raise SystemExit(f"{emulator[0]} is missing; for qemu: apt install qemu-user")
     paths = dev_clips(options.speech, options.clips)
-    native = transcribe([sys.executable], options.model, paths)
-    emulated = transcribe(emulator, options.model, paths)
+    with tempfile.TemporaryDirectory() as scratch:
+        if options.seconds:
+            paths = joined(paths, options.seconds, Path(scratch))
+        native = transcribe([sys.executable], options.model, paths)
+        emulated = transcribe(emulator, options.model, paths)
     same = sum(a["token_ids"] == b["token_ids"] for a, b in zip(native, emulated, strict=True))
     n_tokens = sum(len(a["token_ids"]) for a in native)  # pyright: ignore[reportArgumentType]
     worst = max(

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import json
+import mmap
 import os
 import shutil
 import threading
 import warnings
 from pathlib import Path
 
+import numpy as np
 import pytest
 from conftest import DEMO, Sample
 
 import ark_asr_onnx
-from ark_asr_onnx import PackageError, prepared
+from ark_asr_onnx import PackageError, graph, prepared
 from ark_asr_onnx.cli import main
+from ark_asr_onnx.layouts import native
 
 Stamp = dict[str, tuple[int, int]]
 
@@ -194,3 +197,39 @@ def test_the_commands(
         warnings.simplefilter("error")
         assert main(["prepare", "--model", str(package), "--prepared-dir", clip]) == 1
     assert "cannot hold the prepared graphs" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="Linux only")
+def test_mapped_weights_are_given_back_and_come_again(
+    package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    transcriber = ark_asr_onnx.load(package, prepared_dir=tmp_path / "p")
+    data = str(home(tmp_path / "p") / "audio.onnx.data")
+
+    def resident() -> int:
+        lines = Path("/proc/self/smaps").read_text().splitlines()
+        starts = [i for i, line in enumerate(lines) if line.endswith(data)]
+        return sum(int(lines[j].split()[1]) for i in starts for j in range(i, i + 8)
+                   if lines[j].startswith("Rss:"))  # fmt: skip
+
+    log_mel = np.random.default_rng(0).standard_normal(
+        (1, transcriber.manifest.sizes.n_mels, 200), np.float32
+    )
+    expected = transcriber.model.encode_audio(log_mel)
+    assert resident() > 500  # kB
+    monkeypatch.setattr(native, "_LONG_AUDIO", 200)
+    np.testing.assert_array_equal(transcriber.model.encode_audio(log_mel), expected)
+    assert resident() < 100
+    np.testing.assert_array_equal(transcriber.model.encode_audio(log_mel), expected)
+
+
+def test_mappings_that_were_written_to_are_left_alone(tmp_path: Path) -> None:
+    path = tmp_path / "data"
+    path.write_bytes(bytes(8192))
+    with path.open("r+b") as file:
+        mapped = mmap.mmap(file.fileno(), 8192, access=mmap.ACCESS_COPY)
+    assert mapped[0] == 0
+    assert [length for _, length in graph._untouched_mappings(str(path))] == [8192]
+    mapped[0] = 1
+    assert list(graph._untouched_mappings(str(path))) == []
+    mapped.close()

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
+import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, cast
@@ -27,6 +29,8 @@ _ORT_ERRORS: tuple[type[Exception], ...] = tuple(
 )
 # A sum and its LayerNorm as one operator take four times as long as two.
 _SLOWER_FUSIONS = ["SkipLayerNormFusion"]
+_MAPPING = re.compile(r"([0-9a-f]+)-([0-9a-f]+) \S+ \S+ \S+ \d+ *(.*)")
+_MADV_DONTNEED = 4
 _LINK_REMEDY = (
     "its weights are a symbolic link: link the whole folder instead of single files, or upgrade "
     "onnxruntime if the folder is Hugging Face's cache"
@@ -103,6 +107,18 @@ class Graph:
         except _ORT_ERRORS as error:
             raise DecodeError(f"{self.path.name}: {_first(error)}") from error
 
+    def give_back(self) -> None:
+        """Unmap the pages of weights that a file holds; they come back when they are read.
+
+        They stay in the system's page cache while it has room. Nothing happens for weights in
+        memory of the process, and outside Linux.
+        """
+        data = os.path.realpath(self.path.with_name(external_data_file(self.path.name)))
+        for begin, length in _untouched_mappings(data):
+            ctypes.CDLL(None).madvise(
+                ctypes.c_void_p(begin), ctypes.c_size_t(length), _MADV_DONTNEED
+            )
+
     def bind(self, inputs: Mapping[str, Array], outputs: Mapping[str, Array]) -> Binding:
         """A reusable call that reads and writes the given arrays in place."""
         return Binding(self._session, self.path.name, inputs, outputs)
@@ -137,6 +153,24 @@ class Binding:
             self._session.run_with_iobinding(self._io)
         except _ORT_ERRORS as error:
             raise DecodeError(f"{self._name}: {_first(error)}") from error
+
+
+def _untouched_mappings(file: str) -> Iterator[tuple[int, int]]:
+    """Address and length of what this process maps of a file and has not written to."""
+    try:
+        with Path("/proc/self/smaps").open(encoding="utf-8", errors="replace") as stream:
+            lines = stream.read().splitlines()
+    except OSError:
+        return
+    found: tuple[int, int] | None = None
+    for line in lines:
+        if match := _MAPPING.match(line):
+            begin, end = int(match[1], 16), int(match[2], 16)
+            found = (begin, end - begin) if match[3] == file else None
+        elif found and line.startswith("Anonymous:"):  # pages that were written, now our own
+            if line.split()[1] == "0":
+                yield found
+            found = None
 
 
 def _options(threads: int) -> Any:

@@ -6,6 +6,7 @@ import math
 import os
 import time
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from . import audio, contract, greedy, mel, prepared, prompt
@@ -99,11 +100,13 @@ class Transcriber:
                 stacklevel=3,
             )
         self.manifest = manifest
-        self._text = Text(package.path(contract.TOKENIZER_FILE).parent)
         build = LAYOUTS[manifest.layout].build
         self._resident = Resident(lambda: build(package, threads), idle_unload_seconds)
-        with self._resident.use():
-            pass  # what cannot be opened is told now
+        # What cannot be opened is told now. Large tokenizers take as long to read as the graphs.
+        with ThreadPoolExecutor(1) as pool:
+            opening = pool.submit(lambda: self.model)
+            self._text = Text(package.path(contract.TOKENIZER_FILE).parent)
+            opening.result()
 
     @property
     def model(self) -> Model:

@@ -17,6 +17,9 @@ from ..mel import F32
 from ..model import Model
 from ..package import Package
 
+# From so many frames on, the encoder's pages are given back after use: reading them again takes
+# less than a hundredth of the time.
+_LONG_AUDIO = 1000
 # A prompt of fewer positions is through the decoder itself as soon.
 _LONG_PROMPT = 96
 
@@ -38,12 +41,17 @@ def build(package: Package, threads: int) -> Model:
     audio, decoder, *others = open_graphs(paths, threads)
     audio.expect({contract.LOG_MEL: (1, sizes.n_mels, None)}, [contract.AUDIO_EMBEDS])
     _check_decoder(decoder, sizes)
+    for graph in (decoder, *others):
+        graph.give_back()  # opening has read them, encoding comes first
     prefill = others[0] if others else None
     if prefill:
         prefill.expect(_cache_inputs(sizes), contract.present_names(sizes.n_layers))
 
     def encode_audio(log_mel: F32) -> F32:
-        return audio.run({contract.LOG_MEL: log_mel}, [contract.AUDIO_EMBEDS])[0]
+        (audio_embeds,) = audio.run({contract.LOG_MEL: log_mel}, [contract.AUDIO_EMBEDS])
+        if log_mel.shape[2] >= _LONG_AUDIO:
+            audio.give_back()
+        return audio_embeds
 
     prefix = _read_prefix(package)
     return Model(
