@@ -181,4 +181,4 @@ def test_long_prompts_take_it_and_give_the_decoders_logits(
 
 def test_packages_without_it_still_open() -> None:
     names = native.graphs(ark_asr_onnx.open_package(DEMO))
-    assert names == ("audio.onnx", "decoder.onnx")
+    assert names == ("decoder.onnx", "audio.onnx")

@@ -51,10 +51,21 @@ def require_onnxruntime(oldest: str) -> None:
         )
 
 
-def open_graphs(paths: Sequence[Path], threads: int) -> list[Graph]:
-    """Open several graphs side by side: most of the work of opening one leaves a core idle."""
-    with ThreadPoolExecutor(len(paths)) as pool:
-        return list(pool.map(Graph, paths, [threads] * len(paths)))
+def open_graphs(paths: Sequence[Path], threads: int, *, prepared: bool = False) -> list[Graph]:
+    """Open several graphs side by side: most of the work of opening one leaves a core idle.
+
+    Prepared ones are opened one after the other: nothing is packed, and only the last one's
+    weights, which opening reads, are left in memory.
+    """
+    if not prepared:
+        with ThreadPoolExecutor(len(paths)) as pool:
+            return list(pool.map(Graph, paths, [threads] * len(paths)))
+    graphs: list[Graph] = []
+    for path in paths:
+        if graphs:
+            graphs[-1].give_back()
+        graphs.append(Graph(path, threads))
+    return graphs
 
 
 def pack(path: Path, out: Path, threads: int) -> None:

@@ -22,6 +22,7 @@ class Package:
     directory: Path
     manifest: Manifest
     paths: dict[str, Path]  # file name (native) or role (published) -> where it lies
+    prepared: bool = False  # its graphs lie packed in a prepared folder
 
     def path(self, name: str) -> Path:
         """Where a file of the package lies; :class:`PackageError` when it is not listed."""

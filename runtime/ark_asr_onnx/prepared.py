@@ -61,7 +61,8 @@ def prepare(
                 f"{directory}: cannot hold the prepared graphs ({error.strerror or error}); give "
                 "another folder"
             ) from error
-    return replace(package, paths={**package.paths, **{n: target / _file(n) for n in names}})
+    paths = {**package.paths, **{n: target / _file(n) for n in names}}
+    return replace(package, paths=paths, prepared=True)
 
 
 def _origin(package: Package, names: Sequence[str]) -> _Origin:

@@ -6,7 +6,7 @@ import math
 import os
 import time
 import warnings
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 
 from . import audio, contract, greedy, mel, prepared, prompt
@@ -102,9 +102,11 @@ class Transcriber:
         self.manifest = manifest
         build = LAYOUTS[manifest.layout].build
         self._resident = Resident(lambda: build(package, threads), idle_unload_seconds)
-        # What cannot be opened is told now. Large tokenizers take as long to read as the graphs.
+        # What cannot be opened is told now. A large tokenizer takes as long to read as the graphs,
+        # and holds the interpreter's lock: theirs comes first, and is free once they are mapped.
         with ThreadPoolExecutor(1) as pool:
             opening = pool.submit(lambda: self.model)
+            wait([opening], timeout=0.02)
             self._text = Text(package.path(contract.TOKENIZER_FILE).parent)
             opening.result()
 

@@ -26,7 +26,7 @@ _LONG_PROMPT = 96
 
 def graphs(package: Package) -> tuple[str, ...]:
     """The graphs that :func:`build` opens."""
-    names = (contract.AUDIO_FILE, contract.DECODER_FILE, contract.PREFILL_FILE)
+    names = (contract.DECODER_FILE, contract.PREFILL_FILE, contract.AUDIO_FILE)
     return tuple(name for name in names if name != contract.PREFILL_FILE or name in package.paths)
 
 
@@ -37,12 +37,11 @@ def build(package: Package, threads: int) -> Model:
         package.path(contract.external_data_file(name))  # listed, so that it was checked
     if package.manifest.target not in ("any", "avx2"):
         _require_exact_products(package)
+    # The audio graph last: encoding comes first.
     paths = [package.path(name) for name in graphs(package)]
-    audio, decoder, *others = open_graphs(paths, threads)
+    decoder, *others, audio = open_graphs(paths, threads, prepared=package.prepared)
     audio.expect({contract.LOG_MEL: (1, sizes.n_mels, None)}, [contract.AUDIO_EMBEDS])
     _check_decoder(decoder, sizes)
-    for graph in (decoder, *others):
-        graph.give_back()  # opening has read them, encoding comes first
     prefill = others[0] if others else None
     if prefill:
         prefill.expect(_cache_inputs(sizes), contract.present_names(sizes.n_layers))
