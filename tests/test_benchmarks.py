@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import platform
+import shutil
 import subprocess
 import sys
 import xml.etree.ElementTree as ET
@@ -45,6 +47,14 @@ def test_every_question_is_answered_and_drawn(tmp_path: Path) -> None:
     tokens = record["findings"]["tokens"]
     assert len(tokens["native"]) == len(tokens["published"]) == 8
     assert tokens["native"] == tokens["unprepared"]
+    if shutil.which("cc") and platform.machine() == "x86_64":
+        done = run("profile_encoder.py", *options)
+        assert done.returncode == 0, done.stderr
+        shares = [row["what"] for row in json.loads(done.stdout.splitlines()[-1])["rows"]]
+        for seconds in (30, 5):
+            found = [float(w.split(": ")[1][:-1]) for w in shares if f" {seconds} s" in w]
+            assert len(found) == 6
+            assert sum(found) == pytest.approx(100, abs=0.5)
     assert run("plots.py", record_file, "--out", tmp_path).returncode == 0
     for name in ("bars", "lengths", "memory"):
         assert ET.parse(tmp_path / f"{name}.svg").getroot().tag.endswith("svg")
