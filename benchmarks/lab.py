@@ -154,7 +154,8 @@ class Lab:
     def commands(self, seconds: int, tokens: int) -> dict[str, tuple[list[str], dict[str, str]]]:
         """Command and environment of a process that prints a clip's text: ours, and theirs."""
         clip = str(self.clips[seconds])
-        script = [sys.executable, str(ROOT / "infer_ark_audio_onnx.py"), "--audio", clip]
+        infer = str(ROOT / "infer_ark_audio_onnx.py")
+        script = [sys.executable, infer, "--no-retry", "--audio", clip]
         model = ["--model-dir", str(self.native), "--max-new-tokens", str(tokens)]
         ours = [*script, *model, "--threads", str(self.threads)]
         settings = json.dumps({"model": str(self.published), "threads": self.threads})

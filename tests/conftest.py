@@ -10,6 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from ark_asr_onnx import Options
+
 ROOT = Path(__file__).resolve().parent.parent
 DEMO = ROOT / "models" / "demo"
 SPEECH = ROOT.parent / "shared" / "speech"  # real speech; absent from a plain clone
@@ -30,6 +32,11 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from make_checkpoint import make_checkpoint
 
     return make_checkpoint(tmp_path_factory.mktemp("tiny") / "checkpoint", seed=0, shards=3)
+
+
+def unguarded(max_new_tokens: int) -> Options:
+    """For random weights, which repeat themselves and never end."""
+    return Options(max_new_tokens, max_tokens_per_second=None, max_repeats=None, retry=False)
 
 
 def export_tiny(checkpoint: Path, precision: str, layout: str = "native") -> Path:

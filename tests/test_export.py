@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import soundfile
-from conftest import babble
+from conftest import babble, unguarded
 
 torch = pytest.importorskip("torch")
 
@@ -67,7 +67,7 @@ def test_the_fp32_package_chooses_torchs_tokens(
     network = load_network(config, max_positions=1024)
     _, tokens = open_text(config, pipeline.INSTRUCTION)
     transcriber = ark_asr_onnx.load(tiny_fp32_package)
-    options = ark_asr_onnx.Options(max_new_tokens=40)
+    options = unguarded(40)
     for waveform in babble():
         expected = reference.transcribe(network, tokens, waveform, 40)
         found = transcriber.transcribe(waveform, 16000, options=options)
@@ -84,7 +84,7 @@ def test_rows_that_can_never_come_out_are_pruned_and_nothing_else_changes(
     assert sizes.n_embeddings == max(*tokens.prefix, *tokens.suffix) + 1
     assert whole.manifest.sizes.n_logits == whole.manifest.sizes.n_embeddings == sizes.vocab_size
     assert whole.manifest.tokens == tokens
-    options = ark_asr_onnx.Options(max_new_tokens=60)
+    options = unguarded(60)
     for waveform in babble():
         found, expected = (t.transcribe(waveform, 16000, options=options) for t in (pruned, whole))
         assert found.token_ids == expected.token_ids

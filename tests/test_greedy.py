@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import FrozenInstanceError, replace
 from typing import Any
 
@@ -12,7 +11,8 @@ import pytest
 
 from ark_asr_onnx import DecodeError, Options, greedy
 from ark_asr_onnx.contract import Tokens
-from ark_asr_onnx.greedy import Token, choose, decode, token_mask
+from ark_asr_onnx.greedy import Utterance, choose, token_mask
+from ark_asr_onnx.slots import Slots
 
 F32 = npt.NDArray[np.float32]
 I64 = npt.NDArray[np.int64]
@@ -69,14 +69,19 @@ class Script:
         self.steps.append(int(inputs_embeds[0, 0, 0]))
         return self._next()
 
-
-def run(script: Script, max_new_tokens: int = 99, tokens: Tokens = TOKENS) -> Iterator[Token]:
-    mask = token_mask(tokens, N)
-    return decode(script, PROMPT, embed, tokens, mask, max_new_tokens)
+    def move(self, source: int, target: int) -> None:
+        raise AssertionError(f"{source} moved to {target}, there is one slot")
 
 
-def ids(tokens: Iterator[Token]) -> list[int]:
-    return [token.id for token in tokens]
+def run(
+    script: Script, max_new_tokens: int = 99, tokens: Tokens = TOKENS, **guards: Any
+) -> Utterance:
+    slots = Slots(script, 1, embed, token_mask(tokens, N))
+    utterance = Utterance(tokens, max_new_tokens, **guards)
+    slots.add(utterance, PROMPT)
+    while slots.n_active:
+        slots.step()
+    return utterance
 
 
 # The mask ----------------------------------------------------------------------------------------
@@ -194,16 +199,16 @@ def test_logits_that_are_no_numbers_are_an_error_and_not_a_token(broken_id: int)
 
 
 def test_decoding_ends_with_eos_which_is_part_of_the_result() -> None:
-    script = Script(logits(3), logits(8), logits(EOS))
-    found = list(run(script))
-    assert [token.id for token in found] == [3, 8, EOS]
-    assert [token.finish_reason for token in found] == [None, None, "stop"]
-    assert all(token.logprob < 0 for token in found)
+    found = run(Script(logits(3), logits(8), logits(EOS)))
+    assert found.ids == [3, 8, EOS]
+    assert found.finish_reason == "stop"
+    assert len(found.logprobs) == 3
+    assert all(logprob < 0 for logprob in found.logprobs)
 
 
 def test_each_chosen_token_is_fed_back() -> None:
     script = Script(logits(3), logits(8), logits(8), logits(EOS))
-    assert ids(run(script)) == [3, 8, 8, EOS]
+    assert run(script).ids == [3, 8, 8, EOS]
     assert script.steps == [3, 8, 8]
     assert len(script.prompts) == 1
     assert script.prompts[0] is PROMPT
@@ -211,69 +216,99 @@ def test_each_chosen_token_is_fed_back() -> None:
 
 def test_user_as_raw_first_choice_does_not_end_decoding() -> None:
     script = Script(logits(USER, 4), logits(USER, END_OF_TEXT, 5), logits(USER, EOS))
-    assert ids(run(script)) == [4, 5, EOS]
+    assert run(script).ids == [4, 5, EOS]
 
 
 def test_a_stop_id_that_is_not_blocked_ends_decoding() -> None:
     tokens = replace(TOKENS, stop=(EOS, 6))
-    found = list(run(Script(logits(2), logits(6)), tokens=tokens))
-    assert [(token.id, token.finish_reason) for token in found] == [(2, None), (6, "stop")]
+    found = run(Script(logits(2), logits(6)), tokens=tokens)
+    assert (found.ids, found.finish_reason) == ([2, 6], "stop")
 
 
 def test_eos_may_come_first() -> None:
     script = Script(logits(EOS))
-    assert [token.finish_reason for token in run(script)] == ["stop"]
+    assert run(script).finish_reason == "stop"
     assert script.steps == []
 
 
 @pytest.mark.parametrize("max_new_tokens", [1, 2, 5])
 def test_decoding_ends_after_max_new_tokens(max_new_tokens: int) -> None:
     script = Script(*[logits(3)] * max_new_tokens)
-    found = list(run(script, max_new_tokens))
-    assert [token.id for token in found] == [3] * max_new_tokens
-    assert [token.finish_reason for token in found] == [None] * (max_new_tokens - 1) + ["length"]
+    found = run(script, max_new_tokens)
+    assert (found.ids, found.finish_reason) == ([3] * max_new_tokens, "length")
     assert len(script.steps) == max_new_tokens - 1  # the last token is not fed back
 
 
 @pytest.mark.parametrize("max_new_tokens", [1, 2])
 def test_eos_as_the_last_token_allowed_is_a_stop(max_new_tokens: int) -> None:
     script = Script(*[logits(3)] * (max_new_tokens - 1), logits(EOS))
-    assert list(run(script, max_new_tokens))[-1].finish_reason == "stop"
-
-
-def test_nothing_runs_before_the_first_token_is_asked_for() -> None:
-    script = Script(logits(3))
-    run(script)
-    assert script.prompts == []
-
-
-def test_a_token_is_given_before_the_next_step_runs() -> None:
-    script = Script(logits(3), logits(EOS))
-    tokens = run(script)
-    assert next(tokens).id == 3
-    assert script.steps == []
-
-
-def test_closing_the_iterator_cancels_without_another_step() -> None:
-    script = Script(logits(3), logits(4), logits(5))
-    tokens: Any = run(script)
-    next(tokens)
-    next(tokens)
-    tokens.close()
-    assert script.steps == [3]
-    assert list(tokens) == []
+    assert run(script, max_new_tokens).finish_reason == "stop"
 
 
 def test_equal_logits_give_equal_tokens() -> None:
     answers = [logits(3), logits(8, 2), logits(EOS)]
-    assert list(run(Script(*answers))) == list(run(Script(*answers)))
+    assert run(Script(*answers)).ids == run(Script(*answers)).ids
+
+
+# The guards --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("n_gram", [[3], [3, 4], [3, 4, 5, 6, 7], list(range(12))])
+def test_a_text_that_repeats_itself_is_cut_before_the_repetition(n_gram: list[int]) -> None:
+    script = Script(*map(logits, [9, *n_gram * 30]))
+    found = run(script, max_repeats=5)
+    assert found.finish_reason == "loop"
+    assert len(found.ids) < 1 + len(n_gram) * 20
+    assert found.ids[: found.n_kept] == [9, *n_gram]
+
+
+def test_what_is_repeated_as_often_as_allowed_is_kept() -> None:
+    for words in ([3] * 15, [3, 4] * 7, [3, 4, 5, 6] * 5):
+        found = run(Script(*map(logits, [*words, EOS])), max_repeats=5)
+        assert (found.finish_reason, found.ids) == ("stop", [*words, EOS])
+        again = run(Script(*map(logits, [*words, *words, EOS])), max_repeats=5)
+        assert again.finish_reason == "loop"
+
+
+def test_repetition_may_be_allowed() -> None:
+    found = run(Script(*map(logits, [3] * 90 + [EOS])), max_repeats=None)
+    assert (found.finish_reason, len(found.ids)) == ("stop", 91)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_loop_is_found_as_a_plain_count_of_repeats_finds_it(seed: int) -> None:
+    generator = np.random.default_rng(seed)
+    n_gram = generator.integers(0, 9, generator.integers(1, 8)).tolist()
+    ids = generator.integers(0, 9, 10).tolist() + n_gram * int(generator.integers(1, 20))
+    for end in range(1, len(ids) + 1):
+        expected = 0
+        for n in range(1, end):
+            tail, n_same = ids[end - n : end], 1
+            while ids[max(end - n * (n_same + 1), 0) : end - n * n_same] == tail:
+                n_same += 1
+            if not expected and n_same > 5 and n * n_same >= 16:
+                # Only as many as it takes are looked at.
+                expected = n * max(5, -(-16 // n) - 1)
+        assert greedy.loop(ids[:end], 5) == expected
+
+
+def test_more_tokens_than_speech_can_hold_are_not_given() -> None:
+    options = Options(max_tokens_per_second=25)
+    assert [options.max_tokens(s) for s in (0, 1, 2.5, 30)] == [10, 35, 72, 256]
+    assert Options(max_tokens_per_second=None).max_tokens(0) == 256
+    assert Options(max_new_tokens=5).max_tokens(30) == 5
+
+
+def test_an_empty_text_can_be_forbidden_once() -> None:
+    script = Script(logits(EOS, 4), logits(EOS))
+    assert run(script, forbid_empty=True).ids == [4, EOS]
 
 
 # The options -------------------------------------------------------------------------------------
 
 
 def test_options_default_to_256_tokens_and_the_mask_of_the_package() -> None:
-    assert Options() == Options(max_new_tokens=256, block_from_id=None)
+    assert (Options().max_new_tokens, Options().block_from_id) == (256, None)
 
 
 @pytest.mark.parametrize("max_new_tokens", [0, -1])
@@ -286,6 +321,12 @@ def test_block_from_id_must_not_be_negative() -> None:
     with pytest.raises(ValueError, match="block_from_id is -1, must not be negative"):
         Options(block_from_id=-1)
     assert Options(block_from_id=0).block_from_id == 0
+
+
+@pytest.mark.parametrize("field", ["max_tokens_per_second", "max_repeats"])
+def test_guards_that_would_allow_nothing_are_refused(field: str) -> None:
+    with pytest.raises(ValueError, match=f"{field} is 0"):
+        replace(Options(), **{field: 0})
 
 
 def test_options_are_checked_when_replaced_and_cannot_be_changed() -> None:

@@ -15,10 +15,10 @@ pytest.importorskip("torch")
 
 import onnx
 import onnxruntime
-from conftest import export_tiny
+from conftest import export_tiny, unguarded
 
 import ark_asr_onnx
-from ark_asr_onnx import Options, PackageError, Transcriber
+from ark_asr_onnx import PackageError, Transcriber
 from ark_asr_onnx.layouts.published import merge
 from ark_asr_onnx.mel import log_mel
 from ark_onnx_export import pipeline, reference
@@ -132,7 +132,7 @@ def test_both_layouts_choose_torchs_tokens_on_clips_of_awkward_lengths(
     for clip in random_clips(30):
         expected = reference.transcribe(network, tokens, clip, 25).token_ids
         for transcriber in transcribers:
-            options = Options(max_new_tokens=25)
+            options = unguarded(25)
             assert transcriber.transcribe(clip, RATE, options=options).token_ids == expected
 
 
@@ -144,7 +144,7 @@ def test_a_plain_reader_of_the_published_contract_gets_the_same_tokens(
     reader = PlainReader(published_fp32)
     blocked = np.concatenate([np.arange(a, b + 1) for a, b in tokens.blocked])
     for clip in random_clips(16):
-        ours = transcriber.transcribe(clip, RATE, options=Options(max_new_tokens=12)).token_ids
+        ours = transcriber.transcribe(clip, RATE, options=unguarded(12)).token_ids
         theirs = reader.transcribe(
             log_mel(clip, 80),
             tokens.suffix[1:-1],
@@ -243,7 +243,7 @@ def test_model_and_build_folders_open_like_the_flat_one(
     )
     flat, nested = (ark_asr_onnx.load(folder) for folder in (tiny_published_package, root))
     inside = ark_asr_onnx.load(root / "model")
-    clip, options = random_clips(15)[-1], Options(max_new_tokens=8)
+    clip, options = random_clips(15)[-1], unguarded(8)
     results = [t.transcribe(clip, RATE, options=options).token_ids for t in (flat, nested, inside)]
     assert results[0] == results[1] == results[2]
 
@@ -255,7 +255,7 @@ def test_a_half_precision_embedding_opens(tiny_published_package: Path, tmp_path
     (folder / "embedding_fp32.data").unlink()
     half, whole = (ark_asr_onnx.load(f) for f in (folder, tiny_published_package))
     assert half.manifest.sizes.vocab_size == whole.manifest.sizes.vocab_size
-    clip, options = random_clips(15)[-1], Options(max_new_tokens=3)
+    clip, options = random_clips(15)[-1], unguarded(3)
     found, expected = (t.transcribe(clip, RATE, options=options) for t in (half, whole))
     np.testing.assert_allclose(found.logprobs, expected.logprobs, atol=0.05)
 
@@ -328,7 +328,7 @@ def test_a_growing_decoder_opens_and_chooses_the_same_tokens(
     (folder / "runtime_manifest.json").write_text(json.dumps(manifest))
     growing, static = (ark_asr_onnx.load(f) for f in (folder, published_fp32))
     for clip in random_clips(18)[-4:]:
-        options = Options(max_new_tokens=20)
+        options = unguarded(20)
         found, expected = (t.transcribe(clip, RATE, options=options) for t in (growing, static))
         assert found.token_ids == expected.token_ids
 
@@ -420,7 +420,7 @@ def test_a_broken_folder_is_one_line_that_names_the_file(
 def test_decoding_ends_where_the_cache_ends(tiny_published_package: Path) -> None:
     transcriber: Transcriber = ark_asr_onnx.load(tiny_published_package)
     clip = random_clips(15)[-1]
-    transcript = transcriber.transcribe(clip, RATE, options=Options(max_new_tokens=2000))
+    transcript = transcriber.transcribe(clip, RATE, options=unguarded(2000))
     assert len(transcript.token_ids) <= 1024
     decoder = transcriber.model.decoder
     with pytest.raises(ark_asr_onnx.DecodeError, match="this model holds 1024"):

@@ -7,16 +7,17 @@ import io
 import json
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import soundfile
-from conftest import Sample
+from conftest import Sample, unguarded
 
 import ark_asr_onnx
-from ark_asr_onnx import AudioError, ClosedError, Options, Transcriber
+from ark_asr_onnx import AudioError, ClosedError, Transcriber
 
 RATE = 16000
 
@@ -50,7 +51,8 @@ def test_a_transcript_tells_how_it_came_about(demo: Transcriber, samples: list[S
     assert all(p <= 0 for p in transcript.logprobs)
     assert segment.mean_logprob == pytest.approx(np.mean(transcript.logprobs))
     stages = transcript.timings
-    parts = stages.read + stages.features + stages.encode + stages.prefill + stages.decode
+    parts = sum(getattr(stages, name) for name in ("read", "split", "features", "encode"))
+    parts += stages.prefill + stages.decode
     assert 0 < parts <= stages.total + 1e-6
     assert transcript.rtfx == pytest.approx(transcript.duration / stages.total)
 
@@ -103,9 +105,10 @@ def test_exactly_30_seconds_are_transcribed(demo: Transcriber, samples: list[Sam
     assert demo.transcribe(padded, RATE).duration == 30.0
 
 
-def test_more_than_30_seconds_are_refused_not_cut(demo: Transcriber) -> None:
-    with pytest.raises(AudioError, match=r"audio array: 30\.0001 s long, at most 30 s"):
-        demo.transcribe(tone(30 * RATE + 1), RATE)
+def test_more_than_is_allowed_is_refused_not_cut(demo: Transcriber) -> None:
+    with pytest.raises(AudioError, match=r"audio array: longer than the 2 s that are allowed"):
+        demo.transcribe(tone(2 * RATE + 1), RATE, max_seconds=2)
+    assert demo.transcribe(tone(2 * RATE), RATE, max_seconds=2).duration == 2
 
 
 def test_a_part_of_a_long_file_is_transcribed(
@@ -114,8 +117,6 @@ def test_a_part_of_a_long_file_is_transcribed(
     waveform, _ = soundfile.read(samples[0].path, dtype="float32")
     path = tmp_path / "long.wav"
     soundfile.write(path, np.concatenate([tone(40 * RATE), waveform]), RATE)
-    with pytest.raises(AudioError, match="select a part"):
-        demo.transcribe(path)
     transcript = demo.transcribe(path, begin_seconds=40.0)
     assert transcript.text == samples[0].text
     assert transcript.segments[0].start == 40.0
@@ -148,7 +149,7 @@ def test_nan_and_infinity_are_named_with_their_place(demo: Transcriber, value: f
 
 def test_decoding_ends_at_the_token_limit(tiny_package: Path) -> None:
     transcriber = ark_asr_onnx.load(tiny_package)
-    transcript = transcriber.transcribe(tone(RATE), RATE, options=Options(max_new_tokens=3))
+    transcript = transcriber.transcribe(tone(RATE), RATE, options=unguarded(3))
     assert transcript.finish_reason == "length"
     assert len(transcript.token_ids) == 3
 
@@ -156,8 +157,7 @@ def test_decoding_ends_at_the_token_limit(tiny_package: Path) -> None:
 def test_a_longer_limit_only_adds_tokens(tiny_package: Path) -> None:
     transcriber = ark_asr_onnx.load(tiny_package)
     short, long = (
-        transcriber.transcribe(tone(RATE), RATE, options=Options(max_new_tokens=n)).token_ids
-        for n in (5, 60)
+        transcriber.transcribe(tone(RATE), RATE, options=unguarded(n)).token_ids for n in (5, 60)
     )
     assert long[:5] == short
 
@@ -165,7 +165,7 @@ def test_a_longer_limit_only_adds_tokens(tiny_package: Path) -> None:
 def test_decoding_ends_where_the_cache_ends(tiny_package: Path) -> None:
     transcriber = ark_asr_onnx.load(tiny_package)
     n_prompt = 1 + 12 + 16  # markers, one second of audio, instruction
-    transcript = transcriber.transcribe(tone(RATE), RATE, options=Options(max_new_tokens=5000))
+    transcript = transcriber.transcribe(tone(RATE), RATE, options=unguarded(5000))
     assert transcript.finish_reason in ("length", "stop")
     most = transcriber.manifest.sizes.max_positions - n_prompt + 2
     assert len(transcript.token_ids) <= most
@@ -201,7 +201,7 @@ def test_blocked_ids_never_come_out(tiny_package: Path) -> None:
     transcriber = ark_asr_onnx.load(tiny_package)
     tokens = transcriber.manifest.tokens
     for block_from_id in (None, 200):
-        options = Options(max_new_tokens=100, block_from_id=block_from_id)
+        options = replace(unguarded(100), block_from_id=block_from_id)
         ids = transcriber.transcribe(tone(2 * RATE), RATE, options=options).token_ids
         limit = tokens.block_from_id if block_from_id is None else block_from_id
         assert all(i < limit or i in tokens.eos for i in ids)

@@ -77,9 +77,16 @@ class PackageEngine:
         return Decoded(token_ids, self.score(audio_embeds, token_ids), text)
 
     def transcribe(self, waveform: F32, max_new_tokens: int) -> tuple[tuple[int, ...], str]:
-        """Token ids and text, as the runtime gives them to everybody."""
-        options = ark_asr_onnx.Options(max_new_tokens=max_new_tokens)
-        transcript = self._transcriber.transcribe(waveform, mel.SAMPLE_RATE, options=options)
+        """Token ids and text of one pass of the runtime, without its guards."""
+        options = ark_asr_onnx.Options(
+            max_new_tokens, max_tokens_per_second=None, max_repeats=None, retry=False
+        )
+        transcript = self._transcriber.transcribe(
+            waveform,
+            mel.SAMPLE_RATE,
+            options=options,
+            splitting=ark_asr_onnx.Splitting(window_seconds=self.max_seconds),
+        )
         return transcript.token_ids, transcript.text
 
     def score(self, audio_embeds: F32, token_ids: Sequence[int]) -> F32:

@@ -13,12 +13,14 @@ from .errors import (
     ClosedError,
     DecodeError,
     ExportError,
+    ManifestError,
     MissingExtraError,
     PackageError,
 )
 from .greedy import Options
 from .package import Package, open_package
-from .transcriber import Transcriber, load, prepare
+from .split import Splitting
+from .transcriber import Clip, Stream, Transcriber, load, prepare
 from .transcript import Segment, Timings, Transcript, transcript_to_json
 
 __version__ = "0.1.0"
@@ -26,14 +28,18 @@ __version__ = "0.1.0"
 __all__ = [
     "ArkError",
     "AudioError",
+    "Clip",
     "ClosedError",
     "DecodeError",
     "ExportError",
+    "ManifestError",
     "MissingExtraError",
     "Options",
     "Package",
     "PackageError",
     "Segment",
+    "Splitting",
+    "Stream",
     "Timings",
     "Transcriber",
     "Transcript",

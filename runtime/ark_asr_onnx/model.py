@@ -23,10 +23,14 @@ class Decoding(Protocol):
         ...
 
     def step(self, inputs_embeds: F32) -> F32:
-        """Append one position ``[B, 1, H]`` to every slot; logits ``[B, V]``.
+        """Append one position ``[B, 1, H]`` to each of the first B slots; logits ``[B, V]``.
 
         The result may be overwritten by the next call.
         """
+        ...
+
+    def move(self, source: int, target: int) -> None:
+        """Let one slot go on with the utterance of another, which it replaces."""
         ...
 
 

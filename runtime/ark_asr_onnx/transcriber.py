@@ -1,17 +1,25 @@
-"""Audio to text: one straight line of stages over an opened package."""
+"""Audio to text: from a source over windows to segments, with an opened package."""
 
 from __future__ import annotations
 
 import math
 import os
-import time
 import warnings
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
+from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
+from typing import Any, cast
 
-from . import audio, contract, greedy, mel, prepared, prompt
+import numpy.typing as npt
+
+from . import audio, contract, mel, prepared, split
 from .audio import AudioSource
-from .errors import AudioError, PackageError
+from .clock import Clock
+from .engine import End, Engine, Task
+from .errors import ArkError, AudioError, PackageError
 from .graph import require_onnxruntime
 from .greedy import Options
 from .layouts import LAYOUTS
@@ -19,9 +27,22 @@ from .mel import F32
 from .model import Model
 from .package import Package, open_package
 from .resident import Resident
-from .text import Text, clean
+from .split import Splitter, Splitting, Window
+from .text import Text
 from .threads import default_threads
-from .transcript import Segment, Timings, Transcript
+from .transcript import Segment, Transcript, join
+
+DEFAULT_SLOTS = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Clip:
+    """Audio to transcribe, whole or in part; see :meth:`Transcriber.transcribe`."""
+
+    source: AudioSource
+    sample_rate: int | None = None
+    begin_seconds: float | None = None
+    end_seconds: float | None = None
 
 
 def load(
@@ -138,74 +159,254 @@ class Transcriber:
         end_seconds: float | None = None,
         max_seconds: float | None = None,
         options: Options | None = None,
+        splitting: Splitting | None = None,
+        slots: int = DEFAULT_SLOTS,
+        on_progress: Callable[[float], None] | None = None,
     ) -> Transcript:
         """Text of a path, bytes, binary file object, or array with its ``sample_rate``.
 
-        ``begin_seconds`` and ``end_seconds`` select a part of the audio. Raises
-        :class:`AudioError` for audio that cannot be read or is longer than ``max_seconds``
-        (default and most: one pass of the model, 30 s for the published ones), and
-        :class:`DecodeError` when the model fails.
+        The audio may have any length: it is read as a stream, and becomes windows as ``splitting``
+        says, of which at most ``slots`` are decoded together. ``begin_seconds`` and ``end_seconds``
+        select a part. ``on_progress`` is called with the seconds of audio that are done.
+
+        Raises :class:`AudioError` for audio that cannot be read or is longer than ``max_seconds``
+        (default: no limit), and :class:`DecodeError` when the model fails.
         """
-        options = options or Options()
+        stream = self.stream(
+            source,
+            sample_rate,
+            begin_seconds=begin_seconds,
+            end_seconds=end_seconds,
+            max_seconds=max_seconds,
+            options=options,
+            splitting=splitting,
+            slots=slots,
+        )
+        for segment in stream:
+            if on_progress is not None:
+                on_progress(segment.end - (begin_seconds or 0.0))
+        transcript = stream.transcript()
+        if on_progress is not None:
+            on_progress(transcript.duration)
+        return transcript
+
+    def stream(
+        self,
+        source: AudioSource,
+        sample_rate: int | None = None,
+        *,
+        begin_seconds: float | None = None,
+        end_seconds: float | None = None,
+        max_seconds: float | None = None,
+        options: Options | None = None,
+        splitting: Splitting | None = None,
+        slots: int = DEFAULT_SLOTS,
+    ) -> Stream:
+        """The segments of :meth:`transcribe`, in order, each as soon as it is finished.
+
+        Closing the iterator stops the work after the step in progress. Errors are raised where
+        they occur: the segments before them stand.
+        """
+        clip = Clip(source, sample_rate, begin_seconds, end_seconds)
+        job = _Job(clip, splitting or Splitting(), self.manifest.sizes.max_seconds, max_seconds)
+        _check_slots(slots)
+        return Stream(job, self._segments(job, options or Options(), slots))
+
+    def listen(
+        self,
+        blocks: Iterable[npt.NDArray[Any]],
+        sample_rate: int,
+        *,
+        options: Options | None = None,
+        splitting: Splitting | None = None,
+        partial_seconds: float | None = None,
+    ) -> Iterator[Segment]:
+        """Segments of live audio, each when its speech has ended.
+
+        ``blocks`` are arrays such as a microphone gives, of any length. Speech ends with a pause
+        of ``splitting.pause_seconds``. With ``partial_seconds``, speech that goes on gives a
+        segment that is not ``is_final`` each time so much audio has come.
+        """
+        if partial_seconds is not None and not partial_seconds > 0:
+            raise ValueError(f"partial_seconds is {partial_seconds}, must be positive")
+        splitting = splitting or Splitting()
+        splitting.longest(self.manifest.sizes.max_seconds)
+        return self._listen(
+            audio.blocks(blocks, sample_rate), options or Options(), splitting, partial_seconds
+        )
+
+    def transcribe_many(
+        self,
+        clips: Iterable[Clip],
+        *,
+        options: Options | None = None,
+        splitting: Splitting | None = None,
+        slots: int = DEFAULT_SLOTS,
+    ) -> Iterator[Transcript | ArkError]:
+        """Transcripts of several audios, in their order, lazily; windows of all share the slots.
+
+        A clip that fails gives its error as a value: those after it are transcribed all the same.
+        The timings of a transcript are its share of the work.
+        """
+        _check_slots(slots)
+        return self._many(iter(clips), options or Options(), splitting or Splitting(), slots)
+
+    def _segments(self, job: _Job, options: Options, slots: int) -> Iterator[Segment]:
+        first = next(windows := job.windows(), None)
+        if first is None:
+            return
+        with self._resident.use() as model:
+            longest = job.splitting.longest(job.model_seconds)
+            if first.is_whole:  # no more room than it needs
+                slots, longest = 1, len(first.waveform) / mel.SAMPLE_RATE
+            engine = self._engine(model, options, job.splitting, slots, longest)
+            for result in engine.run(_tasks(job, chain([first], windows))):
+                if isinstance(result, End):
+                    if result.error is not None:
+                        raise result.error
+                elif isinstance(result, ArkError):
+                    raise result
+                else:
+                    yield result
+
+    def _many(
+        self, clips: Iterator[Clip], options: Options, splitting: Splitting, slots: int
+    ) -> Iterator[Transcript | ArkError]:
+        max_seconds = self.manifest.sizes.max_seconds
+        started: deque[_Job] = deque()
+
+        def tasks() -> Iterator[Task | End]:
+            for clip in clips:
+                job = _Job(clip, splitting, max_seconds)
+                started.append(job)
+                yield from _tasks(job, job.windows())
+
+        with self._resident.use() as model:
+            longest = splitting.longest(max_seconds)
+            engine = self._engine(model, options, splitting, slots, longest)
+            segments: list[Segment] = []
+            error: ArkError | None = None
+            for result in engine.run(tasks()):
+                if isinstance(result, Segment):
+                    segments.append(result)
+                elif isinstance(result, ArkError):
+                    error = error or result
+                else:
+                    job, error = started.popleft(), error or result.error
+                    yield error or join(segments, job.seconds, job.clock.timings())
+                    segments, error = [], None
+
+    def _listen(
+        self,
+        blocks: Iterator[F32],
+        options: Options,
+        splitting: Splitting,
+        partial_seconds: float | None,
+    ) -> Iterator[Segment]:
+        max_seconds = self.manifest.sizes.max_seconds
+        splitter = Splitter(splitting, max_seconds)
+        with self._resident.use() as model:
+            longest = splitting.longest(max_seconds)
+            engine = self._engine(model, options, splitting, 1, longest)
+
+            def texts(windows: Iterable[Window]) -> Iterator[Segment]:
+                for result in engine.run(Task(window, Clock()) for window in windows):
+                    if isinstance(result, ArkError):
+                        raise result
+                    assert isinstance(result, Segment)
+                    yield result
+
+            n_since = 0
+            for block in blocks:
+                found = splitter.push(block)
+                yield from texts(found)
+                n_since = 0 if found else n_since + len(block)
+                if partial_seconds and n_since >= partial_seconds * mel.SAMPLE_RATE:
+                    if (window := splitter.open_window()) is not None:
+                        for segment in texts([window]):
+                            yield replace(segment, is_final=False)
+                    n_since = 0
+            yield from texts(splitter.flush())
+
+    def _engine(
+        self, model: Model, options: Options, splitting: Splitting, slots: int, max_seconds: float
+    ) -> Engine:
+        return Engine(model, self.manifest, self._text, options, splitting, slots, max_seconds)
+
+
+def _tasks(job: _Job, windows: Iterator[Window]) -> Iterator[Task | End]:
+    """Windows, and how they ended: what was heard before an error is finished."""
+    try:
+        for window in windows:
+            yield Task(window, job.clock)
+        yield End()
+    except ArkError as error:
+        yield End(error)
+
+
+class Stream(Iterator[Segment]):
+    """Segments as they are finished; ends when it is closed, at once."""
+
+    def __init__(self, job: _Job, segments: Iterator[Segment]) -> None:
+        self._job, self._segments = job, segments
+        self._finished: list[Segment] = []
+
+    def __next__(self) -> Segment:
+        segment = next(self._segments)
+        self._finished.append(segment)
+        return segment
+
+    def close(self) -> None:
+        """Stop working; what is finished stays."""
+        cast("Generator[Segment]", self._segments).close()
+
+    def transcript(self) -> Transcript:
+        """What is finished so far."""
+        return join(self._finished, self._job.seconds, self._job.clock.timings(wall=True))
+
+
+class _Job:
+    """A clip on its way: its windows, and how much of it was read."""
+
+    def __init__(
+        self,
+        clip: Clip,
+        splitting: Splitting,
+        model_seconds: float,
+        max_seconds: float | None = None,
+    ) -> None:
         if max_seconds is not None and not 0 < max_seconds < math.inf:
             raise ValueError(f"max_seconds is {max_seconds}, must be positive and finite")
-        sizes = self.manifest.sizes
-        clock = _Clock()
-        waveform = audio.read(
-            source, sample_rate, begin_seconds=begin_seconds, end_seconds=end_seconds
-        )
-        duration = len(waveform) / mel.SAMPLE_RATE
-        _check_duration(
-            audio.describe(source),
-            duration,
-            min(max_seconds or math.inf, sizes.max_seconds),
-        )
-        clock.lap("read")
-        log_mel = mel.log_mel(waveform, sizes.n_mels)
-        clock.lap("features")
-        with self._resident.use() as model:
-            chosen = self._decode(model, log_mel, options, clock)
-        begin = begin_seconds or 0.0
-        segment = self._segment(chosen, begin, begin + duration)
-        return Transcript(segment.text, (segment,), duration, clock.timings())
+        splitting.longest(model_seconds)  # refused now, not when the first window is asked for
+        self.clip, self.splitting, self.model_seconds = clip, splitting, model_seconds
+        self.clock = Clock()
+        self.seconds = 0.0  # of audio read
+        self._max_seconds = max_seconds
 
-    def _decode(
-        self, model: Model, log_mel: F32, options: Options, clock: _Clock
-    ) -> list[greedy.Token]:
-        """Tokens of one pass."""
-        sizes, tokens = self.manifest.sizes, self.manifest.tokens
-        audio_embeds = model.encode_audio(log_mel)
-        clock.lap("encode")
-        inputs_embeds = prompt.splice(tokens, audio_embeds, model.embed, model.n_cached)
-        # The last token is not fed back, so it needs no position.
-        n_prompt = model.n_cached + inputs_embeds.shape[1]
-        capacity = model.decoder.capacity
-        n_tokens = max(1, min(options.max_new_tokens, capacity - n_prompt + 1))
-        decoding = model.decoder.start(1, n_prompt + n_tokens - 1)
-        mask = greedy.token_mask(tokens, sizes.n_logits, options.block_from_id)
-        chosen: list[greedy.Token] = []
-        for token in greedy.decode(decoding, inputs_embeds, model.embed, tokens, mask, n_tokens):
-            if not chosen:
-                clock.lap("prefill")
-            chosen.append(token)
-        clock.lap("decode")
-        return chosen
-
-    def _segment(self, chosen: list[greedy.Token], start: float, end: float) -> Segment:
-        ids = tuple(token.id for token in chosen)
-        finish_reason = chosen[-1].finish_reason
-        assert finish_reason is not None
-        # However end of turn is spelled, it is no part of the text.
-        spoken = ids[:-1] if finish_reason == "stop" else ids
-        return Segment(
-            start=start,
-            end=end,
-            text=clean(self._text.decode(spoken)),
-            raw_text=self._text.decode(ids),
-            token_ids=ids,
-            logprobs=tuple(token.logprob for token in chosen),
-            finish_reason=finish_reason,
+    def windows(self) -> Iterator[Window]:
+        clip, clock = self.clip, self.clock
+        blocks = audio.blocks(
+            clip.source,
+            clip.sample_rate,
+            begin_seconds=clip.begin_seconds,
+            end_seconds=clip.end_seconds,
         )
+        counted = self._counted(clock.each("read", blocks))
+        offset = clip.begin_seconds or 0.0
+        found = split.windows(counted, self.splitting, self.model_seconds, offset)
+        return clock.each("split", found)
+
+    def _counted(self, blocks: Iterator[F32]) -> Iterator[F32]:
+        n_read = 0
+        for block in blocks:
+            n_read += len(block)
+            self.seconds = n_read / mel.SAMPLE_RATE
+            if self._max_seconds is not None and self.seconds > self._max_seconds:
+                raise AudioError(
+                    f"{audio.describe(self.clip.source)}: longer than the {self._max_seconds:g} s "
+                    "that are allowed; raise the limit or select a part with begin and end"
+                )
+            yield block
 
 
 def _check_usable(package: Package, threads: int) -> None:
@@ -221,26 +422,6 @@ def _check_usable(package: Package, threads: int) -> None:
     require_onnxruntime(package.manifest.min_onnxruntime)
 
 
-def _check_duration(name: str, duration: float, max_seconds: float) -> None:
-    """Refuse what one pass cannot hold, rather than losing its end."""
-    if duration > max_seconds:
-        raise AudioError(
-            f"{name}: {duration:.4f} s long, at most {max_seconds:g} s can be transcribed at "
-            "once; select a part with begin and end"
-        )
-
-
-class _Clock:
-    """Time per stage, from lap to lap."""
-
-    def __init__(self) -> None:
-        self._start = self._last = time.perf_counter()
-        self._laps: dict[str, float] = {}
-
-    def lap(self, stage: str) -> None:
-        now = time.perf_counter()
-        self._laps[stage] = now - self._last
-        self._last = now
-
-    def timings(self) -> Timings:
-        return Timings(**self._laps, total=self._last - self._start)
+def _check_slots(slots: int) -> None:
+    if slots < 1:
+        raise ValueError(f"slots is {slots}, must be at least 1")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 from .greedy import FinishReason
@@ -19,6 +20,8 @@ class Segment:
     token_ids: tuple[int, ...]  # as chosen, the end-of-turn token included
     logprobs: tuple[float, ...]  # natural log, one per token id
     finish_reason: FinishReason
+    speech_seconds: float  # of it, as far as anybody looked for speech; else its length
+    is_final: bool = True  # False: speech goes on, a longer text will replace this one
 
     @property
     def mean_logprob(self) -> float:
@@ -31,9 +34,10 @@ class Timings:
     """Seconds spent in each stage."""
 
     read: float  # decoding and resampling the audio
+    split: float  # looking for speech, and cutting
     features: float  # log-mel
     encode: float  # encoder and adapter
-    prefill: float  # prompt, up to the first token
+    prefill: float  # prompts, up to the first token
     decode: float  # all further tokens
     total: float
 
@@ -48,6 +52,11 @@ class Transcript:
     timings: Timings
 
     @property
+    def raw_text(self) -> str:
+        """As decoded, special tokens included."""
+        return "".join(segment.raw_text for segment in self.segments)
+
+    @property
     def token_ids(self) -> tuple[int, ...]:
         """Ids of all segments."""
         return tuple(i for segment in self.segments for i in segment.token_ids)
@@ -58,9 +67,24 @@ class Transcript:
         return tuple(p for segment in self.segments for p in segment.logprobs)
 
     @property
+    def flagged(self) -> tuple[Segment, ...]:
+        """Segments whose text may lack something: those that did not end with ``stop``."""
+        return tuple(s for s in self.segments if s.finish_reason != "stop")
+
+    @property
     def finish_reason(self) -> FinishReason:
-        """``length`` when any segment ran into the token limit, else ``stop``."""
-        return "length" if any(s.finish_reason == "length" for s in self.segments) else "stop"
+        """``stop`` when no segment is flagged, else why the first of them is."""
+        return self.flagged[0].finish_reason if self.flagged else "stop"
+
+    @property
+    def speech_seconds(self) -> float:
+        """Seconds of speech that were found."""
+        return sum(segment.speech_seconds for segment in self.segments)
+
+    @property
+    def covered_seconds(self) -> float:
+        """Seconds of speech in segments that are not flagged."""
+        return self.speech_seconds - sum(segment.speech_seconds for segment in self.flagged)
 
     @property
     def rtfx(self) -> float:
@@ -68,8 +92,16 @@ class Transcript:
         return self.duration / self.timings.total
 
 
+def join(segments: Sequence[Segment], duration: float, timings: Timings) -> Transcript:
+    """The transcript of an audio from its segments."""
+    text = " ".join(segment.text for segment in segments if segment.text)
+    return Transcript(text, tuple(segments), duration, timings)
+
+
 def transcript_to_json(transcript: Transcript) -> str:
     """One line of JSON with the fields of :class:`Transcript`, UTF-8 unescaped."""
-    return json.dumps(
-        {**asdict(transcript), "finish_reason": transcript.finish_reason}, ensure_ascii=False
-    )
+    found = {
+        name: getattr(transcript, name)
+        for name in ("finish_reason", "speech_seconds", "covered_seconds")
+    }
+    return json.dumps({**asdict(transcript), **found}, ensure_ascii=False)

@@ -159,7 +159,7 @@ class NativeDecoding:
         self._seqlens = np.zeros(slots, np.int32)  # positions held, less one after each call
         self._total = np.zeros((), np.int32)
         self._lengths = np.zeros(slots, np.int32)
-        self._step = self._bind(graph, slice(0, slots), {contract.LOGITS: self._logits})
+        self._steps: dict[int, Binding] = {}  # by how many slots go on
 
     def prefill(self, slot: int, inputs_embeds: F32) -> F32:
         """See :class:`ark_asr_onnx.model.Decoding`."""
@@ -189,16 +189,27 @@ class NativeDecoding:
 
     def step(self, inputs_embeds: F32) -> F32:
         """See :class:`ark_asr_onnx.model.Decoding`."""
-        if not self._lengths.all():
-            raise DecodeError(f"slot {int(self._lengths.argmin())} has no prompt yet")
-        if self._lengths.max() >= self._positions:
+        n = len(inputs_embeds)
+        lengths = self._lengths[:n]
+        if not lengths.all():
+            raise DecodeError(f"slot {int(lengths.argmin())} has no prompt yet")
+        if lengths.max() >= self._positions:
             raise DecodeError(f"the cache of {self._positions} positions is full")
-        self._embeds[...] = inputs_embeds
-        self._seqlens[...] = self._lengths
-        self._lengths += 1
-        self._total[...] = self._lengths.max()
-        self._step()
-        return self._logits[:, 0]
+        self._embeds[:n] = inputs_embeds
+        self._seqlens[:n] = lengths
+        lengths += 1
+        self._total[...] = lengths.max()
+        if n not in self._steps:
+            part = slice(0, n)
+            self._steps[n] = self._bind(self._graph, part, {contract.LOGITS: self._logits[part]})
+        self._steps[n]()
+        return self._logits[:n, 0]
+
+    def move(self, source: int, target: int) -> None:
+        """See :class:`ark_asr_onnx.model.Decoding`."""
+        length = self._lengths[source]
+        self._cache[:, target, :, :length] = self._cache[:, source, :, :length]
+        self._lengths[target] = length
 
     def _bind(self, graph: Graph, part: slice, outputs: dict[str, Array]) -> Binding:
         """A call over some slots, with their caches and lengths bound in place."""

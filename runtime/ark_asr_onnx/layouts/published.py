@@ -129,6 +129,10 @@ class StaticDecoding:
         """See :class:`ark_asr_onnx.model.Decoding`."""
         return self._call(inputs_embeds)
 
+    def move(self, source: int, target: int) -> None:
+        """See :class:`ark_asr_onnx.model.Decoding`; there is one slot."""
+        assert source == target == 0
+
     def _call(self, inputs_embeds: F32) -> F32:
         begin, end = self._length, self._length + inputs_embeds.shape[1]
         if end > self._decoder.capacity:
@@ -190,6 +194,10 @@ class GrowingDecoding:
     def step(self, inputs_embeds: F32) -> F32:
         """See :class:`ark_asr_onnx.model.Decoding`."""
         return self._call(inputs_embeds)
+
+    def move(self, source: int, target: int) -> None:
+        """See :class:`ark_asr_onnx.model.Decoding`; there is one slot."""
+        assert source == target == 0
 
     def _call(self, inputs_embeds: F32) -> F32:
         begin = self._past[0].shape[2]

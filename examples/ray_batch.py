@@ -1,0 +1,102 @@
+"""``ark-asr batch`` on a cluster: the same rows through Ray Data.
+
+    pip install 'ark-asr-onnx[ray]'
+    python examples/ray_batch.py --model DIR --input in.jsonl --output DIR [--actors 2]
+
+Every actor opens the model once. Model and audio must be where the actors run, under the same
+paths: on a shared file system, or in the machines' image. The files of the output, one after the
+other in the order of their names, are what ``ark-asr batch`` writes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import pickle
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray.data
+from ray.data.block import BlockAccessor
+from ray.data.datasource import BlockBasedFileDatasink
+
+import ark_asr_onnx
+from ark_asr_onnx import ArkError, ManifestError
+from ark_asr_onnx.batch import output_row, record_clip, row_line
+from ark_asr_onnx.manifests import read_records
+
+
+class Transcribe:
+    """Turns batches of records into lines of output; Ray makes one in each actor."""
+
+    def __init__(self, model: str, threads: int, slots: int) -> None:
+        self._transcriber = ark_asr_onnx.load(model, threads=threads)
+        self._slots = slots
+
+    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, list[bytes]]:
+        """The column ``line`` of a batch with the column ``record``."""
+        # Pickled, because metadata differs from record to record and a column has one type.
+        records = [pickle.loads(record) for record in batch["record"]]
+        clips = [record_clip(record) for record in records]
+        results = self._transcriber.transcribe_many(clips, slots=self._slots)
+        rows = [output_row(*pair) for pair in zip(records, results, strict=True)]
+        return {"line": [row_line(row) for row in rows]}
+
+
+class JsonLines(BlockBasedFileDatasink):
+    """Files that hold the column ``line`` and nothing else."""
+
+    def write_block_to_file(self, block: BlockAccessor, file: Any) -> None:
+        """Write a block; Ray opens the file."""
+        for row in block.iter_rows(public_row_format=True):
+            file.write(row["line"])
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Transcribe a manifest with the cluster of ``$RAY_ADDRESS``, else with this machine."""
+    parser = argparse.ArgumentParser(description="Transcribe a JSON Lines manifest with Ray Data.")
+    add = parser.add_argument
+    add("--model", required=True, help="model folder or Hugging Face id")
+    add("--input", required=True, type=Path, help="JSON Lines, see ark-asr batch")
+    add("--output", required=True, help="new folder, or address such as s3://bucket/folder")
+    add("--actors", type=int, default=2, help="processes that transcribe")
+    add("--threads", type=int, default=1, help="threads, and CPUs, of each")
+    add("--slots", type=int, default=8, help="windows that each decodes together")
+    add("--batch-size", type=int, default=64, help="records that each is given at a time")
+    arguments = parser.parse_args(argv)
+    try:
+        transcribe(arguments)
+    except ArkError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def transcribe(arguments: argparse.Namespace) -> None:
+    """Records in, lines out."""
+    if Path(arguments.output).is_dir() and any(Path(arguments.output).iterdir()):
+        raise ManifestError(f"{arguments.output}: is not empty, give a new folder")
+    records = read_records(arguments.input.resolve())
+    ray.data.DataContext.get_current().execution_options.preserve_order = True
+    dataset = ray.data.from_items([{"record": pickle.dumps(record)} for record in records])
+    dataset = dataset.map_batches(
+        Transcribe,
+        fn_constructor_kwargs={
+            "model": arguments.model,
+            "threads": arguments.threads,
+            "slots": arguments.slots,
+        },
+        batch_size=arguments.batch_size,
+        compute=ray.data.ActorPoolStrategy(size=arguments.actors),
+        num_cpus=arguments.threads,
+    )
+    # Writing takes no CPU of its own: actors may hold all there are, and would wait for it forever.
+    dataset.write_datasink(
+        JsonLines(arguments.output, file_format="jsonl"), ray_remote_args={"num_cpus": 0}
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

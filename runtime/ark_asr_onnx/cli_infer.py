@@ -1,0 +1,85 @@
+"""``infer_ark_audio_onnx.py``: the published script's command line, over our runtime."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from . import cli_transcribe
+from .terminal import MODEL_VARIABLE, guarded, positive, seconds
+
+
+def infer_main(script_dir: Path, argv: Sequence[str] | None = None) -> int:
+    """The published script's command line, over our runtime; flags with ``-`` or ``_``.
+
+    The model is ``--model-dir``, else ``$ARK_ASR_MODEL``, else the script's own folder when it
+    is a package, else ``models/demo`` beside the script.
+    """
+    parser = argparse.ArgumentParser(
+        prog="infer_ark_audio_onnx.py", description="Transcribe audio files with ARK-ASR."
+    )
+    add = parser.add_argument
+    add(
+        "--audio",
+        "--asr-audio",
+        action="append",
+        required=True,
+        metavar="FILE",
+        help="audio file; may be given several times",
+    )
+    add(
+        "--model-dir",
+        "--runtime-root",
+        dest="model",
+        metavar="DIR",
+        help="model folder or Hugging Face id",
+    )
+    add("--max-new-tokens", "--asr-max-new-tokens", type=positive, default=256, metavar="N")
+    add("--begin-time", type=float, default=-1.0, metavar="SECONDS", help="-1: from the start")
+    add("--end-time", type=float, default=-1.0, metavar="SECONDS", help="-1: to the end")
+    add(
+        "--max-audio-seconds",
+        type=seconds,
+        metavar="SECONDS",
+        help="refuse longer audio (default: no limit)",
+    )
+    add(
+        "--asr-block-token-id-from",
+        dest="block_from_id",
+        type=int,
+        metavar="ID",
+        help="block every id from here up (default, and if negative: the package's)",
+    )
+    add(
+        "--main-model-precision",
+        dest="precision",
+        choices=("fp32", "fp16", "int8", "int4"),
+        help="refuse a model folder of another precision",
+    )
+    add("--no-retry", action="store_true", help="do not try doubtful parts again")
+    add("--task", choices=("asr",), default="asr")
+    add("--threads", type=positive, metavar="N")
+    given = list(sys.argv[1:] if argv is None else argv)
+    arguments = parser.parse_args([_dashes(argument) for argument in given])
+    begin, end = arguments.begin_time, arguments.end_time
+    arguments.begin = begin if begin >= 0 else None
+    arguments.end = end if end > max(begin, 0) else None
+    if arguments.block_from_id is not None and arguments.block_from_id < 0:
+        arguments.block_from_id = None
+    for name, value in vars(cli_transcribe.defaults()).items():
+        if not hasattr(arguments, name):
+            setattr(arguments, name, value)
+    if not arguments.model and not os.environ.get(MODEL_VARIABLE):
+        manifests = ("ark_manifest.json", "runtime_manifest.json", "model/runtime_manifest.json")
+        own = any((script_dir / name).is_file() for name in manifests)
+        arguments.model = script_dir if own else script_dir / "models" / "demo"
+    return guarded(lambda: cli_transcribe.transcribe(arguments, parser.error))  # fmt: skip
+
+
+def _dashes(argument: str) -> str:
+    """``--max_new_tokens=5`` as ``--max-new-tokens=5``; values keep their underscores."""
+    flag, equals, value = argument.partition("=")
+    return flag.replace("_", "-") + equals + value if argument.startswith("--") else argument

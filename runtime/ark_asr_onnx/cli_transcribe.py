@@ -1,0 +1,294 @@
+"""``ark-asr transcribe`` and ``ark-asr mic``: files, pipes and microphones to text."""
+
+from __future__ import annotations
+
+import argparse
+import glob
+import json
+import sys
+import tempfile
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+from ark_asr_onnx import ArkError, AudioError, PackageError, Segment, Transcript
+
+from . import audio, microphone, pcm
+from .terminal import (
+    Progress,
+    clock,
+    engine_arguments,
+    opened,
+    options_of,
+    positive,
+    say,
+    seconds,
+    splitting_of,
+)
+from .writers import WRITERS
+
+_AUDIO_ENDINGS = (
+    ".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aiff", ".aif", ".aifc", ".au", ".caf",
+    ".w64", ".rf64",
+)  # fmt: skip
+_STDIN = "-"
+_REASONS = {
+    "length": "stopped after {n} tokens, the text may be cut; raise --max-new-tokens",
+    "loop": "began to repeat itself and was cut there",
+    "empty": "there is speech, but no text",
+}
+
+
+def transcribe_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments of ``transcribe``."""
+    add = parser.add_argument
+    add("audio", nargs="+",
+        help="audio files (WAV, FLAC, OGG, Opus, MP3 …), folders of them, or - for "
+        "WAV or 16-bit samples from standard input, as they come")  # fmt: skip
+    add(
+        "-f",
+        "--format",
+        choices=(*WRITERS, "all"),
+        default="txt",
+        help="txt: a line for each part (default); srt, vtt: subtitles; tsv: a table; json: all "
+        "there is; jsonl: a line of JSON for each part; all: every one, with -o",
+    )
+    add("-o", "--output-dir", type=Path, metavar="DIR",
+        help="write DIR/NAME.FORMAT instead of standard output")  # fmt: skip
+    engine_arguments(parser)
+    add("--begin", type=float, metavar="SECONDS", help="start of the part")
+    add("--end", type=float, metavar="SECONDS", help="end of the part")
+    add("--strict", action="store_true", help="exit with 3 when a part of the text is doubtful")
+    add("--no-progress", action="store_true", help="no bar on the terminal")
+    add("-v", "--verbose", action="store_true", help="time per stage on stderr")
+    add("--rate", type=positive, default=16000, metavar="HZ", help="of - without a header (16000)")
+    add("--channels", type=positive, default=1, metavar="N", help="of - without a header (1)")
+    add("--partial", type=seconds, metavar="SECONDS",
+        help="with -: what was heard so far on stderr, each time so much has come")  # fmt: skip
+    parser.set_defaults(run=transcribe, max_audio_seconds=None, precision=None)
+
+
+def mic_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments of ``mic``."""
+    engine_arguments(parser)
+    parser.add_argument("--device", help="number or part of the name (default: the system's)")
+    parser.add_argument("--partial", type=seconds, metavar="SECONDS",
+                        help="what was heard so far on stderr, each time so much has "
+                        "come")  # fmt: skip
+    parser.set_defaults(run=_mic)
+
+
+def defaults() -> argparse.Namespace:
+    """What ``transcribe`` does when nothing is said."""
+    parser = argparse.ArgumentParser()
+    transcribe_arguments(parser)
+    return parser.parse_args([_STDIN])
+
+
+def transcribe(arguments: argparse.Namespace, refuse: Callable[[str], object]) -> int:
+    """Transcribe every file; one that fails is reported and does not stop the others."""
+    if arguments.audio == [_STDIN] and pcm.can_be_read_as_it_comes(sys.stdin.buffer):  # pyright: ignore[reportArgumentType] - it is a BufferedReader
+        return _from_stdin(arguments, refuse)
+    paths = _expanded(arguments.audio)
+    outputs = _outputs(paths, arguments, refuse)
+    transcriber = opened(arguments)
+    precision = transcriber.manifest.precision
+    if arguments.precision not in (None, precision):
+        raise PackageError(
+            f"the model is {precision}, --main-model-precision asks for {arguments.precision}"
+        )
+    options, splitting = options_of(arguments), splitting_of(arguments)
+    n_failed = n_flagged = 0
+    for path in paths:
+        show = Progress(_duration(path, arguments), clock, f"{path} " if len(paths) > 1 else "")
+        show.is_shown &= not arguments.no_progress
+        stream = transcriber.stream(
+            sys.stdin.buffer if path == _STDIN else path,
+            begin_seconds=arguments.begin,
+            end_seconds=arguments.end,
+            max_seconds=arguments.max_audio_seconds,
+            options=options,
+            splitting=splitting,
+            slots=arguments.slots,
+        )
+        error: BaseException | None = None
+        try:
+            for segment in stream:
+                show.clear()
+                if not outputs:
+                    _print_segment(path, segment, arguments.format)
+                show(segment.end - (arguments.begin or 0.0))
+        except (ArkError, KeyboardInterrupt) as caught:
+            error = caught
+        show.clear()
+        transcript = stream.transcript()
+        if error is None or transcript.segments:  # what is finished is kept
+            _write(path, transcript, outputs.get(path), arguments.format)
+        if isinstance(error, KeyboardInterrupt):
+            raise error
+        if error is not None:
+            say(f"error: {error}")
+            n_failed += 1
+            continue
+        n_flagged += _report_flagged(path, transcript.flagged)
+        if arguments.verbose:
+            say(f"{path}: {_timing_line(transcript)}")
+    if n_failed and len(paths) > 1:
+        say(f"{n_failed} of {len(paths)} files failed")
+    return 1 if n_failed else 3 if n_flagged and arguments.strict else 0
+
+
+def _from_stdin(arguments: argparse.Namespace, refuse: Callable[[str], object]) -> int:
+    """Print the parts of live audio as their speech ends."""
+    if arguments.output_dir is not None or arguments.format not in ("txt", "jsonl"):
+        refuse("- gives its text as it comes, on standard output, with -f txt or jsonl")
+    blocks, rate = pcm.blocks(sys.stdin.buffer, arguments.rate, arguments.channels)  # pyright: ignore[reportArgumentType] - sys.stdin.buffer is one
+    return _listen(arguments, blocks, rate, arguments.format)
+
+
+def _mic(arguments: argparse.Namespace, _: object) -> int:
+    """Print what is spoken, until Ctrl-C."""
+    device = arguments.device
+    blocks = microphone.blocks(int(device) if device and device.isdigit() else device)
+    say("listening; Ctrl-C ends it")
+    return _listen(arguments, blocks, 16000, "txt")
+
+
+def _listen(arguments: argparse.Namespace, blocks: Iterable[object], rate: int, output: str) -> int:
+    transcriber = opened(arguments)
+    segments = transcriber.listen(
+        blocks,  # pyright: ignore[reportArgumentType] - arrays, whatever their type
+        rate,
+        options=options_of(arguments),
+        splitting=splitting_of(arguments, live=True),
+        partial_seconds=arguments.partial,
+    )
+    shown = sys.stderr.isatty()
+    n_flagged = 0
+    for segment in segments:
+        if not segment.is_final:
+            print(f"\r\033[K… {segment.text}" if shown else f"… {segment.text}",
+                  end="" if shown else "\n", file=sys.stderr, flush=True)  # fmt: skip
+            continue
+        if shown and arguments.partial:
+            print("\r\033[K", end="", file=sys.stderr, flush=True)
+        _print_segment(_STDIN, segment, output)
+        if segment.finish_reason != "stop":
+            n_flagged += _report_flagged(_STDIN, [segment])
+    return 3 if n_flagged and getattr(arguments, "strict", False) else 0
+
+
+def _expanded(given: Sequence[str]) -> list[str]:
+    """Files: folders give their audio files, patterns what they match, in order of their names."""
+    found: list[str] = []
+    for name in given:
+        path = Path(name)
+        if path.is_dir():
+            inside = [str(p) for p in sorted(path.iterdir()) if p.suffix.lower() in _AUDIO_ENDINGS]
+            found += inside or [name]  # reading it tells what is wrong
+        elif any(c in name for c in "*?[") and not path.exists():
+            matches = glob.glob(name, recursive=True)  # noqa: PTH207 - Path has none of absolute ones
+            found += sorted(matches) or [name]
+        else:
+            found.append(name)
+    return found
+
+
+def _outputs(
+    paths: Sequence[str], arguments: argparse.Namespace, refuse: Callable[[str], object]
+) -> dict[str, Path]:
+    """Where each file's text goes, without an ending; empty for standard output."""
+    if arguments.output_dir is None:
+        if arguments.format == "all" or (
+            arguments.format in ("srt", "vtt", "tsv") and len(paths) > 1
+        ):
+            refuse(f"-f {arguments.format} of {len(paths)} files needs -o DIR")
+        return {}
+    outputs = {path: arguments.output_dir / _stem(path) for path in dict.fromkeys(paths)}
+    owners: dict[Path, str] = {}
+    for path, output in outputs.items():
+        if owners.setdefault(output, path) != path:
+            raise AudioError(
+                f"{owners[output]} and {path} would both be written to {output}; "
+                "transcribe them into different folders"
+            )
+    try:
+        arguments.output_dir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise AudioError(
+            f"{arguments.output_dir}: no folder that could be written ({error.strerror})"
+        ) from error
+    return outputs
+
+
+def _stem(path: str) -> str:
+    return "stdin" if path == _STDIN else Path(path).stem
+
+
+def _duration(path: str, arguments: argparse.Namespace) -> float | None:
+    """Seconds that are to be transcribed, if they are known and it is worth a bar."""
+    try:
+        whole = audio.duration(path)
+    except AudioError:
+        return None  # transcribing tells
+    end = arguments.end if whole is None else min(arguments.end or whole, whole)
+    return None if end is None else max(0.0, end - (arguments.begin or 0.0))
+
+
+def _print_segment(path: str, segment: Segment, output: str) -> None:
+    """What goes to standard output as soon as it is there."""
+    if output == "txt" and segment.text:
+        print(segment.text, flush=True)
+    elif output == "jsonl":
+        whole = Transcript("", (segment,), 0.0, None)  # pyright: ignore[reportArgumentType] - a writer of segments
+        for line in WRITERS["jsonl"](whole).splitlines():
+            fields = json.dumps({"audio": path}, ensure_ascii=False)[:-1]
+            print(f"{fields}, {line[1:]}", flush=True)
+
+
+def _write(path: str, transcript: Transcript, output: Path | None, kind: str) -> None:
+    """What can be written only when the text is complete."""
+    if output is not None:
+        for name in WRITERS if kind == "all" else (kind,):
+            _write_file(output.with_name(f"{output.name}.{name}"), WRITERS[name](transcript))
+    elif kind == "txt":
+        if not transcript.text:
+            print(flush=True)  # a line for each file
+    elif kind == "json":
+        fields = json.loads(WRITERS["json"](transcript))
+        print(json.dumps({"audio": path, **fields}, ensure_ascii=False), flush=True)
+    elif kind != "jsonl":
+        print(WRITERS[kind](transcript), end="", flush=True)
+
+
+def _write_file(path: Path, content: str) -> None:
+    """Write a file whole or not at all."""
+    try:
+        with tempfile.NamedTemporaryFile("wb", dir=path.parent, delete=False) as file:
+            file.write(content.encode())
+        temporary = Path(file.name)
+        temporary.chmod(0o644)
+        temporary.replace(path)
+    except OSError as error:
+        raise AudioError(f"{path}: cannot be written ({error.strerror})") from error
+
+
+def _report_flagged(path: str, segments: Iterable[Segment]) -> int:
+    """Say which parts are doubtful, and how many."""
+    n = 0
+    for segment in segments:
+        n += 1
+        reason = _REASONS[segment.finish_reason].format(n=len(segment.token_ids))
+        say(f"warning: {path}: {segment.start:.1f} to {segment.end:.1f} s: {reason}")
+    return n
+
+
+def _timing_line(transcript: Transcript) -> str:
+    t, n = transcript.timings, len(transcript.token_ids)
+    per_token = 1000 * t.decode / max(n - len(transcript.segments), 1)
+    return (
+        f"{transcript.duration:.2f} s audio, {transcript.covered_seconds:.2f} of "
+        f"{transcript.speech_seconds:.2f} s speech covered, in {t.total:.3f} s "
+        f"(RTFx {transcript.rtfx:.1f}): read {t.read:.3f}, split {t.split:.3f}, "
+        f"features {t.features:.3f}, encode {t.encode:.3f}, prefill {t.prefill:.3f}, "
+        f"decode {t.decode:.3f} s ({n} tokens, {per_token:.1f} ms/token)"
+    )

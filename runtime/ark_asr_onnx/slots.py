@@ -1,0 +1,69 @@
+"""Utterances decoded together: each step appends a token to all of them.
+
+A slot that has ended is given to the next utterance at once; as long as there are fewer utterances
+than slots, only their slots are computed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from .errors import DecodeError
+from .greedy import Utterance
+from .mel import F32
+from .model import Decoding
+from .prompt import I64
+
+
+class Slots:
+    """The slots of a decoding, and the utterances in them: the first ``n_active`` ones."""
+
+    def __init__(
+        self, decoding: Decoding, n_slots: int, embed: Callable[[I64], F32], mask: F32
+    ) -> None:
+        self._decoding, self._n_slots = decoding, n_slots
+        self._embed, self._mask = embed, mask
+        self._active: list[Utterance] = []
+
+    @property
+    def n_active(self) -> int:
+        """Utterances that have not ended."""
+        return len(self._active)
+
+    @property
+    def has_room(self) -> bool:
+        """Whether another utterance can be added."""
+        return self.n_active < self._n_slots
+
+    def add(self, utterance: Utterance, inputs_embeds: F32) -> None:
+        """Read a prompt ``[1, L, H]`` and choose the first token."""
+        logits = self._decoding.prefill(self.n_active, inputs_embeds)
+        utterance.choose(logits, self._mask)
+        if utterance.finish_reason is None:
+            self._active.append(utterance)
+
+    def step(self) -> list[tuple[Utterance, DecodeError | None]]:
+        """Choose the next token of each; gives those that have ended, or failed, with it."""
+        ids = np.array([utterance.ids[-1] for utterance in self._active])
+        logits = self._decoding.step(np.swapaxes(self._embed(ids), 0, 1))
+        ended: dict[int, DecodeError | None] = {}
+        for slot, utterance in enumerate(self._active):
+            try:
+                utterance.choose(logits[slot], self._mask)
+            except DecodeError as error:  # its numbers; the others' may be good
+                ended[slot] = error
+            if utterance.finish_reason is not None:
+                ended[slot] = None
+        found = [(self._active[slot], error) for slot, error in ended.items()]
+        for slot in sorted(ended, reverse=True):
+            last = self._active.pop()
+            if slot < self.n_active:
+                self._decoding.move(self.n_active, slot)
+                self._active[slot] = last
+        return found
+
+    def clear(self) -> None:
+        """Forget the utterances that have not ended."""
+        self._active.clear()

@@ -1,0 +1,316 @@
+"""Long and many files on the command line: outputs, flags, partial results, manifests."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+from conftest import DEMO, Sample
+
+import ark_asr_onnx
+from ark_asr_onnx import Segment, Transcriber, audio, cli
+from ark_asr_onnx.writers import WRITERS
+
+RATE = 16000
+Capture = pytest.CaptureFixture[str]
+
+
+@pytest.fixture(scope="module")
+def meeting(samples: list[Sample], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file of half a minute: the samples with silence between them."""
+    parts: list[np.ndarray] = []
+    for sample in samples:
+        parts += [audio.read(sample.path), np.zeros(3 * RATE, np.float32)]
+    path = tmp_path_factory.mktemp("audio") / "meeting.wav"
+    soundfile.write(path, np.concatenate(parts), RATE)
+    return path
+
+
+def ark(*arguments: object) -> int:
+    return cli.main([str(a) for a in (arguments[0], "-m", DEMO, *arguments[1:])])
+
+
+# Outputs ------------------------------------------------------------------------------------------
+
+
+def test_a_long_file_is_a_line_for_each_part(
+    meeting: Path, samples: list[Sample], capsys: Capture
+) -> None:
+    assert ark("transcribe", meeting) == 0
+    assert capsys.readouterr() == ("".join(f"{s.text}\n" for s in samples), "")
+
+
+@pytest.mark.parametrize("kind", ["srt", "vtt", "tsv"])
+def test_subtitles_go_to_standard_output_or_to_a_folder(
+    kind: str, meeting: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    expected = WRITERS[kind](ark_asr_onnx.load(DEMO).transcribe(meeting))
+    assert expected.count("\n") > 5
+    assert ark("transcribe", "-f", kind, meeting) == 0
+    assert capsys.readouterr() == (expected, "")
+    assert ark("transcribe", "-f", kind, "-o", tmp_path / "out" / "new", meeting) == 0
+    assert capsys.readouterr() == ("", "")
+    assert (tmp_path / "out" / "new" / f"meeting.{kind}").read_bytes() == expected.encode()
+
+
+def test_all_formats_are_written_for_every_file(
+    meeting: Path, samples: list[Sample], tmp_path: Path, capsys: Capture
+) -> None:
+    files = [meeting, samples[0].path]
+    assert ark("transcribe", "-f", "all", "-o", tmp_path, *files) == 0
+    assert capsys.readouterr() == ("", "")
+    names = {f"{path.stem}.{kind}" for path in files for kind in WRITERS}
+    assert {p.name for p in tmp_path.iterdir()} == names
+    assert json.loads((tmp_path / "meeting.json").read_text())["finish_reason"] == "stop"
+    assert (tmp_path / f"{samples[0].path.stem}.txt").read_text() == f"{samples[0].text}\n"
+
+
+def test_json_is_a_line_for_each_file_and_jsonl_for_each_part(
+    meeting: Path, samples: list[Sample], capsys: Capture
+) -> None:
+    assert ark("transcribe", "-f", "json", meeting, samples[0].path) == 0
+    first, second = map(json.loads, capsys.readouterr().out.splitlines())
+    assert (first["audio"], second["text"]) == (str(meeting), samples[0].text)
+    assert ark("transcribe", "-f", "jsonl", meeting, samples[0].path) == 0
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [row["text"] for row in rows] == [*(s.text for s in samples), samples[0].text]
+    assert {row["audio"] for row in rows} == {str(meeting), str(samples[0].path)}
+    assert all(row["start"] < row["end"] for row in rows)
+
+
+@pytest.mark.parametrize("arguments", [("-f", "srt", "a.wav", "b.wav"), ("-f", "all", "a.wav")])
+def test_what_needs_a_folder_says_so(arguments: tuple[str, ...], capsys: Capture) -> None:
+    with pytest.raises(SystemExit) as exit_info:
+        ark("transcribe", *arguments)
+    assert exit_info.value.code == 2
+    assert "needs -o DIR" in capsys.readouterr().err
+
+
+def test_two_files_of_one_name_are_refused_before_any_work(
+    samples: list[Sample], tmp_path: Path, capsys: Capture
+) -> None:
+    other = tmp_path / samples[0].path.name
+    other.write_bytes(samples[0].path.read_bytes())
+    assert ark("transcribe", "-o", tmp_path / "out", samples[0].path, other) == 1
+    assert "would both be written to" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_output_folder_that_cannot_be_is_one_line(
+    samples: list[Sample], tmp_path: Path, capsys: Capture
+) -> None:
+    (tmp_path / "file").write_text("")
+    assert ark("transcribe", "-o", tmp_path / "file", samples[0].path) == 1
+    assert "no folder that could be written" in capsys.readouterr().err
+
+
+# Inputs -------------------------------------------------------------------------------------------
+
+
+def test_folders_and_patterns_are_the_audio_files_in_them(
+    samples: list[Sample], tmp_path: Path, capsys: Capture
+) -> None:
+    for sample in samples[:3]:
+        (tmp_path / sample.path.name).write_bytes(sample.path.read_bytes())
+    (tmp_path / "notes.txt").write_text("not audio")
+    expected = "".join(f"{s.text}\n" for s in samples[:3])
+    for given in (tmp_path, tmp_path / "*.flac"):
+        assert ark("transcribe", given) == 0
+        assert capsys.readouterr().out == expected
+
+
+def test_a_file_that_breaks_off_keeps_what_was_heard(
+    samples: list[Sample], tmp_path: Path, capsys: Capture
+) -> None:
+    broken = np.concatenate([audio.read(s.path) for s in samples] * 2)
+    broken[-RATE] = np.nan
+    path = tmp_path / "broken.wav"
+    soundfile.write(path, broken, RATE, subtype="FLOAT")
+    assert ark("transcribe", path, samples[0].path) == 1
+    captured = capsys.readouterr()
+    assert len(captured.out.splitlines()) > 1
+    assert captured.out.splitlines()[-1] == samples[0].text
+    assert "is NaN or infinite" in captured.err
+    assert captured.err.endswith("1 of 2 files failed\n")
+
+
+# Doubt --------------------------------------------------------------------------------------------
+
+
+def test_doubtful_parts_are_named_and_strict_makes_them_a_status(
+    meeting: Path, capsys: Capture
+) -> None:
+    for options, status in (([], 0), (["--strict"], 3)):
+        assert ark("transcribe", "--max-new-tokens", 3, *options, meeting) == status
+        lines = capsys.readouterr().err.splitlines()
+        assert len(lines) == 5  # 'enter sixty six' is three
+        assert all("stopped after 3 tokens, the text may be cut" in line for line in lines)
+        assert lines[0].startswith(f"warning: {meeting}: 0.")
+    assert ark("transcribe", "--strict", meeting) == 0
+
+
+@pytest.mark.parametrize(("reason", "words"), [("loop", "repeat itself"), ("empty", "no text")])
+def test_every_doubt_has_its_words(
+    reason: Any, words: str, meeting: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    original = Transcriber._segments
+
+    def doubtful(*arguments: Any) -> Iterator[Segment]:
+        for segment in original(*arguments):
+            yield replace(segment, finish_reason=reason)
+
+    monkeypatch.setattr(Transcriber, "_segments", doubtful)
+    assert ark("transcribe", "--strict", meeting) == 3
+    assert words in capsys.readouterr().err
+
+
+def test_windows_can_be_chosen(meeting: Path, capsys: Capture) -> None:
+    assert ark("transcribe", "--window", 30, "--pause", 5, "-f", "jsonl", meeting) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 2  # 33 s without a pause of 5
+    assert ark("transcribe", "--no-vad", "--window", 10, "-f", "jsonl", meeting) == 0
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [row["start"] for row in rows[1:]] == [row["end"] for row in rows[:-1]]
+    assert ark("transcribe", "--window", 31, meeting) == 1
+    assert (
+        "--window: window_seconds is 31, this model hears at most 30 s" in capsys.readouterr().err
+    )
+
+
+# Stopping -----------------------------------------------------------------------------------------
+
+
+def test_ctrl_c_keeps_what_is_finished(
+    meeting: Path, samples: list[Sample], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: Capture,
+) -> None:  # fmt: skip
+    original = Transcriber._segments
+
+    def interrupted(*arguments: Any) -> Iterator[Segment]:
+        segments = original(*arguments)
+        yield next(segments)
+        yield next(segments)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Transcriber, "_segments", interrupted)
+    assert ark("transcribe", "-f", "srt", "-o", tmp_path, meeting, samples[0].path) == 130
+    assert capsys.readouterr().err == "interrupted\n"
+    (written,) = tmp_path.iterdir()
+    assert [s.text in written.read_text() for s in samples[:3]] == [True, True, False]
+
+
+def test_a_real_ctrl_c_ends_the_command_within_a_step(
+    meeting: Path, samples: list[Sample], tmp_path: Path
+) -> None:
+    long = tmp_path / "long.wav"
+    soundfile.write(long, np.tile(audio.read(meeting), 60), RATE)
+    command = [sys.executable, "-m", "ark_asr_onnx", "transcribe", "-m", str(DEMO), str(long)]
+    environment = {**os.environ, "PYTHONPATH": str(Path(ark_asr_onnx.__file__).parent.parent)}
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+    ) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        assert process.stdout.readline() == f"{samples[0].text}\n"
+        process.send_signal(signal.SIGINT)
+        rest, err = process.stdout.read(), process.stderr.read()
+    assert process.returncode == 130
+    assert err == "interrupted\n"
+    assert rest.count("\n") < 300  # of 360
+
+
+def test_a_terminal_sees_how_far_it_is(meeting: Path, samples: list[Sample]) -> None:
+    reader, writer = pty.openpty()
+    command = [sys.executable, "-m", "ark_asr_onnx", "transcribe", "-m", str(DEMO), str(meeting)]
+    environment = {**os.environ, "PYTHONPATH": str(Path(ark_asr_onnx.__file__).parent.parent)}
+    done = subprocess.run(
+        command, stdout=subprocess.PIPE, stderr=writer, env=environment, check=True
+    )
+    os.close(writer)
+    shown = os.read(reader, 100_000).decode()
+    os.close(reader)
+    assert done.stdout.decode() == "".join(f"{s.text}\n" for s in samples)
+    assert "of 0:33" in shown
+    assert shown.endswith("\r\033[K")  # nothing is left of it
+
+
+# Manifests ----------------------------------------------------------------------------------------
+
+
+def write_manifest(path: Path, rows: list[dict[str, Any]]) -> Path:
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    return path
+
+
+def test_batch_writes_a_row_for_each_record(
+    meeting: Path, samples: list[Sample], tmp_path: Path, capsys: Capture
+) -> None:
+    rows = [{"audio": str(s.path), "text": s.text, "speaker": "é"} for s in samples]
+    rows[1:1] = [{"audio": str(meeting), "begin_time": 0, "end_time": 5.2}, {"audio": "absent.wav"}]
+    manifest, out = write_manifest(tmp_path / "in.jsonl", rows), tmp_path / "out.jsonl"
+    assert ark("batch", "--input", manifest, "--output", out) == 1
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert "8 of 8 rows written" in captured.err
+    assert "1 rows have an error" in captured.err
+    found = [json.loads(line) for line in out.read_text().splitlines()]
+    assert [r["pred_text"] for r in found if r["text"]] == [s.text for s in samples]
+    assert found[1]["pred_text"] == samples[0].text
+    assert "no such file" in found[2]["error"]
+    assert found[0]["speaker"] == "é"
+    before = out.read_bytes()
+    assert ark("batch", "--input", manifest, "--output", out) == 1
+    assert out.read_bytes() == before
+    assert "8 of 8 rows are there already" in capsys.readouterr().err
+
+
+def test_evaluate_scores_and_compares(
+    samples: list[Sample], tmp_path: Path, capsys: Capture
+) -> None:
+    pytest.importorskip("jiwer")
+    pytest.importorskip("whisper_normalizer")
+    rows = [{"audio": str(s.path), "text": s.text} for s in samples]
+    rows[3]["text"] = "something else"
+    manifest, out = write_manifest(tmp_path / "refs.jsonl", rows), tmp_path / "rows.jsonl"
+    options = ("--input", manifest, "--no-normalize", "--output", out)
+    assert ark("evaluate", *options, "--against", DEMO) == 0
+    printed = capsys.readouterr().out
+    assert "6 rows" in printed
+    assert "RTFx" in printed
+    assert "+0.00 points" in printed
+    assert "p = 1" in printed
+    found = [json.loads(line) for line in out.read_text().splitlines()]
+    assert found[0]["ref_text"] == "something else"
+    assert found[0]["wer_errors"] > 0 == found[1]["wer_errors"]
+    scored = ("--input", out, "--no-normalize")  # what was transcribed is not done again
+    assert cli.main(["evaluate", *map(str, scored)]) == 0
+    again = capsys.readouterr().out
+    assert again.split("(")[0] == printed.split("(")[0]  # not the interval: the rows are sorted now
+    assert "RTFx" not in again
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [("", "no lines"), ('{"audio": "a.wav"}', "text is missing"), ("[]", "must be a JSON object")],
+)
+def test_a_bad_manifest_is_one_line(
+    line: str, message: str, tmp_path: Path, capsys: Capture
+) -> None:
+    pytest.importorskip("jiwer")
+    pytest.importorskip("whisper_normalizer")
+    manifest = tmp_path / "refs.jsonl"
+    manifest.write_text(line)
+    assert ark("evaluate", "--input", manifest) == 1
+    err = capsys.readouterr().err
+    assert message in err
+    assert err.count("\n") == 1

@@ -1,0 +1,268 @@
+"""Windows to segments: in order, in any number of slots, doubtful ones again.
+
+The model is a double that says what a script has for the length of the window.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from types import SimpleNamespace
+from typing import Any, cast
+
+import numpy as np
+import pytest
+
+from ark_asr_onnx import ArkError, DecodeError, Options, Segment, Splitting
+from ark_asr_onnx.clock import Clock
+from ark_asr_onnx.contract import Tokens
+from ark_asr_onnx.engine import End, Engine, Task
+from ark_asr_onnx.model import Model
+from ark_asr_onnx.split import Window
+
+F32 = np.ndarray
+RATE = 16000
+N, EOS, HIDDEN = 40, 39, 4
+TOKENS = Tokens((30,), 31, (32,), (EOS,), (EOS,), ((30, 38),), 38)
+MANIFEST: Any = SimpleNamespace(
+    tokens=TOKENS, sizes=SimpleNamespace(n_mels=8, merge_factor=4, n_logits=N)
+)
+WORDS: Any = SimpleNamespace(
+    decode=lambda ids: " ".join("." if i == EOS else chr(97 + i) for i in ids)
+)
+HOT = 0.5  # level of a window that is all speech
+
+
+class Double:
+    """A decoder whose slots say what the script has for the prompt that they hold."""
+
+    capacity = 5000
+
+    def __init__(self, scripts: dict[int, list[int]], max_slots: int = 64) -> None:
+        self.scripts, self.max_slots = scripts, max_slots
+        self.batches: list[int] = []  # slots of each step
+        self.n_encoded: list[int] = []  # frames of each window
+        self.slots: list[list[int] | None] = []
+
+    def start(self, slots: int, positions: int) -> Double:
+        assert 0 < positions <= self.capacity
+        self.slots = [None] * slots
+        return self
+
+    def encode(self, log_mel: F32) -> F32:
+        n_frames = log_mel.shape[2]
+        self.n_encoded.append(n_frames)
+        return np.full((1, max(1, (n_frames + 1) // 2 // 4), HIDDEN), n_frames, np.float32)
+
+    def _logits(self, slot: int) -> F32:
+        script = self.slots[slot]
+        assert script is not None
+        values = np.zeros(N, np.float32)
+        best = script.pop(0) if script else EOS
+        if best < 0:
+            return np.full(N, np.nan, np.float32)
+        values[best], values[7] = 9, 5
+        return values
+
+    def prefill(self, slot: int, inputs_embeds: F32) -> F32:
+        self.slots[slot] = list(self.scripts[int(inputs_embeds[0, 1, 0])])
+        return self._logits(slot)
+
+    def step(self, inputs_embeds: F32) -> F32:
+        assert inputs_embeds.shape[1:] == (1, HIDDEN)
+        self.batches.append(len(inputs_embeds))
+        return np.stack([self._logits(slot) for slot in range(len(inputs_embeds))])
+
+    def move(self, source: int, target: int) -> None:
+        self.slots[target], self.slots[source] = self.slots[source], None
+
+
+def embed(ids: np.ndarray) -> F32:
+    return np.repeat(ids[None, :, None], HIDDEN, axis=2).astype(np.float32)
+
+
+def engine(
+    double: Double, slots: int = 4, splitting: Splitting | None = None, **options: Any
+) -> Engine:
+    model = Model(double.encode, embed, cast("Any", double))
+    return Engine(
+        model, MANIFEST, WORDS, Options(**options), splitting or Splitting(vad=None), slots, 30.0
+    )
+
+
+def window(n_frames: int, start: float = 0.0, *, speech: float | None = None) -> Task:
+    waveform = np.random.default_rng(n_frames).standard_normal(n_frames * 160).astype(np.float32)
+    end = start + n_frames / 100
+    spans = None if speech is None else ((start, start + speech),)
+    return Task(Window(waveform, start, start, end, spans), Clock())
+
+
+def texts(results: Iterable[object]) -> list[str]:
+    return [result.text for result in results if isinstance(result, Segment)]
+
+
+def test_results_come_in_the_order_of_the_windows() -> None:
+    scripts = {100 + i: [i] * (20 - 2 * i) + [EOS] for i in range(8)}
+    expected = [" ".join([chr(97 + i)] * (20 - 2 * i)) for i in range(8)]
+    for slots in (1, 2, 3, 8, 20):
+        double = Double(scripts)
+        found = engine(double, slots, max_repeats=None).run(
+            window(100 + i, float(i)) for i in range(8)
+        )
+        assert texts(found) == expected
+        assert max(double.batches) == min(slots, 8)
+
+
+def test_a_slot_that_ended_is_refilled_at_once() -> None:
+    double = Double({100: [1] * 9, 101: [2], 102: [3], 103: [4]})
+    assert len(list(engine(double, 2).run(window(n) for n in (100, 101, 102, 103)))) == 4
+    assert double.batches[0] == 2
+    assert sum(double.batches) == 9 + 3  # a step for each token that is fed back
+
+
+def test_only_slots_in_use_are_computed() -> None:
+    double = Double({100: [1] * 9, 101: [2]})
+    list(engine(double, 8).run([window(100), window(101)]))
+    assert double.batches == [2] + [1] * 8
+
+
+def test_a_layout_with_one_slot_has_one() -> None:
+    double = Double({100: [1, 2], 101: [3]}, max_slots=1)
+    assert texts(engine(double, 8).run([window(100), window(101)])) == ["b c", "d"]
+    assert set(double.batches) == {1}
+
+
+def test_a_window_is_asked_for_when_there_is_room() -> None:
+    asked: list[int] = []
+
+    def items() -> Iterator[Task]:
+        for n in range(100, 120):
+            asked.append(n)
+            yield window(n)
+
+    double = Double({n: [1, 2] for n in range(100, 120)})
+    results = engine(double, 3).run(items())
+    next(results)
+    assert len(asked) <= 4
+
+
+def test_closing_ends_the_work_and_frees_the_slots() -> None:
+    double = Double({n: [1] * (n - 99) for n in range(100, 110)})
+    one = engine(double, 4)
+    results: Any = one.run(window(n) for n in range(100, 110))
+    next(results)
+    n_steps = len(double.batches)
+    results.close()
+    assert len(double.batches) == n_steps
+    assert texts(one.run([window(101)])) == ["b b"]
+
+
+def test_the_end_of_an_audio_comes_after_its_segments() -> None:
+    end = End()
+    double = Double({100: [1] * 9, 101: [2]})
+    found = list(engine(double, 8).run([window(100), end, End(), window(101)]))
+    assert found[1] is end
+    assert isinstance(found[2], End)
+    assert texts(found[:1]) == ["b b b b b b b b b"]
+
+
+def test_what_fails_is_a_value_and_the_others_go_on() -> None:
+    double = Double({100: [1, 2, -1], 101: [3, 4], 102: [-1]})
+    found = list(engine(double, 8).run([window(100), window(101), window(102), window(1)]))
+    assert [type(x) for x in found] == [DecodeError, Segment, DecodeError, *[type(found[3])]]
+    assert isinstance(found[3], ArkError)  # too short for the model
+    assert texts(found) == ["d e"]
+
+
+def test_time_is_shared_by_those_who_took_it() -> None:
+    tasks = [window(100), window(101)]
+    list(engine(Double({100: [1] * 9, 101: [2] * 9})).run(tasks))
+    a, b = (task.clock.timings() for task in tasks)
+    assert a.decode == b.decode > 0
+    assert min(a.encode, a.features, a.prefill) > 0
+    assert a.total == pytest.approx(a.read + a.split + a.features + a.encode + a.prefill + a.decode)
+
+
+# Guards and second tries -------------------------------------------------------------------------
+
+
+def test_a_window_that_ends_by_length_is_cut_in_two() -> None:
+    double = Double({400: [1, 2, 3, 4, 5, 6]}, max_slots=8)
+    double.scripts |= {n: [8] for n in range(100, 301)}
+    found = list(engine(double, max_new_tokens=4).run([window(400, 10.0)]))
+    assert texts(found) == ["i", "i"]
+    first, second = cast("list[Segment]", found)
+    assert first.finish_reason == second.finish_reason == "stop"
+    assert (first.start, second.end) == (10.0, 14.0)
+    assert first.end == second.start
+    assert sum(double.n_encoded) in (799, 800)  # both halves may end within a frame
+
+
+def test_halves_stand_where_their_window_stood() -> None:
+    double = Double({n: [8] for n in range(100, 301)} | {400: [1] * 9, 50: [2], 60: [3]})
+    tasks = [window(50), window(400), window(60)]
+    assert texts(engine(double, max_new_tokens=4).run(tasks)) == ["c", "i", "i", "d"]
+
+
+def test_what_ends_by_length_again_is_flagged() -> None:
+    double = Double({n: [8] * 9 for n in range(100, 401)})
+    found = cast("list[Segment]", list(engine(double, max_new_tokens=4).run([window(400)])))
+    assert [s.finish_reason for s in found] == ["length"] * 2
+    assert [s.text for s in found] == ["i i i i"] * 2
+
+
+def test_short_windows_and_others_on_request_are_not_tried_again() -> None:
+    double = Double({n: [8] * 9 for n in range(100, 401)})
+    for n_frames, retry in ((199, True), (400, False)):
+        found = list(engine(double, max_new_tokens=4, retry=retry).run([window(n_frames)]))
+        assert [cast("Segment", s).finish_reason for s in found] == ["length"]
+
+
+def test_a_loop_is_cut_in_two_and_then_cut_off() -> None:
+    double = Double({n: [1, *[2, 3] * 40] for n in range(100, 401)})
+    found = cast("list[Segment]", list(engine(double).run([window(400)])))
+    assert [s.finish_reason for s in found] == ["loop"] * 2
+    assert [s.text for s in found] == ["b c d"] * 2
+    assert len(found[0].token_ids) > 10  # what was chosen stays visible
+
+
+def test_repetition_is_let_be_on_request() -> None:
+    double = Double({400: [1] * 60})
+    (found,) = engine(double, max_repeats=None).run([window(400)])
+    assert (cast("Segment", found).finish_reason, len(cast("Segment", found).text)) == ("stop", 119)
+
+
+def test_more_tokens_a_second_than_speech_has_end_the_text() -> None:
+    double = Double({100: list(range(12)) * 9})
+    (found,) = engine(double, max_tokens_per_second=10).run([window(100)])
+    assert (cast("Segment", found).finish_reason, len(cast("Segment", found).token_ids)) == (
+        "length",
+        20,
+    )
+
+
+def test_clear_speech_that_gives_no_text_is_asked_again_for_a_first_word() -> None:
+    double = Double({200: [EOS]})
+    (found,) = cast("list[Segment]", list(engine(double).run([window(200, speech=1.0)])))
+    assert (found.text, found.finish_reason) == ("h", "stop")
+    assert double.n_encoded == [200, 200]
+
+
+def test_clear_speech_without_text_is_flagged_as_empty() -> None:
+    silent = Double({200: [EOS]})
+    (found,) = engine(silent, retry=False).run([window(200, speech=1.0)])
+    assert cast("Segment", found).finish_reason == "empty"
+    assert silent.n_encoded == [200]
+
+
+def test_a_moment_of_speech_may_have_no_text() -> None:
+    (found,) = engine(Double({200: [EOS]})).run([window(200, speech=0.3)])
+    assert (cast("Segment", found).text, cast("Segment", found).finish_reason) == ("", "stop")
+
+
+def test_where_nobody_looked_for_speech_it_is_looked_for_when_there_is_no_text() -> None:
+    for level, expected in ((1.0, "h"), (0.0, "")):
+        splitting = Splitting(vad=lambda level=level: lambda _: level)
+        (found,) = engine(Double({200: [EOS]}), splitting=splitting).run([window(200)])
+        assert cast("Segment", found).text == expected
+    (found,) = engine(Double({200: [EOS]})).run([window(200)])  # no detector: nobody can tell
+    assert cast("Segment", found).finish_reason == "stop"

@@ -1,0 +1,254 @@
+"""Audio that is still being spoken: pipes, microphones, and text before the speech has ended."""
+
+from __future__ import annotations
+
+import io
+import subprocess
+import sys
+import wave
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+from conftest import DEMO, Sample
+
+import ark_asr_onnx
+from ark_asr_onnx import AudioError, MissingExtraError, Transcriber, audio, cli, microphone, pcm
+
+RATE = 16000
+QUIET = np.zeros(round(1.5 * RATE), np.float32)
+
+
+@pytest.fixture(scope="module")
+def demo() -> Transcriber:
+    return ark_asr_onnx.load(DEMO)
+
+
+@pytest.fixture(scope="module")
+def spoken(samples: list[Sample]) -> tuple[np.ndarray, list[str]]:
+    """Three samples with silence between them, and their words."""
+    parts: list[np.ndarray] = []
+    for sample in samples[:3]:
+        parts += [soundfile.read(sample.path, dtype="float32")[0], QUIET]
+    return np.concatenate(parts), [sample.text for sample in samples[:3]]
+
+
+def wav(waveform: np.ndarray, rate: int = RATE, width: int = 2) -> bytes:
+    data = io.BytesIO()
+    with wave.open(data, "wb") as file:
+        file.setnchannels(1 if waveform.ndim == 1 else waveform.shape[1])
+        file.setsampwidth(width)
+        file.setframerate(rate)
+        scaled = np.round(waveform * (2 ** (8 * width - 1) - 1)).astype("<i4")
+        if width == 1:
+            file.writeframes((scaled + 128).astype("u1").tobytes())
+        else:
+            file.writeframes(scaled.reshape(-1, 1).view("u1")[:, :width].tobytes())
+    return data.getvalue()
+
+
+def stream(data: bytes) -> Any:
+    return io.BufferedReader(io.BytesIO(data))  # pyright: ignore[reportArgumentType] - raw enough
+
+
+# A pipe -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("width", [1, 2, 3, 4])
+@pytest.mark.parametrize("channels", [1, 2])
+def test_a_wav_is_read_as_it_comes_in_every_width(width: int, channels: int) -> None:
+    expected = np.random.default_rng(0).uniform(-0.9, 0.9, (5000, channels))
+    blocks, rate = pcm.blocks(stream(wav(expected, 22050, width)))
+    parts = list(audio.blocks(blocks, rate)) if channels == 1 else list(blocks)
+    assert rate == 22050
+    if channels == 2:
+        whole = np.concatenate(parts)
+        assert whole.shape == (5000, 2)
+        centre, scale = (128, 128) if width == 1 else (0, 2.0 ** (8 * max(width, 2) - 1))
+        scale = 2.0**31 if width == 3 else scale
+        np.testing.assert_allclose(
+            (whole - float(centre)) / scale, expected, atol=2 ** (2 - 8 * width)
+        )
+    else:
+        assert sum(map(len, parts)) == pytest.approx(5000 * RATE / 22050, abs=1)
+
+
+def test_a_wav_whose_writer_did_not_know_its_length_is_read_to_the_end() -> None:
+    data = bytearray(wav(np.full(4000, 0.5)))
+    data[4:8] = data[40:44] = b"\xff\xff\xff\xff"
+    blocks, _ = pcm.blocks(stream(bytes(data)))
+    assert sum(map(len, blocks)) == 4000
+
+
+def test_bare_samples_are_taken_as_they_are_said_to_be() -> None:
+    samples = np.arange(-3000, 3000, dtype="<i2")
+    blocks, rate = pcm.blocks(stream(samples.tobytes() + b"\x01"), 8000, 2)  # the last one is torn
+    assert rate == 8000
+    np.testing.assert_array_equal(np.concatenate(list(blocks)), samples.reshape(-1, 2))
+
+
+def test_a_wav_that_is_no_pcm_says_what_to_send() -> None:
+    data = io.BytesIO()
+    soundfile.write(data, np.zeros(100), RATE, format="WAV", subtype="FLOAT")
+    with pytest.raises(AudioError, match="send PCM, for example with ffmpeg"):
+        pcm.blocks(stream(data.getvalue()))
+
+
+def test_text_comes_while_the_pipe_is_open(spoken: tuple[np.ndarray, list[str]]) -> None:
+    waveform, expected = spoken
+    command = [sys.executable, "-m", "ark_asr_onnx", "transcribe", "-m", str(DEMO), "-"]
+    environment = {"PYTHONPATH": str(Path(ark_asr_onnx.__file__).parent.parent)}
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment
+    ) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        process.stdin.write(wav(waveform))
+        process.stdin.flush()
+        lines = [process.stdout.readline().decode() for _ in expected]
+        assert process.poll() is None  # it still listens
+        process.stdin.close()
+        assert process.stdout.read() == b""
+    assert lines == [f"{text}\n" for text in expected]
+    assert process.returncode == 0
+
+
+@pytest.mark.parametrize("kind", ["FLAC", "OGG", "MP3"])
+def test_what_cannot_be_read_as_it_comes_is_read_to_its_end(
+    kind: str, samples: list[Sample], monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    data = io.BytesIO()
+    soundfile.write(data, soundfile.read(samples[0].path)[0], RATE, format=kind)
+    monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=stream(data.getvalue())))
+    assert cli.main(["transcribe", "-m", str(DEMO), "-"]) == 0
+    assert capsys.readouterr().out == f"{samples[0].text}\n"
+
+
+# Listening ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("n", [160, 512, 5000])
+def test_each_sentence_is_a_segment_when_it_has_ended(
+    n: int, demo: Transcriber, spoken: tuple[np.ndarray, list[str]]
+) -> None:
+    waveform, expected = spoken
+    heard = 0
+
+    def blocks() -> Iterator[np.ndarray]:
+        nonlocal heard
+        for i in range(0, len(waveform), n):
+            heard = i + n
+            yield waveform[i : i + n]
+
+    found: list[str] = []
+    for segment in demo.listen(blocks(), RATE):
+        assert segment.is_final
+        # Not later than a pause and a little more after the speech.
+        assert heard / RATE < segment.end + 0.7 + 0.1 + n / RATE
+        found.append(segment.text)
+    assert found == expected
+
+
+def test_what_was_heard_so_far_is_told_on_request(
+    demo: Transcriber, spoken: tuple[np.ndarray, list[str]]
+) -> None:
+    waveform, expected = spoken
+    segments = list(
+        demo.listen(np.split(waveform, 400 * np.arange(1, 700)), RATE, partial_seconds=0.5)
+    )
+    final = [s.text for s in segments if s.is_final]
+    assert final == expected
+    partial = [s for s in segments if not s.is_final]
+    assert len(partial) > 5
+    for after in (s for s in segments if s.is_final):
+        before = [p for p in partial if p.start == after.start]
+        assert before
+        assert all(p.end <= after.end + 0.2 for p in before)
+        assert len(before[0].text) <= len(before[-1].text) <= len(after.text)
+
+
+def test_silence_says_nothing(demo: Transcriber) -> None:
+    assert list(demo.listen([QUIET] * 5, RATE, partial_seconds=0.5)) == []
+
+
+def test_a_partial_text_needs_a_time(demo: Transcriber) -> None:
+    with pytest.raises(ValueError, match="partial_seconds is 0"):
+        demo.listen([], RATE, partial_seconds=0)
+
+
+# A microphone -------------------------------------------------------------------------------------
+
+
+class FakeSound:
+    """sounddevice with a tape in it."""
+
+    class PortAudioError(Exception):
+        pass
+
+    def __init__(self, tape: np.ndarray) -> None:
+        self.tape, self.state = (32767 * tape).astype("<i2"), "closed"
+        self.asked: dict[str, Any] = {}
+
+    def RawInputStream(self, callback: Any, **asked: Any) -> Any:
+        self.asked = asked
+        if asked["device"] == "none":
+            raise self.PortAudioError("no such device")
+
+        def start() -> None:
+            self.state = "open"
+            for i in range(0, len(self.tape), asked["blocksize"]):
+                callback(self.tape[i : i + asked["blocksize"]].tobytes(), 0, None, None)
+
+        def close() -> None:
+            self.state = "closed"
+
+        return SimpleNamespace(start=start, stop=lambda: None, close=close)
+
+
+def test_a_microphone_is_listened_to_until_it_is_closed(
+    demo: Transcriber, spoken: tuple[np.ndarray, list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waveform, expected = spoken
+    sound = FakeSound(waveform)
+    monkeypatch.setitem(sys.modules, "sounddevice", sound)
+    blocks = microphone.blocks()
+    segments: Any = demo.listen(blocks, RATE)
+    assert [next(segments).text for _ in expected] == expected
+    assert sound.state == "open"
+    assert (sound.asked["samplerate"], sound.asked["channels"]) == (RATE, 1)
+    segments.close()
+    blocks.close()  # pyright: ignore[reportAttributeAccessIssue] - a generator
+    assert sound.state == "closed"
+
+
+def test_a_microphone_that_is_missing_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "sounddevice", FakeSound(QUIET))
+    assert cli.main(["mic", "-m", str(DEMO), "--device", "none"]) == 1
+    assert "error: the microphone cannot be opened (no such device)" in capsys.readouterr().err
+    monkeypatch.setitem(sys.modules, "sounddevice", None)
+    with pytest.raises(MissingExtraError, match=r"pip install 'ark-asr-onnx\[mic\]'"):
+        next(microphone.blocks())
+
+
+def test_ctrl_c_ends_listening(
+    spoken: tuple[np.ndarray, list[str]], monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    waveform, expected = spoken
+
+    def blocks(_: object) -> Iterator[np.ndarray]:
+        yield from np.split(waveform, 1000 * np.arange(1, 300))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(microphone, "blocks", blocks)
+    assert cli.main(["mic", "-m", str(DEMO)]) == 130
+    captured = capsys.readouterr()
+    assert captured.out.splitlines() == expected
+    assert captured.err.endswith("interrupted\n")
