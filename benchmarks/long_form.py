@@ -203,10 +203,13 @@ def main() -> int:
         sound, words = joined(clips, 10, gaps, seed=1)
         for seconds in WINDOWS:
             cut = ark_asr_onnx.Splitting(window_seconds=seconds)
-            segments = transcriber.transcribe(sound, RATE, splitting=cut).segments
-            wer = rates(words, segments)["wer"]
-            found[f"{label}, {seconds} s"] = wer
-            print(f"10 minutes, {label}, windows of {seconds} s: WER {100 * wer:.2f} %")
+            heard = transcriber.transcribe(sound, RATE, splitting=cut)
+            wer = rates(words, heard.segments)["wer"]
+            found[f"{label}, {seconds} s"] = {"wer": wer, "rtfx": heard.rtfx}
+            print(
+                f"10 minutes, {label}, windows of {seconds} s: WER {100 * wer:.2f} %, "
+                f"RTFx {heard.rtfx:.0f}"
+            )
     with tempfile.TemporaryDirectory() as folder:
         for label, seconds in (("1 minute", 60.0), (f"{options.hours:g} h", 3600 * options.hours)):
             path = Path(folder) / "long.wav"

@@ -51,7 +51,7 @@ def lengths(record: dict[str, Any], axes: Axes) -> None:
     axes.set_xlabel("length of the clip, s")
     axes.set_ylabel("ms of work for each second of audio")
     axes.set_ylim(bottom=0)
-    axes.legend()
+    axes.legend(loc="center right", bbox_to_anchor=(1.0, 0.35))
 
 
 def memory(record: dict[str, Any], axes: Axes) -> None:

@@ -61,7 +61,7 @@ MAY_IMPORT = {
     "evaluate": {"errors"},
     "pcm": {"errors"},
     "microphone": {"errors"},
-    "terminal": {"__init__"},
+    "terminal": {"__init__", "contract", "transcriber"},
     "cli_transcribe": {"__init__", "audio", "microphone", "pcm", "terminal", "writers"},
     "cli_corpus": {"__init__", "batch", "evaluate", "manifests", "terminal", "threads"},
     "cli_infer": {"cli_transcribe", "terminal"},

@@ -502,3 +502,28 @@ def test_the_length_is_known_where_a_header_tells_it(tmp_path: Path) -> None:
     assert audio.duration(path) == audio.duration(path.read_bytes()) == 0.5
     assert audio.duration(swell(8000), RATE) == 0.5
     assert audio.duration(io.BytesIO(path.read_bytes())) is None
+
+
+class Breaking(io.BytesIO):
+    """A file that fails, or is interrupted, after so many bytes."""
+
+    def __init__(self, data: bytes, at: int, error: BaseException) -> None:
+        super().__init__(data)
+        self._at, self._error = at, error
+
+    def read(self, size: int | None = -1) -> bytes:
+        if self.tell() > self._at:
+            raise self._error
+        return super().read(size)
+
+
+@pytest.mark.parametrize("kind", ["WAV", "FLAC", "OGG"])
+def test_a_disk_that_fails_and_ctrl_c_are_no_end_of_the_audio(kind: str) -> None:
+    noise = np.random.default_rng(0).uniform(-0.5, 0.5, 20 * RATE)
+    data = encoded(noise, kind=kind, subtype=None)
+    for raised, expected in (
+        (OSError(5, "Input/output error"), AudioError),
+        (KeyboardInterrupt(), KeyboardInterrupt),
+    ):
+        with pytest.raises(expected):
+            list(audio.blocks(Breaking(data, len(data) // 2, raised)))

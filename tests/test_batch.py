@@ -20,7 +20,16 @@ import pytest
 from conftest import DEMO, ROOT
 
 import ark_asr_onnx
-from ark_asr_onnx import ArkError, AudioError, Clip, DecodeError, ManifestError, Transcriber
+from ark_asr_onnx import (
+    ArkError,
+    AudioError,
+    Clip,
+    DecodeError,
+    ManifestError,
+    Options,
+    Transcriber,
+    workers,
+)
 from ark_asr_onnx.batch import BatchResult, run_batch
 
 posix = pytest.mark.skipif(os.name != "posix", reason="signals and locks of POSIX")
@@ -50,6 +59,8 @@ class Spoken:
 
     text: str
     duration: float = 2.0
+
+    finish_reason: str = "stop"
 
     @property
     def raw_text(self) -> str:
@@ -303,9 +314,9 @@ def test_slots_and_workers_are_at_least_one(sizes: dict[str, int], batch: Batch)
 def test_workers_write_the_same_rows(batch: Batch) -> None:
     many = LINES * 10
     batch.write(many)
-    for workers, slots in ((2, 1), (3, 4)):
+    for n_workers, slots in ((2, 1), (3, 4)):
         result = run_batch(
-            open_fake, batch.input, batch.output, workers=workers, slots=slots, overwrite=True
+            open_fake, batch.input, batch.output, workers=n_workers, slots=slots, overwrite=True
         )
         assert batch.output.read_bytes() == ROWS.encode() * 10
         assert (result.n_records, result.n_failed, result.audio_seconds) == (40, 10, 60)
@@ -435,13 +446,52 @@ def test_a_batch_of_the_demo_holds_what_was_said(undisturbed: tuple[Path, bytes]
         assert list(row)[6:] == ["speaker", "duration_s", "source"]
 
 
+def test_a_doubtful_text_says_why_and_is_counted(
+    undisturbed: tuple[Path, bytes], tmp_path: Path
+) -> None:
+    opens = functools.partial(ark_asr_onnx.load, DEMO)
+    options = Options(max_new_tokens=2)
+    for _ in range(2):  # counted again when the run is continued
+        result = run_batch(opens, undisturbed[0], tmp_path / "out.jsonl", options=options)
+        assert result.n_flagged == result.n_records - result.n_failed > 0
+    row = json.loads((tmp_path / "out.jsonl").read_text().splitlines()[0])
+    assert list(row)[-1] == "finish_reason"
+    assert row["finish_reason"] == "length"
+
+
+def test_fast_workers_wait_for_the_slowest() -> None:
+    dealer = workers._Dealer([Clip(f"{i}.wav") for i in range(9)], lead=3)
+    slow, fast = Inbox(), Inbox()
+    for inbox in (slow, fast):
+        dealer.hear(inbox, None)  # pyright: ignore[reportArgumentType] - a double
+    for number in (1, 2):
+        dealer.hear(fast, (number, ArkError()))  # pyright: ignore[reportArgumentType]
+        dealer.hear(fast, None)  # pyright: ignore[reportArgumentType]
+    assert slow.numbers == [0]
+    assert fast.numbers == [1, 2]  # 3 would be three behind 0, which is not finished
+    dealer.hear(slow, None)  # pyright: ignore[reportArgumentType]
+    assert slow.numbers == [0, 3]  # who has the oldest is not kept waiting
+    dealer.hear(slow, (0, ArkError()))  # pyright: ignore[reportArgumentType]
+    assert fast.numbers == [1, 2, 4]
+
+
+class Inbox:
+    """The end of a worker's pipe."""
+
+    def __init__(self) -> None:
+        self.numbers: list[int] = []
+
+    def send(self, numbered: tuple[int, Clip]) -> None:
+        self.numbers.append(numbered[0])
+
+
 @posix
 def test_killed_at_any_moment_a_run_goes_on_where_it_was(
     undisturbed: tuple[Path, bytes], start: Callable[..., Run], tmp_path: Path
 ) -> None:
     manifest, whole = undisturbed
     moment, output = random.Random(0), tmp_path / "out.jsonl"
-    for n in range(8):
+    for n in range(20):
         process = start(DEMO, manifest, workers=1 + n % 2)
         n_done = output.read_bytes().count(b"\n") if output.exists() else 0
         says(process, f"row {n_done + moment.randint(0, 4)}")

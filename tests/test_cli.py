@@ -117,7 +117,8 @@ def test_json_output_holds_segments_tokens_and_timings(
     assert data["text"] == samples[0].text
     assert data["audio"] == str(samples[0].path)
     assert set(data) == {
-        "audio", "text", "segments", "duration", "timings", "finish_reason",
+        "audio", "text", "segments", "duration", "timings", "finish_reason", "speech_seconds",
+        "covered_seconds",
     }  # fmt: skip
 
 

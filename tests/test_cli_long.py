@@ -255,7 +255,9 @@ def write_manifest(path: Path, rows: list[dict[str, Any]]) -> Path:
 def test_batch_writes_a_row_for_each_record(
     meeting: Path, samples: list[Sample], tmp_path: Path, capsys: Capture
 ) -> None:
-    rows = [{"audio": str(s.path), "text": s.text, "speaker": "é"} for s in samples]
+    rows: list[dict[str, Any]] = [
+        {"audio": str(s.path), "text": s.text, "speaker": "é"} for s in samples
+    ]
     rows[1:1] = [{"audio": str(meeting), "begin_time": 0, "end_time": 5.2}, {"audio": "absent.wav"}]
     manifest, out = write_manifest(tmp_path / "in.jsonl", rows), tmp_path / "out.jsonl"
     assert ark("batch", "--input", manifest, "--output", out) == 1
@@ -299,9 +301,50 @@ def test_evaluate_scores_and_compares(
     assert "RTFx" not in again
 
 
+@pytest.mark.parametrize("window", ["0.5", "40"])
+def test_a_window_that_cannot_be_leaves_the_output_alone(
+    window: str, samples: list[Sample], tmp_path: Path, capsys: Capture
+) -> None:
+    manifest = write_manifest(tmp_path / "in.jsonl", [{"audio": str(samples[0].path)}])
+    (out := tmp_path / "out.jsonl").write_text("precious")
+    options = ("--output", out, "--overwrite", "--window", window)
+    assert ark("batch", "--input", manifest, *options) == 1
+    assert "error: --window: window_seconds is" in capsys.readouterr().err
+    assert out.read_text() == "precious"
+
+
+def test_failures_count_wherever_they_were(
+    samples: list[Sample], tmp_path: Path, capsys: Capture
+) -> None:
+    pytest.importorskip("jiwer")
+    pytest.importorskip("whisper_normalizer")
+    rows = [
+        {"audio": str(samples[0].path), "text": samples[0].text, "pred_text": samples[0].text},
+        {
+            "audio": "absent.wav",
+            "text": "a b",
+            "pred_text": "",
+            "error": "absent.wav: no such file",
+        },
+    ]
+    manifest = write_manifest(tmp_path / "refs.jsonl", rows)
+    assert ark("evaluate", "--input", manifest) == 1
+    assert "error: absent.wav: absent.wav: no such file" in capsys.readouterr().err
+    rows[1].pop("error")
+    manifest = write_manifest(tmp_path / "refs.jsonl", rows)
+    assert ark("evaluate", "--input", manifest) == 0
+    assert ark("evaluate", "--input", manifest, "--against", DEMO) == 1
+    assert "absent.wav: no such file" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("line", "message"),
-    [("", "no lines"), ('{"audio": "a.wav"}', "text is missing"), ("[]", "must be a JSON object")],
+    [
+        ("", "no lines"),
+        ('{"audio": "a.wav"}', "text is missing"),
+        ("[]", "must be a JSON object"),
+        ('{"audio": "a.wav", "text": "b", "language": "English"}', ":1: language 'English'"),
+    ],
 )
 def test_a_bad_manifest_is_one_line(
     line: str, message: str, tmp_path: Path, capsys: Capture

@@ -264,5 +264,34 @@ def test_where_nobody_looked_for_speech_it_is_looked_for_when_there_is_no_text()
         splitting = Splitting(vad=lambda level=level: lambda _: level)
         (found,) = engine(Double({200: [EOS]}), splitting=splitting).run([window(200)])
         assert cast("Segment", found).text == expected
-    (found,) = engine(Double({200: [EOS]})).run([window(200)])  # no detector: nobody can tell
+    # Without a detector for windows, Silero is asked: noise is no speech.
+    (found,) = engine(Double({200: [EOS]})).run([window(200)])
     assert cast("Segment", found).finish_reason == "stop"
+
+
+def test_a_step_that_fails_is_the_error_of_those_in_it_and_the_others_go_on() -> None:
+    class Failing(Double):
+        def step(self, inputs_embeds: F32) -> F32:
+            if self.slots[0] == [7]:
+                raise DecodeError("graph")
+            return super().step(inputs_embeds)
+
+    double = Failing({100: [1, 7], 101: [2, 3], 102: [4, 5]})
+    found = list(engine(double, 2).run([window(100), window(101), End(), window(102)]))
+    assert [type(x) for x in found] == [DecodeError, DecodeError, End, Segment]
+    assert texts(found) == ["e f"]
+
+
+def test_audios_without_windows_do_not_keep_others_waiting() -> None:
+    double = Double({100: [1, 2, 3]})
+    taken: list[int] = []
+
+    def items() -> Iterator[Task | End]:
+        yield window(100)
+        for n in range(100):
+            taken.append(n)
+            yield End()
+
+    first = next(engine(double, 4).run(items()))
+    assert texts([first]) == ["b c d"]
+    assert len(taken) < 6

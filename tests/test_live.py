@@ -234,7 +234,7 @@ def test_a_microphone_that_is_missing_is_one_line(
     assert "error: the microphone cannot be opened (no such device)" in capsys.readouterr().err
     monkeypatch.setitem(sys.modules, "sounddevice", None)
     with pytest.raises(MissingExtraError, match=r"pip install 'ark-asr-onnx\[mic\]'"):
-        next(microphone.blocks())
+        microphone.blocks()
 
 
 def test_ctrl_c_ends_listening(
@@ -244,11 +244,28 @@ def test_ctrl_c_ends_listening(
     waveform, expected = spoken
 
     def blocks(_: object) -> Iterator[np.ndarray]:
-        yield from np.split(waveform, 1000 * np.arange(1, 300))
-        raise KeyboardInterrupt
+        yield from np.split(waveform[: -len(QUIET)], 1000 * np.arange(1, 300))
+        raise KeyboardInterrupt  # just after the last word
 
     monkeypatch.setattr(microphone, "blocks", blocks)
     assert cli.main(["mic", "-m", str(DEMO)]) == 130
     captured = capsys.readouterr()
     assert captured.out.splitlines() == expected
     assert captured.err.endswith("interrupted\n")
+
+
+def test_a_live_part_is_not_selected_by_time(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for options in (["--begin", "1"], ["--end", "1"], ["-f", "srt"], ["-o", "folder"]):
+        monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=stream(wav(QUIET))))
+        with pytest.raises(SystemExit) as exit_info:
+            cli.main(["transcribe", "-m", str(DEMO), *options, "-"])
+        assert exit_info.value.code == 2
+        assert "ark-asr" in capsys.readouterr().err
+
+
+def test_what_follows_the_samples_of_a_wav_is_not_heard() -> None:
+    data = wav(np.full(4000, 0.5)) + b"LIST\x04\x00\x00\x00abcd"
+    blocks, _ = pcm.blocks(stream(data))
+    assert sum(map(len, blocks)) == 4000

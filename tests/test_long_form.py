@@ -7,7 +7,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-import jiwer
 import numpy as np
 import pytest
 from conftest import DEMO, SPEECH, Sample
@@ -15,6 +14,7 @@ from long_form import Sentence, joined, peak_memory, rates, sentences, write_lon
 
 import ark_asr_onnx
 from ark_asr_onnx import ArkError, AudioError, Clip, Splitting, Transcriber, Transcript, audio
+from ark_asr_onnx.cli import main
 
 RATE = 16000
 needs_speech = pytest.mark.skipif(not SPEECH.is_dir(), reason="the speech corpus is not here")
@@ -34,6 +34,7 @@ def meeting(samples: list[Sample]) -> tuple[np.ndarray, list[Sentence]]:
 
 @needs_speech
 def test_half_an_hour_is_heard_as_well_as_its_sentences() -> None:
+    jiwer = pytest.importorskip("jiwer")
     clips = sentences(SPEECH)
     waveform, said = joined(clips, 30, (0.8, 2.0))
     transcriber = ark_asr_onnx.load(DEMO)
@@ -91,8 +92,9 @@ def test_any_number_of_slots_gives_the_same_segments(
         assert other.logprobs == pytest.approx(one.logprobs, abs=1e-3)
     assert one.finish_reason == "stop"
     assert one.flagged == ()
-    # Cut out of their silence, they are understood a little differently.
-    assert jiwer.wer(" ".join(s.text for s in said), one.text) < 0.02
+    # Cut out of their silence, a few are understood a little differently.
+    same = [a.text == b.text for a, b in zip(one.segments, said, strict=True)]
+    assert sum(same) >= 0.8 * len(same)
 
 
 def test_segments_come_while_the_audio_is_read(
@@ -173,11 +175,13 @@ def test_many_clips_give_their_transcripts_in_order(
     clips.insert(4, Clip("no such file.wav"))
     clips.insert(5, Clip(np.zeros(40 * RATE, np.float32), RATE))  # longer than a window: nothing
     clips.insert(6, Clip(np.zeros(100, np.float32), RATE))
+    clips.append(Clip(samples[0].path, begin_seconds=2, end_seconds=1))
     found: list[Transcript | ArkError] = list(demo.transcribe_many(iter(clips)))
     assert len(found) == len(clips)
     assert isinstance(found[4], AudioError)
     assert isinstance(found[6], AudioError)
     assert "too short" in str(found[6])
+    assert "is empty" in str(found[-1])
     for clip, result in zip(clips, found, strict=True):
         if not isinstance(result, ArkError):
             expected = demo.transcribe(clip.source, clip.sample_rate)
@@ -199,3 +203,20 @@ def test_clips_are_taken_as_there_is_room(demo: Transcriber, samples: list[Sampl
     next(results)
     assert len(taken) < 20
     results.close()  # pyright: ignore[reportAttributeAccessIssue] - a generator
+
+
+@needs_speech
+@pytest.mark.parametrize(
+    ("split", "rate"), [("sentences", 7.87), ("digits", 2.96), ("words", 6.58)]
+)
+def test_evaluating_the_dev_splits_gives_the_figures_of_the_card(
+    split: str, rate: float, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("jiwer")
+    card = (DEMO / "README.md").read_text(encoding="utf-8")
+    (line,) = [line for line in card.splitlines() if line.startswith(f"| {split} |")]
+    assert line.split("|")[6].strip() == f"{rate} %"
+    manifest = SPEECH / split / "dev.jsonl"
+    options = ["--input", str(manifest), "--no-normalize"]
+    assert main(["evaluate", "-m", str(DEMO), *options]) == 0
+    assert f"WER {rate} % (95 %: " in capsys.readouterr().out

@@ -57,7 +57,14 @@ def test_installing_commands_are_run_by_the_check_script(example: Example) -> No
 def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder that looks like a clone, to write into."""
     folder = tmp_path_factory.mktemp("clone")
-    for name in ("models", "runtime", "export", "benchmarks", "infer_ark_audio_onnx.py"):
+    for name in (
+        "models",
+        "runtime",
+        "export",
+        "benchmarks",
+        "examples",
+        "infer_ark_audio_onnx.py",
+    ):
         (folder / name).symlink_to(ROOT / name)
     return folder
 
@@ -66,6 +73,11 @@ def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_documented_commands_work(example: Example, clone: Path) -> None:
     if "ark-onnx-export" in example.code or "benchmarks/" in example.code:
         pytest.importorskip("torch")
+    if "ark-asr evaluate" in example.code:
+        pytest.importorskip("jiwer")
+        pytest.importorskip("whisper_normalizer")
+    if "ray_batch" in example.code:
+        pytest.importorskip("ray")
     if "../shared" in example.code and not (ROOT.parent / "shared").is_dir():
         pytest.skip("needs the speech corpus")
     code = example.code.replace("../shared", str(ROOT.parent / "shared"))

@@ -8,10 +8,10 @@ from __future__ import annotations
 import io
 import math
 import os
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO, TypeAlias, cast
+from typing import Any, BinaryIO, TypeAlias, TypeVar, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -26,6 +26,7 @@ AudioSource: TypeAlias = _File | npt.NDArray[Any]
 
 _SAMPLE_RATES = range(1_000, 1_000_001)  # Hz; beyond, a header is damaged, and resampling explodes
 _MAX_CLAIMED = 1 << 48  # samples; a header that claims more does not know
+_T = TypeVar("_T")
 _READABLE = (
     "WAV, FLAC, OGG, Opus, MP3 and AIFF can be read; convert others, for example with ffmpeg"
 )
@@ -77,7 +78,7 @@ def duration(source: AudioSource, sample_rate: int | None = None) -> float | Non
         return len(source) / sample_rate if sample_rate and source.ndim else None
     if not isinstance(source, (str, os.PathLike, bytes)):
         return None
-    if not isinstance(source, bytes) and not Path(source).is_file():
+    if not isinstance(source, bytes) and not os.path.isfile(source):  # noqa: PTH113 - never raises
         return None  # a pipe can be read only once
     with _opened(source, describe(source)) as stream, _decoder(stream, describe(source)) as file:
         return file.frames / file.samplerate if file.frames < _MAX_CLAIMED else None
@@ -206,7 +207,7 @@ def _decode(source: _File, name: str, begin: float, end: float | None) -> Iterat
         with _told(name, file.frames):
             file.seek(at)
             while at < last:
-                part = cast("Any", file).read(min(rate, last - at), dtype="float32", always_2d=True)
+                part = file.part(min(rate, last - at))
                 if not len(part):
                     break
                 if at + len(part) > first:
@@ -214,11 +215,50 @@ def _decode(source: _File, name: str, begin: float, end: float | None) -> Iterat
                 at += len(part)
 
 
+class _Watched:
+    """A stream whose failures are kept.
+
+    libsndfile calls it through C, where an exception (also that of Ctrl-C) would be printed and
+    taken for the end of the file.
+    """
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self._stream = stream
+        self.error: BaseException | None = None
+
+    def read(self, size: int = -1) -> bytes:
+        return self._kept(b"", self._stream.read, size)
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        return self._kept(0, self._stream.seek, offset, whence)
+
+    def tell(self) -> int:
+        return self._kept(0, self._stream.tell)
+
+    def _kept(self, otherwise: _T, call: Callable[..., _T], *arguments: int) -> _T:
+        try:
+            return call(*arguments)
+        except BaseException as error:
+            self.error = error
+            return otherwise
+
+
 class _Forward(soundfile.SoundFile):
     """A file that is read from front to back.
 
     soundfile seeks after every read of a file that can seek, which makes MP3 lose samples.
     """
+
+    def __init__(self, stream: _Watched) -> None:
+        super().__init__(cast("BinaryIO", stream))
+        self._watched = stream
+
+    def part(self, n: int) -> F32:
+        """The next ``[n, channels]`` samples, fewer at the end."""
+        found = cast("Any", self).read(n, dtype="float32", always_2d=True)
+        if self._watched.error is not None:
+            raise self._watched.error
+        return found
 
     @property
     def can_seek(self) -> bool:
@@ -238,6 +278,8 @@ def _told(name: str, claimed: int) -> Generator[None]:
     """What libsndfile and soundfile raise, as an :class:`AudioError`."""
     try:
         yield
+    except OSError as error:
+        raise AudioError(f"{name}: cannot be read ({error.strerror or error})") from error
     except (MemoryError, ValueError) as error:  # of the array
         raise AudioError(
             f"{name}: not readable as audio (its header claims {claimed} samples); {_READABLE}"
@@ -255,7 +297,7 @@ def _told(name: str, claimed: int) -> Generator[None]:
 @contextmanager
 def _decoder(stream: BinaryIO, name: str) -> Generator[_Forward]:
     with _told(name, 0):
-        file = _Forward(stream)
+        file = _Forward(_Watched(stream))
     with file:
         yield file
 

@@ -1,7 +1,7 @@
 """JSON Lines in, JSON Lines out: a row for each record, in order, continued where it stopped.
 
-What is in the output file is done. A row is written whole as soon as it is its turn, so that a run
-that is killed loses at most the row it was writing.
+What is in the output file is done. A row is written whole as soon as it and those before it are
+finished, so that a run that is killed loses only what was in work.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ class BatchResult:
     n_records: int  # in the input, all of them with a row in the output now
     n_done_before: int  # rows that were there already
     n_failed: int  # rows with an error, in the whole output
+    n_flagged: int  # rows with a finish_reason, likewise
     audio_seconds: float  # transcribed in this run
     elapsed_seconds: float  # of this run, opening the model included
 
@@ -65,7 +66,7 @@ def run_batch(
         raise ValueError(f"slots is {slots}, workers {workers}: both must be at least 1")
     records, path = read_records(input_path), Path(output_path)
     with _open_output(path, Path(input_path), overwrite=overwrite) as output:
-        n_done, n_failed = _resume(output, path, records)
+        n_done, n_failed, n_flagged = _resume(output, path, records)
         n_done_before, audio_seconds = n_done, 0.0
         if on_progress:
             on_progress(n_done, len(records))
@@ -80,16 +81,16 @@ def run_batch(
         )
         with contextlib.closing(results):
             for record, result in zip(remaining, results, strict=True):
-                _append(output, path, row_line(output_row(record, result)))
+                _append(output, path, row_line(row := output_row(record, result)))
                 n_done += 1
-                if isinstance(result, ArkError):
-                    n_failed += 1
-                else:
+                n_failed += "error" in row
+                n_flagged += "finish_reason" in row
+                if not isinstance(result, ArkError):
                     audio_seconds += result.duration
                 if on_progress:
                     on_progress(n_done, len(records))
     elapsed = time.perf_counter() - start
-    return BatchResult(len(records), n_done_before, n_failed, audio_seconds, elapsed)
+    return BatchResult(len(records), n_done_before, n_failed, n_flagged, audio_seconds, elapsed)
 
 
 def record_clip(record: Record) -> Clip:
@@ -102,7 +103,8 @@ def output_row(record: Record, result: Transcript | ArkError) -> dict[str, objec
 
     They are ``audio``, ``text`` (empty if unknown), ``pred_text``, ``pred_text_raw`` (with special
     tokens), ``begin_time`` and ``end_time`` (-1 for none), and the record's other fields; last an
-    ``error`` where there was one. An earlier run's results among the fields make way for these.
+    ``error`` where there was one, or the ``finish_reason`` of a doubtful text. An earlier run's
+    results among the fields make way for these.
     """
     failed = isinstance(result, ArkError)
     row: dict[str, object] = {
@@ -113,8 +115,13 @@ def output_row(record: Record, result: Transcript | ArkError) -> dict[str, objec
         "begin_time": -1 if record.begin_seconds is None else record.begin_seconds,
         "end_time": -1 if record.end_seconds is None else record.end_seconds,
     }
-    row |= {key: value for key, value in record.fields.items() if key not in {*row, "error"}}
-    return {**row, "error": str(result)} if failed else row
+    ours = {*row, "error", "finish_reason"}
+    row |= {key: value for key, value in record.fields.items() if key not in ours}
+    if failed:
+        row["error"] = str(result)
+    elif result.finish_reason != "stop":
+        row["finish_reason"] = result.finish_reason
+    return row
 
 
 def row_line(row: dict[str, object]) -> bytes:
@@ -153,9 +160,9 @@ def _lock(output: FileIO, path: Path) -> None:
             pass  # a file system that knows no locks
 
 
-def _resume(output: FileIO, path: Path, records: Sequence[Record]) -> tuple[int, int]:
-    """Numbers of rows that are done and of those that failed; a torn last row is cut off."""
-    n_done = n_failed = n_bytes = 0
+def _resume(output: FileIO, path: Path, records: Sequence[Record]) -> tuple[int, int, int]:
+    """Numbers of rows done, failed and flagged; a torn last row is cut off."""
+    n_done = n_failed = n_flagged = n_bytes = 0
     output.seek(0)
     with open(output.fileno(), "rb", closefd=False) as lines:
         for line in lines:
@@ -171,8 +178,10 @@ def _resume(output: FileIO, path: Path, records: Sequence[Record]) -> tuple[int,
                 break
             n_bytes += len(line)
             n_done += 1
-            n_failed += "error" in json.loads(line)
-    return n_done, n_failed
+            row = json.loads(line)
+            n_failed += "error" in row
+            n_flagged += "finish_reason" in row
+    return n_done, n_failed, n_flagged
 
 
 def _is_row_of(line: bytes, record: Record) -> bool:

@@ -16,6 +16,7 @@ from ark_asr_onnx import ArkError, ManifestError, Transcriber
 from . import batch, evaluate, manifests, threads
 from .terminal import (
     Progress,
+    check_window,
     engine_arguments,
     named_model,
     opened,
@@ -55,10 +56,13 @@ def evaluate_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _batch(arguments: argparse.Namespace, _: object) -> int:
     """Transcribe what has no row yet."""
+    model = named_model(arguments)
+    package = ark_asr_onnx.open_package(model, local_files_only=arguments.local_files_only)
+    check_window(arguments, package.manifest)  # before anything is overwritten
     n_threads = arguments.threads or max(1, threads.default_threads() // arguments.workers)
     load = functools.partial(
         ark_asr_onnx.load,
-        named_model(arguments),
+        model,
         threads=n_threads,
         local_files_only=arguments.local_files_only,
         prepared_dir=arguments.prepared_dir,
@@ -92,6 +96,8 @@ def _batch(arguments: argparse.Namespace, _: object) -> int:
     n_now = result.n_records - result.n_done_before
     speed = f", RTFx {result.audio_seconds / result.elapsed_seconds:.1f}" if n_now else ""
     say(f"{n_now} of {result.n_records} rows written, {result.audio_seconds:.1f} s of audio{speed}")
+    if result.n_flagged:
+        say(f"warning: {result.n_flagged} rows have a finish_reason: their text may lack something")
     if result.n_failed:
         say(f"{result.n_failed} rows have an error")
     return 1 if result.n_failed else 0
@@ -108,6 +114,9 @@ def _evaluate(arguments: argparse.Namespace, _: object) -> int:
         raise ManifestError(f"{arguments.input}: no lines, there is nothing to score")
     if arguments.output is not None and _is_same(arguments.output, arguments.input):
         raise ManifestError(f"{arguments.output}: is the input too, choose another output")
+    for record in records:
+        with _told(f"{arguments.input}:{record.line}"):
+            evaluate.normalizer(_language(arguments, record), normalize)
     ours = _scored(arguments, records, None)
     with _told(arguments.input):
         print(evaluate.summary(ours.report()))
@@ -119,9 +128,16 @@ def _evaluate(arguments: argparse.Namespace, _: object) -> int:
         names = (str(arguments.model or "the first model"), str(arguments.against))
         difference = evaluate.compare(ours.scores, theirs.scores)
         print(f"\n{evaluate.comparison_summary(difference, names)}")
+        ours.failures += theirs.failures
     for line in ours.failures:
         say(f"error: {line}")
     return 1 if ours.failures else 0
+
+
+def _language(arguments: argparse.Namespace, record: manifests.Record) -> str | None:
+    """What to count a row as: as the command says, or the row; None: look at its script."""
+    language = arguments.language or record.fields.get("language")
+    return str(language) if language else None
 
 
 @contextlib.contextmanager
@@ -174,19 +190,20 @@ def _scored(
     results: dict[int, str] = {
         i: str(r.fields["pred_text"]) for i, r in enumerate(records) if ready[i]
     }
+    found.failures += [f"{records[i].audio}: {records[i].fields['error']}"
+                       for i in results if records[i].fields.get("error")]  # fmt: skip
     waiting = [i for i in range(len(records)) if not ready[i]]
     if waiting:
         with opened(arguments, model) as transcriber:
             results |= _transcribed(arguments, transcriber, records, waiting, found)
     for i, record in enumerate(records):
-        language = arguments.language or record.fields.get("language")
         found.records.append(record)
         found.texts.append(results[i])
         found.scores.append(
             evaluate.score(
                 record.text or "",
                 results[i],
-                str(language) if language else None,
+                _language(arguments, record),
                 normalize=not arguments.no_normalize,
             )
         )

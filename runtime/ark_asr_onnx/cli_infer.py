@@ -59,6 +59,7 @@ def infer_main(script_dir: Path, argv: Sequence[str] | None = None) -> int:
         choices=("fp32", "fp16", "int8", "int4"),
         help="refuse a model folder of another precision",
     )
+    add("--window", type=seconds, metavar="SECONDS", help="longest part heard at once (15)")
     add("--no-retry", action="store_true", help="do not try doubtful parts again")
     add("--task", choices=("asr",), default="asr")
     add("--threads", type=positive, metavar="N")

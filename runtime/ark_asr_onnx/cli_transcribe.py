@@ -5,12 +5,22 @@ from __future__ import annotations
 import argparse
 import glob
 import json
+import os
 import sys
-import tempfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
-from ark_asr_onnx import ArkError, AudioError, PackageError, Segment, Transcript
+import numpy.typing as npt
+
+from ark_asr_onnx import (
+    ArkError,
+    AudioError,
+    PackageError,
+    Segment,
+    Transcriber,
+    Transcript,
+)
 
 from . import audio, microphone, pcm
 from .terminal import (
@@ -24,7 +34,7 @@ from .terminal import (
     seconds,
     splitting_of,
 )
-from .writers import WRITERS
+from .writers import WRITERS, segment_to_json
 
 _AUDIO_ENDINGS = (
     ".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aiff", ".aif", ".aifc", ".au", ".caf",
@@ -32,7 +42,8 @@ _AUDIO_ENDINGS = (
 )  # fmt: skip
 _STDIN = "-"
 _REASONS = {
-    "length": "stopped after {n} tokens, the text may be cut; raise --max-new-tokens",
+    "length": "stopped after {n} tokens, the text may be cut; raise --max-new-tokens, or "
+    "--no-guards where it is fast speech",
     "loop": "began to repeat itself and was cut there",
     "empty": "there is speech, but no text",
 }
@@ -96,36 +107,11 @@ def transcribe(arguments: argparse.Namespace, refuse: Callable[[str], object]) -
         raise PackageError(
             f"the model is {precision}, --main-model-precision asks for {arguments.precision}"
         )
-    options, splitting = options_of(arguments), splitting_of(arguments)
     n_failed = n_flagged = 0
     for path in paths:
-        show = Progress(_duration(path, arguments), clock, f"{path} " if len(paths) > 1 else "")
-        show.is_shown &= not arguments.no_progress
-        stream = transcriber.stream(
-            sys.stdin.buffer if path == _STDIN else path,
-            begin_seconds=arguments.begin,
-            end_seconds=arguments.end,
-            max_seconds=arguments.max_audio_seconds,
-            options=options,
-            splitting=splitting,
-            slots=arguments.slots,
-        )
-        error: BaseException | None = None
         try:
-            for segment in stream:
-                show.clear()
-                if not outputs:
-                    _print_segment(path, segment, arguments.format)
-                show(segment.end - (arguments.begin or 0.0))
-        except (ArkError, KeyboardInterrupt) as caught:
-            error = caught
-        show.clear()
-        transcript = stream.transcript()
-        if error is None or transcript.segments:  # what is finished is kept
-            _write(path, transcript, outputs.get(path), arguments.format)
-        if isinstance(error, KeyboardInterrupt):
-            raise error
-        if error is not None:
+            transcript = _transcribed(transcriber, path, arguments, outputs.get(path), len(paths))
+        except ArkError as error:
             say(f"error: {error}")
             n_failed += 1
             continue
@@ -137,10 +123,52 @@ def transcribe(arguments: argparse.Namespace, refuse: Callable[[str], object]) -
     return 1 if n_failed else 3 if n_flagged and arguments.strict else 0
 
 
+def _transcribed(
+    transcriber: Transcriber,
+    path: str,
+    arguments: argparse.Namespace,
+    output: Path | None,
+    n_paths: int,
+) -> Transcript:
+    """Transcribe a file and write its text; also as much as there is when that breaks off."""
+    begin = arguments.begin or 0.0
+    show = Progress(_duration(path, arguments), clock, f"{path} " if n_paths > 1 else "")
+    show.is_shown &= not arguments.no_progress
+    stream = transcriber.stream(
+        sys.stdin.buffer if path == _STDIN else path,
+        begin_seconds=arguments.begin,
+        end_seconds=arguments.end,
+        max_seconds=arguments.max_audio_seconds,
+        options=options_of(arguments),
+        splitting=splitting_of(arguments),
+        slots=arguments.slots,
+    )
+    stopped: ArkError | KeyboardInterrupt | None = None
+    try:
+        for segment in stream:
+            show.clear()
+            if output is None:
+                _print_segment(path, segment, arguments.format)
+            show(segment.end - begin)
+    except (ArkError, KeyboardInterrupt) as error:
+        stopped = error
+    show.clear()
+    transcript = stream.transcript()
+    try:
+        if stopped is None or transcript.segments:
+            _write(path, transcript, output, arguments.format)
+    finally:
+        if stopped is not None:
+            raise stopped
+    return transcript
+
+
 def _from_stdin(arguments: argparse.Namespace, refuse: Callable[[str], object]) -> int:
     """Print the parts of live audio as their speech ends."""
     if arguments.output_dir is not None or arguments.format not in ("txt", "jsonl"):
         refuse("- gives its text as it comes, on standard output, with -f txt or jsonl")
+    if arguments.begin is not None or arguments.end is not None:
+        refuse("- has no --begin and --end: send what is to be heard")
     blocks, rate = pcm.blocks(sys.stdin.buffer, arguments.rate, arguments.channels)  # pyright: ignore[reportArgumentType] - sys.stdin.buffer is one
     return _listen(arguments, blocks, rate, arguments.format)
 
@@ -149,17 +177,33 @@ def _mic(arguments: argparse.Namespace, _: object) -> int:
     """Print what is spoken, until Ctrl-C."""
     device = arguments.device
     blocks = microphone.blocks(int(device) if device and device.isdigit() else device)
-    say("listening; Ctrl-C ends it")
-    return _listen(arguments, blocks, 16000, "txt")
+    return _listen(arguments, blocks, 16000, "txt", "listening; Ctrl-C ends it")
 
 
-def _listen(arguments: argparse.Namespace, blocks: Iterable[object], rate: int, output: str) -> int:
+def _listen(
+    arguments: argparse.Namespace,
+    blocks: Iterable[npt.NDArray[Any]],
+    rate: int,
+    output: str,
+    hint: str = "",
+) -> int:
     transcriber = opened(arguments)
+    if hint:
+        say(hint)
+    interrupted = False
+
+    def until_interrupted() -> Iterator[npt.NDArray[Any]]:
+        nonlocal interrupted
+        try:
+            yield from blocks
+        except KeyboardInterrupt:  # the end of what there is to hear, not of hearing it
+            interrupted = True
+
     segments = transcriber.listen(
-        blocks,  # pyright: ignore[reportArgumentType] - arrays, whatever their type
+        until_interrupted(),
         rate,
         options=options_of(arguments),
-        splitting=splitting_of(arguments, live=True),
+        splitting=splitting_of(arguments),
         partial_seconds=arguments.partial,
     )
     shown = sys.stderr.isatty()
@@ -174,6 +218,8 @@ def _listen(arguments: argparse.Namespace, blocks: Iterable[object], rate: int, 
         _print_segment(_STDIN, segment, output)
         if segment.finish_reason != "stop":
             n_flagged += _report_flagged(_STDIN, [segment])
+    if interrupted:
+        raise KeyboardInterrupt
     return 3 if n_flagged and getattr(arguments, "strict", False) else 0
 
 
@@ -181,16 +227,22 @@ def _expanded(given: Sequence[str]) -> list[str]:
     """Files: folders give their audio files, patterns what they match, in order of their names."""
     found: list[str] = []
     for name in given:
-        path = Path(name)
-        if path.is_dir():
-            inside = [str(p) for p in sorted(path.iterdir()) if p.suffix.lower() in _AUDIO_ENDINGS]
-            found += inside or [name]  # reading it tells what is wrong
-        elif any(c in name for c in "*?[") and not path.exists():
+        # The functions of os.path never raise; reading tells what is wrong with a path.
+        if os.path.isdir(name):  # noqa: PTH112
+            found += _audio_in(Path(name)) or [name]
+        elif any(c in name for c in "*?[") and not os.path.lexists(name):
             matches = glob.glob(name, recursive=True)  # noqa: PTH207 - Path has none of absolute ones
             found += sorted(matches) or [name]
         else:
             found.append(name)
     return found
+
+
+def _audio_in(folder: Path) -> list[str]:
+    try:
+        return [str(p) for p in sorted(folder.iterdir()) if p.suffix.lower() in _AUDIO_ENDINGS]
+    except OSError:
+        return []
 
 
 def _outputs(
@@ -239,10 +291,7 @@ def _print_segment(path: str, segment: Segment, output: str) -> None:
     if output == "txt" and segment.text:
         print(segment.text, flush=True)
     elif output == "jsonl":
-        whole = Transcript("", (segment,), 0.0, None)  # pyright: ignore[reportArgumentType] - a writer of segments
-        for line in WRITERS["jsonl"](whole).splitlines():
-            fields = json.dumps({"audio": path}, ensure_ascii=False)[:-1]
-            print(f"{fields}, {line[1:]}", flush=True)
+        print(f"{_audio_field(path)}, {segment_to_json(segment)[1:]}", flush=True)
 
 
 def _write(path: str, transcript: Transcript, output: Path | None, kind: str) -> None:
@@ -254,20 +303,27 @@ def _write(path: str, transcript: Transcript, output: Path | None, kind: str) ->
         if not transcript.text:
             print(flush=True)  # a line for each file
     elif kind == "json":
-        fields = json.loads(WRITERS["json"](transcript))
-        print(json.dumps({"audio": path, **fields}, ensure_ascii=False), flush=True)
+        print(f"{_audio_field(path)}, {WRITERS['json'](transcript)[1:]}", flush=True)
     elif kind != "jsonl":
         print(WRITERS[kind](transcript), end="", flush=True)
 
 
+def _audio_field(path: str) -> str:
+    """The beginning of a JSON object that tells which file it is about."""
+    # A name that is no UTF-8 has half surrogates, which only escaped can be printed.
+    printable = path.isprintable()
+    return json.dumps({"audio": path}, ensure_ascii=not printable)[:-1]
+
+
 def _write_file(path: Path, content: str) -> None:
     """Write a file whole or not at all."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        with tempfile.NamedTemporaryFile("wb", dir=path.parent, delete=False) as file:
-            file.write(content.encode())
-        temporary = Path(file.name)
-        temporary.chmod(0o644)
-        temporary.replace(path)
+        try:
+            temporary.write_bytes(content.encode())
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
     except OSError as error:
         raise AudioError(f"{path}: cannot be written ({error.strerror})") from error
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from . import greedy, mel, prompt, vad
 from .clock import Clock
 from .contract import Manifest
-from .errors import ArkError
+from .errors import ArkError, DecodeError
 from .greedy import Options, Utterance
 from .model import Model
 from .slots import Slots
@@ -21,7 +21,7 @@ from .text import Text, clean
 from .transcript import Segment
 
 _CLEAR_SPEECH_SECONDS = 0.5  # so much speech cannot be empty
-_SHORTEST_HALF_SECONDS = 1.0  # a window is not cut into less
+_SHORTEST_CUT_SECONDS = 2.0  # shorter windows are not cut in two
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +102,8 @@ class Engine:
                     exhausted = True
                 elif isinstance(item, End):
                     self._order.append(_Job(None, result=item))
+                    if self._slots.n_active:  # audios without windows do not keep others waiting
+                        self._step()
                 else:
                     self._order.append(_Job(item))
                     self._start(self._order[-1])
@@ -149,8 +151,13 @@ class Engine:
         """One token for all; what it takes is shared by their clocks."""
         jobs = list(self._in_slots.values())
         whole = Clock()
-        with whole.stage("decode"):
-            ended = self._slots.step()
+        ended: list[tuple[Utterance, ArkError | None]] = []
+        try:
+            with whole.stage("decode"):
+                ended += self._slots.step()
+        except DecodeError as error:  # of the graph: of nobody in particular
+            ended += [(utterance, error) for utterance in self._in_slots]
+            self._slots.clear()
         for job in jobs:
             assert job.task is not None
             job.task.clock.seconds["decode"] += whole.seconds["decode"] / len(jobs)
@@ -167,7 +174,7 @@ class Engine:
         window, clock = job.task.window, job.task.clock
         segment = self._segment(window, job.utterance)
         if segment.finish_reason in ("length", "loop"):
-            long_enough = len(window.waveform) >= 2 * _SHORTEST_HALF_SECONDS * mel.SAMPLE_RATE
+            long_enough = len(window.waveform) >= _SHORTEST_CUT_SECONDS * mel.SAMPLE_RATE
             if self._options.retry and job.may_split and long_enough:
                 parts = [_Job(Task(part, clock), may_split=False) for part in window.halves()]
                 self._replace(job, parts)
@@ -190,12 +197,9 @@ class Engine:
     def _is_clear_speech(self, window: Window, clock: Clock) -> bool:
         if window.spans is not None:
             return window.speech_seconds >= _CLEAR_SPEECH_SECONDS
-        if self._splitting.vad is None:
-            return False
+        detector = (self._splitting.vad or vad.silero)()
         with clock.stage("split"):
-            found = vad.speech_seconds(
-                window.waveform, self._splitting.vad(), self._splitting.threshold
-            )
+            found = vad.speech_seconds(window.waveform, detector, self._splitting.threshold)
         return found >= _CLEAR_SPEECH_SECONDS
 
     def _segment(self, window: Window, utterance: Utterance) -> Segment:

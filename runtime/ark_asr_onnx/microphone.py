@@ -15,7 +15,7 @@ _BLOCK_SECONDS = 0.032
 
 
 def blocks(device: int | str | None = None) -> Iterator[npt.NDArray[Any]]:
-    """Arrays ``[n]`` int16, mono, 16 kHz, until the iterator is closed.
+    """Arrays ``[n]`` int16, mono, 16 kHz, from now on until the iterator is closed.
 
     What comes while nobody asks is kept. ``device`` is a number or a part of a name as
     ``python -m sounddevice`` lists them. Raises :class:`MissingExtraError`, and
@@ -44,6 +44,10 @@ def blocks(device: int | str | None = None) -> Iterator[npt.NDArray[Any]]:
         raise AudioError(
             f"the microphone cannot be opened ({error}); python -m sounddevice lists the devices"
         ) from error
+    return _heard(stream, heard)
+
+
+def _heard(stream: Any, heard: queue.SimpleQueue[bytes]) -> Iterator[npt.NDArray[Any]]:
     try:
         while True:
             yield np.frombuffer(heard.get(), np.int16)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import wave
 from collections.abc import Iterator
 from io import BufferedReader
@@ -13,7 +14,8 @@ import numpy.typing as npt
 from .errors import AudioError
 
 _BLOCK_SECONDS = 0.032
-_FILES = (b"fLaC", b"OggS", b"ID3", b"FORM", b".snd", b"caff")
+_UNKNOWN_BYTES = (1 << 31) - (1 << 20)
+_FILES = (b"fLaC", b"OggS", b"ID3", b"FORM", b".snd", b"caff", b"RF64", b"riff")
 _MP3 = (b"\xfb", b"\xfa", b"\xf3", b"\xf2", b"\xe3", b"\xe2")
 _DTYPES = {1: "u1", 2: "<i2", 4: "<i4"}
 
@@ -45,16 +47,24 @@ def blocks(
                 "example with ffmpeg -i … -f s16le -ac 1 -ar 16000 -"
             ) from error
         rate, channels, width = header.getframerate(), header.getnchannels(), header.getsampwidth()
-        # The header's length means nothing here: who writes into a pipe cannot go back to it.
-    return _frames(stream, max(1, round(rate * _BLOCK_SECONDS)), channels, width), rate
+        if width > 4:
+            raise AudioError(f"standard input: samples of {8 * width} bits, at most 32 can be read")
+        n_bytes = header.getnframes() * channels * width
+    else:
+        n_bytes = 0
+    size = channels * width * max(1, round(rate * _BLOCK_SECONDS))
+    # Who writes into a pipe cannot go back to the header, and leaves 0 or nearly 2**31 or 2**32.
+    left = n_bytes if 0 < n_bytes < _UNKNOWN_BYTES else math.inf
+    return _frames(stream, size, left, channels, width), rate
 
 
 def _frames(
-    stream: BufferedReader, n: int, channels: int, width: int
+    stream: BufferedReader, size: int, left: float, channels: int, width: int
 ) -> Iterator[npt.NDArray[Any]]:
-    size = channels * width
-    while data := stream.read(n * size):
-        whole = data[: len(data) // size * size]  # the last sample may be torn
+    frame = channels * width
+    while data := stream.read(int(min(size, left))):
+        left -= len(data)
+        whole = data[: len(data) // frame * frame]  # the last sample may be torn
         if width == 3:
             padded = np.zeros((len(whole) // 3, 4), np.uint8)
             padded[:, 1:] = np.frombuffer(whole, np.uint8).reshape(-1, 3)

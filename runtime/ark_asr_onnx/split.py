@@ -160,7 +160,7 @@ class Splitter:
         if self._speech_from is not None:
             self._close_span(min(self._quiet_from or end, end))
         if self._spans:
-            found.append(self._window(end))
+            found.append(self._window(end + self._pad))
         self._kept, self._base = np.empty(0, np.float32), end
         return found
 
@@ -209,7 +209,8 @@ class Splitter:
 
     def _close_span(self, end: int) -> None:
         assert self._speech_from is not None
-        if end - self._speech_from >= self._min_speech:
+        is_rest = self._speech_from == self._floor and self._floor > 0  # of speech that was cut
+        if end > self._speech_from and (is_rest or end - self._speech_from >= self._min_speech):
             self._spans.append((self._speech_from, end))
         self._speech_from = self._quiet_from = None
 

@@ -13,6 +13,9 @@ from pathlib import Path
 import ark_asr_onnx
 from ark_asr_onnx import ArkError, Options, PackageError, Splitting, Transcriber
 
+from .contract import Manifest
+from .transcriber import DEFAULT_SLOTS
+
 MODEL_VARIABLE = "ARK_ASR_MODEL"
 PREPARED_VARIABLE = "ARK_ASR_PREPARED_DIR"
 
@@ -52,7 +55,13 @@ def engine_arguments(parser: argparse.ArgumentParser) -> None:
         help="open the graphs packed for this CPU from here, see ark-asr prepare (default: "
         f"${PREPARED_VARIABLE})",
     )
-    add("--slots", type=positive, default=8, metavar="N", help="windows decoded together (8)")
+    add(
+        "--slots",
+        type=positive,
+        default=DEFAULT_SLOTS,
+        metavar="N",
+        help=f"windows decoded together ({DEFAULT_SLOTS})",
+    )
     add(
         "--window",
         type=seconds,
@@ -80,12 +89,12 @@ def options_of(arguments: argparse.Namespace) -> Options:
     )
 
 
-def splitting_of(arguments: argparse.Namespace, *, live: bool = False) -> Splitting:
+def splitting_of(arguments: argparse.Namespace) -> Splitting:
     """How to cut, as the arguments say."""
     if arguments.no_vad:
         return Splitting(arguments.window, vad=None)
     pause = {} if arguments.pause is None else {"pause_seconds": arguments.pause}
-    return Splitting(arguments.window, split_short=arguments.split_short or live, **pause)
+    return Splitting(arguments.window, split_short=arguments.split_short, **pause)
 
 
 def named_model(arguments: argparse.Namespace) -> str | Path:
@@ -111,11 +120,16 @@ def opened(arguments: argparse.Namespace, model: str | Path | None = None) -> Tr
         )
     for warning in caught:
         say(f"warning: {warning.message}")
+    check_window(arguments, transcriber.manifest)
+    return transcriber
+
+
+def check_window(arguments: argparse.Namespace, manifest: Manifest) -> None:
+    """Refuse a window that makes no sense, or not with this model."""
     try:
-        splitting_of(arguments).longest(transcriber.manifest.sizes.max_seconds)
+        splitting_of(arguments).longest(manifest.sizes.max_seconds)
     except ValueError as error:
         raise PackageError(f"--window: {error}") from error
-    return transcriber
 
 
 class Progress:

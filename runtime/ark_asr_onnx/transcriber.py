@@ -384,29 +384,37 @@ class _Job:
         self._max_seconds = max_seconds
 
     def windows(self) -> Iterator[Window]:
-        clip, clock = self.clip, self.clock
+        """The audio's windows; errors come when the first one is asked for."""
+        clip = self.clip
+        if self._max_seconds is not None:  # told before work begins, where a header tells
+            whole = audio.duration(clip.source, clip.sample_rate) or 0.0
+            end = min(whole, math.inf if clip.end_seconds is None else clip.end_seconds)
+            self._check_duration(end - (clip.begin_seconds or 0.0))
         blocks = audio.blocks(
             clip.source,
             clip.sample_rate,
             begin_seconds=clip.begin_seconds,
             end_seconds=clip.end_seconds,
         )
-        counted = self._counted(clock.each("read", blocks))
+        counted = self._counted(self.clock.each("read", blocks))
         offset = clip.begin_seconds or 0.0
         found = split.windows(counted, self.splitting, self.model_seconds, offset)
-        return clock.each("split", found)
+        yield from self.clock.each("split", found)
 
     def _counted(self, blocks: Iterator[F32]) -> Iterator[F32]:
         n_read = 0
         for block in blocks:
             n_read += len(block)
             self.seconds = n_read / mel.SAMPLE_RATE
-            if self._max_seconds is not None and self.seconds > self._max_seconds:
-                raise AudioError(
-                    f"{audio.describe(self.clip.source)}: longer than the {self._max_seconds:g} s "
-                    "that are allowed; raise the limit or select a part with begin and end"
-                )
+            self._check_duration(self.seconds)
             yield block
+
+    def _check_duration(self, seconds: float) -> None:
+        if self._max_seconds is not None and seconds > self._max_seconds:
+            raise AudioError(
+                f"{audio.describe(self.clip.source)}: longer than the {self._max_seconds:g} s "
+                "that are allowed; raise the limit or select a part with begin and end"
+            )
 
 
 def _check_usable(package: Package, threads: int) -> None:

@@ -11,7 +11,7 @@ from typing import Any, TypeAlias, cast
 
 import numpy as np
 
-from .mel import F32
+from .mel import F32, SAMPLE_RATE
 
 CHUNK = 512  # samples, 32 ms
 
@@ -33,4 +33,4 @@ def speech_seconds(waveform: F32, detector: Detector, threshold: float = 0.5) ->
     padded = np.zeros(n_chunks * CHUNK, np.float32)
     padded[: len(waveform)] = waveform
     n_speech = sum(detector(chunk) >= threshold for chunk in padded.reshape(-1, CHUNK))
-    return n_speech * CHUNK / 16000
+    return n_speech * CHUNK / SAMPLE_RATE

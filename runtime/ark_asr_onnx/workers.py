@@ -24,6 +24,9 @@ from .errors import ArkError, DecodeError
 Result = Transcript | ArkError
 
 
+_LEAD = 4  # slots full of clips that may be finished before their turn
+
+
 def transcribe_clips(
     open_transcriber: Callable[[], Transcriber],
     clips: Sequence[Clip],
@@ -41,7 +44,11 @@ def transcribe_clips(
     """
     workers = min(workers, len(clips))
     transcribe = _Transcribe(open_transcriber, options, splitting, slots)
-    numbered = transcribe(enumerate(clips)) if workers == 1 else _deal(transcribe, clips, workers)
+    numbered = (
+        transcribe(enumerate(clips))
+        if workers == 1
+        else _deal(transcribe, clips, workers, 4 * workers * slots)
+    )
     if workers:
         with contextlib.closing(numbered):
             yield from _in_order(numbered)
@@ -88,7 +95,7 @@ class _Transcribe:
 
 
 def _deal(
-    transcribe: _Transcribe, clips: Sequence[Clip], workers: int
+    transcribe: _Transcribe, clips: Sequence[Clip], workers: int, lead: int
 ) -> Generator[tuple[int, Result]]:
     """Results of all workers as they come; whoever asks is given the next clip."""
     context = multiprocessing.get_context("spawn")
@@ -101,14 +108,14 @@ def _deal(
                 process.start()
                 processes[ours] = process
                 theirs.close()  # so that the worker's end is the only one
-        remaining = enumerate(clips)
+        dealer = _Dealer(clips, lead)
         while processes:
             ready = wait(list(processes))
             for connection in [x for x in processes if x in ready]:
                 try:
                     message = connection.recv()
-                    if message is None:
-                        connection.send(next(remaining, None))
+                    if not isinstance(message, ArkError):
+                        dealer.hear(connection, message)
                 except (EOFError, OSError):
                     _check_ended(processes[connection])
                     del processes[connection]
@@ -121,6 +128,40 @@ def _deal(
         for process in processes.values():
             process.kill()
             process.join()
+
+
+class _Dealer:
+    """Gives each worker that asks the next clip, or ``None`` when there is none.
+
+    Results before their turn are in memory. So nobody gets a clip more than ``lead`` behind the
+    oldest that is not finished, but whoever has that one: it would not finish it while it waits.
+    """
+
+    def __init__(self, clips: Sequence[Clip], lead: int) -> None:
+        self._remaining = deque(enumerate(clips))
+        self._lead = lead
+        self._unfinished: dict[int, Connection] = {}  # in the order in which they were dealt
+        self._asking: list[Connection] = []
+
+    def hear(self, worker: Connection, message: tuple[int, Result] | None) -> None:
+        """A worker asks, with ``None``, or has a result."""
+        if message is None:
+            self._asking.append(worker)
+        else:
+            del self._unfinished[message[0]]
+        for other in list(self._asking):
+            if not self._remaining or self._may_go(other, self._remaining[0][0]):
+                self._asking.remove(other)
+                numbered = self._remaining.popleft() if self._remaining else None
+                if numbered is not None:
+                    self._unfinished[numbered[0]] = other
+                with contextlib.suppress(OSError):  # it ended: that is noticed where it is heard
+                    other.send(numbered)
+
+    def _may_go(self, worker: Connection, number: int) -> bool:
+        for oldest, owner in self._unfinished.items():
+            return owner is worker or number < oldest + self._lead
+        return True
 
 
 def _check_ended(process: BaseProcess) -> None:

@@ -77,23 +77,27 @@ def to_json(transcript: Transcript) -> str:
             "duration": transcript.duration,
             "timings": asdict(transcript.timings),
             "finish_reason": transcript.finish_reason,
+            "speech_seconds": transcript.speech_seconds,
+            "covered_seconds": transcript.covered_seconds,
         }
     )
 
 
 def to_jsonl(transcript: Transcript) -> str:
     """One line of JSON per segment, UTF-8 unescaped: what a log or a stream wants to read."""
-    lines = (
-        {
-            "start": segment.start,
-            "end": segment.end,
-            "text": segment.text,
-            "avg_logprob": segment.mean_logprob,
-            "finish_reason": segment.finish_reason,
-        }
-        for segment in transcript.segments
-    )
-    return "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+    return "".join(f"{segment_to_json(segment)}\n" for segment in transcript.segments)
+
+
+def segment_to_json(segment: Segment) -> str:
+    """One line of JSON, UTF-8 unescaped."""
+    fields = {
+        "start": segment.start,
+        "end": segment.end,
+        "text": segment.text,
+        "avg_logprob": segment.mean_logprob,
+        "finish_reason": segment.finish_reason,
+    }
+    return json.dumps(fields, ensure_ascii=False)
 
 
 WRITERS: dict[str, Callable[[Transcript], str]] = {
