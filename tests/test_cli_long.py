@@ -286,7 +286,8 @@ def test_evaluate_scores_and_compares(
     manifest, out = write_manifest(tmp_path / "refs.jsonl", rows), tmp_path / "rows.jsonl"
     options = ("--input", manifest, "--no-normalize", "--output", out)
     assert ark("evaluate", *options, "--against", DEMO) == 0
-    printed = capsys.readouterr().out
+    name, printed = capsys.readouterr().out.split("\n", 1)
+    assert name == str(DEMO)
     assert "6 rows" in printed
     assert "RTFx" in printed
     assert "+0.00 points" in printed

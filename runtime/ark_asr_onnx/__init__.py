@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+from .clips import Clip
 from .errors import (
     ArkError,
     AudioError,
@@ -20,7 +21,7 @@ from .errors import (
 from .greedy import Options
 from .package import Package, open_package
 from .split import Splitting
-from .transcriber import Clip, Stream, Transcriber, load, prepare
+from .transcriber import Stream, Transcriber, load, prepare
 from .transcript import Segment, Timings, Transcript, transcript_to_json
 
 __version__ = "0.1.0"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import functools
+import os
 import time
 from collections.abc import Generator, Sequence
 from pathlib import Path
@@ -15,6 +16,7 @@ from ark_asr_onnx import ArkError, ManifestError, Transcriber
 
 from . import batch, evaluate, manifests, threads
 from .terminal import (
+    MODEL_VARIABLE,
     Progress,
     check_window,
     engine_arguments,
@@ -118,6 +120,10 @@ def _evaluate(arguments: argparse.Namespace, _: object) -> int:
         with _told(f"{arguments.input}:{record.line}"):
             evaluate.normalizer(_language(arguments, record), normalize)
     ours = _scored(arguments, records, None)
+    # Without a model, the texts are in the rows.
+    name = str(arguments.model or os.environ.get(MODEL_VARIABLE) or arguments.input)
+    if arguments.against is not None:
+        print(name)
     with _told(arguments.input):
         print(evaluate.summary(ours.report()))
     if arguments.output is not None:
@@ -125,7 +131,7 @@ def _evaluate(arguments: argparse.Namespace, _: object) -> int:
     if arguments.against is not None:
         theirs = _scored(arguments, records, arguments.against)
         print(f"\n{arguments.against}\n{evaluate.summary(theirs.report())}")
-        names = (str(arguments.model or "the first model"), str(arguments.against))
+        names = (name, str(arguments.against))
         difference = evaluate.compare(ours.scores, theirs.scores)
         print(f"\n{evaluate.comparison_summary(difference, names)}")
         ours.failures += theirs.failures

@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-import math
 import os
 import warnings
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 from typing import Any, cast
 
 import numpy.typing as npt
 
-from . import audio, contract, mel, prepared, split
+from . import audio, contract, mel, prepared
 from .audio import AudioSource
+from .clips import Clip, Job, tasks_of
 from .clock import Clock
 from .engine import End, Engine, Task
-from .errors import ArkError, AudioError, PackageError
+from .errors import ArkError, PackageError
 from .graph import require_onnxruntime
 from .greedy import Options
 from .layouts import LAYOUTS
@@ -33,16 +33,6 @@ from .threads import default_threads
 from .transcript import Segment, Transcript, join
 
 DEFAULT_SLOTS = 8
-
-
-@dataclass(frozen=True, slots=True)
-class Clip:
-    """Audio to transcribe, whole or in part; see :meth:`Transcriber.transcribe`."""
-
-    source: AudioSource
-    sample_rate: int | None = None
-    begin_seconds: float | None = None
-    end_seconds: float | None = None
 
 
 def load(
@@ -208,7 +198,7 @@ class Transcriber:
         they occur: the segments before them stand.
         """
         clip = Clip(source, sample_rate, begin_seconds, end_seconds)
-        job = _Job(clip, splitting or Splitting(), self.manifest.sizes.max_seconds, max_seconds)
+        job = Job(clip, splitting or Splitting(), self.manifest.sizes.max_seconds, max_seconds)
         _check_slots(slots)
         return Stream(job, self._segments(job, options or Options(), slots))
 
@@ -251,7 +241,7 @@ class Transcriber:
         _check_slots(slots)
         return self._many(iter(clips), options or Options(), splitting or Splitting(), slots)
 
-    def _segments(self, job: _Job, options: Options, slots: int) -> Iterator[Segment]:
+    def _segments(self, job: Job, options: Options, slots: int) -> Iterator[Segment]:
         first = next(windows := job.windows(), None)
         if first is None:
             return
@@ -260,7 +250,7 @@ class Transcriber:
             if first.is_whole:  # no more room than it needs
                 slots, longest = 1, len(first.waveform) / mel.SAMPLE_RATE
             engine = self._engine(model, options, job.splitting, slots, longest)
-            for result in engine.run(_tasks(job, chain([first], windows))):
+            for result in engine.run(tasks_of(job, chain([first], windows))):
                 if isinstance(result, End):
                     if result.error is not None:
                         raise result.error
@@ -273,13 +263,13 @@ class Transcriber:
         self, clips: Iterator[Clip], options: Options, splitting: Splitting, slots: int
     ) -> Iterator[Transcript | ArkError]:
         max_seconds = self.manifest.sizes.max_seconds
-        started: deque[_Job] = deque()
+        started: deque[Job] = deque()
 
         def tasks() -> Iterator[Task | End]:
             for clip in clips:
-                job = _Job(clip, splitting, max_seconds)
+                job = Job(clip, splitting, max_seconds)
                 started.append(job)
-                yield from _tasks(job, job.windows())
+                yield from tasks_of(job, job.windows())
 
         with self._resident.use() as model:
             longest = splitting.longest(max_seconds)
@@ -334,20 +324,10 @@ class Transcriber:
         return Engine(model, self.manifest, self._text, options, splitting, slots, max_seconds)
 
 
-def _tasks(job: _Job, windows: Iterator[Window]) -> Iterator[Task | End]:
-    """Windows, and how they ended: what was heard before an error is finished."""
-    try:
-        for window in windows:
-            yield Task(window, job.clock)
-        yield End()
-    except ArkError as error:
-        yield End(error)
-
-
 class Stream(Iterator[Segment]):
     """Segments as they are finished; ends when it is closed, at once."""
 
-    def __init__(self, job: _Job, segments: Iterator[Segment]) -> None:
+    def __init__(self, job: Job, segments: Iterator[Segment]) -> None:
         self._job, self._segments = job, segments
         self._finished: list[Segment] = []
 
@@ -363,58 +343,6 @@ class Stream(Iterator[Segment]):
     def transcript(self) -> Transcript:
         """What is finished so far."""
         return join(self._finished, self._job.seconds, self._job.clock.timings(wall=True))
-
-
-class _Job:
-    """A clip on its way: its windows, and how much of it was read."""
-
-    def __init__(
-        self,
-        clip: Clip,
-        splitting: Splitting,
-        model_seconds: float,
-        max_seconds: float | None = None,
-    ) -> None:
-        if max_seconds is not None and not 0 < max_seconds < math.inf:
-            raise ValueError(f"max_seconds is {max_seconds}, must be positive and finite")
-        splitting.longest(model_seconds)  # refused now, not when the first window is asked for
-        self.clip, self.splitting, self.model_seconds = clip, splitting, model_seconds
-        self.clock = Clock()
-        self.seconds = 0.0  # of audio read
-        self._max_seconds = max_seconds
-
-    def windows(self) -> Iterator[Window]:
-        """The audio's windows; errors come when the first one is asked for."""
-        clip = self.clip
-        if self._max_seconds is not None:  # told before work begins, where a header tells
-            whole = audio.duration(clip.source, clip.sample_rate) or 0.0
-            end = min(whole, math.inf if clip.end_seconds is None else clip.end_seconds)
-            self._check_duration(end - (clip.begin_seconds or 0.0))
-        blocks = audio.blocks(
-            clip.source,
-            clip.sample_rate,
-            begin_seconds=clip.begin_seconds,
-            end_seconds=clip.end_seconds,
-        )
-        counted = self._counted(self.clock.each("read", blocks))
-        offset = clip.begin_seconds or 0.0
-        found = split.windows(counted, self.splitting, self.model_seconds, offset)
-        yield from self.clock.each("split", found)
-
-    def _counted(self, blocks: Iterator[F32]) -> Iterator[F32]:
-        n_read = 0
-        for block in blocks:
-            n_read += len(block)
-            self.seconds = n_read / mel.SAMPLE_RATE
-            self._check_duration(self.seconds)
-            yield block
-
-    def _check_duration(self, seconds: float) -> None:
-        if self._max_seconds is not None and seconds > self._max_seconds:
-            raise AudioError(
-                f"{audio.describe(self.clip.source)}: longer than the {self._max_seconds:g} s "
-                "that are allowed; raise the limit or select a part with begin and end"
-            )
 
 
 def _check_usable(package: Package, threads: int) -> None:

@@ -1,0 +1,87 @@
+"""A clip on its way to the model: opened, counted, and cut into windows."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from . import audio, mel, split
+from .audio import AudioSource
+from .clock import Clock
+from .engine import End, Task
+from .errors import ArkError, AudioError
+from .mel import F32
+from .split import Splitting, Window
+
+
+@dataclass(frozen=True, slots=True)
+class Clip:
+    """Audio to transcribe, whole or in part; see :meth:`Transcriber.transcribe`."""
+
+    source: AudioSource
+    sample_rate: int | None = None
+    begin_seconds: float | None = None
+    end_seconds: float | None = None
+
+
+class Job:
+    """A clip on its way: its windows, and how much of it was read."""
+
+    def __init__(
+        self,
+        clip: Clip,
+        splitting: Splitting,
+        model_seconds: float,
+        max_seconds: float | None = None,
+    ) -> None:
+        if max_seconds is not None and not 0 < max_seconds < math.inf:
+            raise ValueError(f"max_seconds is {max_seconds}, must be positive and finite")
+        splitting.longest(model_seconds)  # refused now, not when the first window is asked for
+        self.clip, self.splitting, self.model_seconds = clip, splitting, model_seconds
+        self.clock = Clock()
+        self.seconds = 0.0  # of audio read
+        self._max_seconds = max_seconds
+
+    def windows(self) -> Iterator[Window]:
+        """The audio's windows; errors come when the first one is asked for."""
+        clip = self.clip
+        if self._max_seconds is not None:  # told before work begins, where a header tells
+            whole = audio.duration(clip.source, clip.sample_rate) or 0.0
+            end = min(whole, math.inf if clip.end_seconds is None else clip.end_seconds)
+            self._check_duration(end - (clip.begin_seconds or 0.0))
+        blocks = audio.blocks(
+            clip.source,
+            clip.sample_rate,
+            begin_seconds=clip.begin_seconds,
+            end_seconds=clip.end_seconds,
+        )
+        counted = self._counted(self.clock.each("read", blocks))
+        offset = clip.begin_seconds or 0.0
+        found = split.windows(counted, self.splitting, self.model_seconds, offset)
+        yield from self.clock.each("split", found)
+
+    def _counted(self, blocks: Iterator[F32]) -> Iterator[F32]:
+        n_read = 0
+        for block in blocks:
+            n_read += len(block)
+            self.seconds = n_read / mel.SAMPLE_RATE
+            self._check_duration(self.seconds)
+            yield block
+
+    def _check_duration(self, seconds: float) -> None:
+        if self._max_seconds is not None and seconds > self._max_seconds:
+            raise AudioError(
+                f"{audio.describe(self.clip.source)}: longer than the {self._max_seconds:g} s "
+                "that are allowed; raise the limit or select a part with begin and end"
+            )
+
+
+def tasks_of(job: Job, windows: Iterator[Window]) -> Iterator[Task | End]:
+    """Windows, and how they ended: what was heard before an error is finished."""
+    try:
+        for window in windows:
+            yield Task(window, job.clock)
+        yield End()
+    except ArkError as error:
+        yield End(error)
