@@ -66,7 +66,7 @@ MAY_IMPORT = {
     "cli_transcribe": {"__init__", "audio", "microphone", "pcm", "terminal", "writers"},
     "cli_corpus": {"__init__", "batch", "evaluate", "manifests", "terminal", "threads"},
     "cli_infer": {"cli_transcribe", "terminal"},
-    "cli": {"__init__", "cli_corpus", "cli_infer", "cli_transcribe", "terminal"},
+    "cli": {"__init__", "cli_corpus", "cli_transcribe", "terminal"},
     "__main__": {"cli"},
 }
 

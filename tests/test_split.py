@@ -192,6 +192,12 @@ def test_the_quietest_point_is_the_one_with_the_least_energy(seed: int) -> None:
     assert at == 1000 + int(np.argmin(energies)) + 800
 
 
+@pytest.mark.parametrize("threshold", [0.05, 0.5, 0.95])
+def test_speech_ends_at_any_threshold(threshold: float) -> None:
+    waveform = sound((1, 0.1), (2, 0), (1, 0.1), (1, 0))
+    assert len(cut(waveform, replace(PLAIN, threshold=threshold))) == 2
+
+
 @pytest.mark.parametrize(
     ("field", "value"),
     [("window_seconds", 0.5), ("threshold", 0), ("threshold", 1), ("pause_seconds", -1),

@@ -1,4 +1,4 @@
-"""``ark-asr`` and ``infer_ark_audio_onnx.py``: transcripts on stdout, everything else on stderr."""
+"""``ark-asr``: transcripts on stdout, everything else on stderr."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from pathlib import Path
 import ark_asr_onnx
 
 from . import cli_corpus, cli_transcribe
-from .cli_infer import infer_main
 from .terminal import (
     PREPARED_VARIABLE,
     guarded,
@@ -19,8 +18,6 @@ from .terminal import (
     say,
     threads_argument,
 )
-
-__all__ = ["infer_main", "main"]
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -17,7 +17,7 @@ from . import vad
 from .mel import F32, MIN_SAMPLES, SAMPLE_RATE
 from .vad import CHUNK, Detector
 
-_HYSTERESIS = 0.15  # speech goes on down to so much below the threshold
+_HYSTERESIS = 0.15  # speech goes on down to so much below the threshold, at most to half of it
 _MIN_GAP = round(0.1 * SAMPLE_RATE)  # shorter dips are within speech
 _QUIET = round(0.1 * SAMPLE_RATE)  # how long a quiet point must be
 _DEFAULT_WINDOW_SECONDS = 15.0
@@ -132,6 +132,7 @@ class Splitter:
         self._pause = max(round(splitting.pause_seconds * SAMPLE_RATE), _MIN_GAP)
         self._min_speech = round(splitting.min_speech_seconds * SAMPLE_RATE)
         self._threshold, self._offset = splitting.threshold, offset
+        self._silence = max(splitting.threshold - _HYSTERESIS, splitting.threshold / 2)
         self._detector = splitting.vad() if splitting.vad else None
         # All positions are samples from the first one on.
         self._kept = np.empty(0, np.float32)  # what may still be part of a window
@@ -184,7 +185,7 @@ class Splitter:
                 found.append(self._window(end))
         elif probability >= self._threshold:
             self._quiet_from = None
-        elif probability < self._threshold - _HYSTERESIS:
+        elif probability < self._silence:
             self._quiet_from = begin if self._quiet_from is None else self._quiet_from
             if end - self._quiet_from >= _MIN_GAP:
                 self._close_span(self._quiet_from)
