@@ -216,10 +216,10 @@ def _decode(source: _File, name: str, begin: float, end: float | None) -> Iterat
 
 
 class _Watched:
-    """A stream whose failures are kept.
+    """A stream that is no file, and whose failures are kept.
 
     libsndfile calls it through C, where an exception (also that of Ctrl-C) would be printed and
-    taken for the end of the file.
+    taken for the end of the audio. A file it reads by itself.
     """
 
     def __init__(self, stream: BinaryIO) -> None:
@@ -249,14 +249,18 @@ class _Forward(soundfile.SoundFile):
     soundfile seeks after every read of a file that can seek, which makes MP3 lose samples.
     """
 
-    def __init__(self, stream: _Watched) -> None:
-        super().__init__(cast("BinaryIO", stream))
-        self._watched = stream
+    def __init__(self, stream: BinaryIO) -> None:
+        self._watched: _Watched | None = None
+        if isinstance(stream, io.FileIO) and os.name == "posix":
+            super().__init__(stream.fileno(), closefd=False)
+        else:
+            self._watched = _Watched(stream)
+            super().__init__(cast("BinaryIO", self._watched))
 
     def part(self, n: int) -> F32:
         """The next ``[n, channels]`` samples, fewer at the end."""
         found = cast("Any", self).read(n, dtype="float32", always_2d=True)
-        if self._watched.error is not None:
+        if self._watched is not None and self._watched.error is not None:
             raise self._watched.error
         return found
 
@@ -297,7 +301,7 @@ def _told(name: str, claimed: int) -> Generator[None]:
 @contextmanager
 def _decoder(stream: BinaryIO, name: str) -> Generator[_Forward]:
     with _told(name, 0):
-        file = _Forward(_Watched(stream))
+        file = _Forward(stream)
     with file:
         yield file
 
@@ -329,7 +333,7 @@ def _stream(source: _File, owned: ExitStack) -> BinaryIO:
     if isinstance(source, bytes):
         return io.BytesIO(source)
     if isinstance(source, (str, os.PathLike)):
-        stream: BinaryIO = owned.enter_context(Path(source).open("rb"))  # noqa: SIM115 - owned
+        stream: BinaryIO = owned.enter_context(Path(source).open("rb", 0))  # noqa: SIM115 - owned
     elif hasattr(source, "read"):
         stream = source
     else:
