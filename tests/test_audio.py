@@ -333,11 +333,29 @@ def test_a_raw_file_is_refused_because_it_does_not_know_its_rate(tmp_path: Path)
         audio.read(path)
 
 
+@pytest.mark.filterwarnings("ignore:.*ends too early")
 def test_a_wav_cut_short_gives_the_samples_that_are_there() -> None:
     data = encoded(swell())  # a header of 44 bytes, then 2 bytes a sample
     whole = audio.read(data)
     np.testing.assert_array_equal(audio.read(data[: 44 + 2000]), whole[:1000])
     np.testing.assert_array_equal(audio.read(data[: 44 + 2001]), whole[:1000])
+
+
+@pytest.mark.parametrize("kind", ["WAV", "OGG"])
+def test_a_file_that_was_cut_off_says_so(kind: str) -> None:
+    noise = np.random.default_rng(0).uniform(-0.5, 0.5, 10 * RATE)
+    data = encoded(noise, kind=kind, subtype=None)
+    with pytest.warns(UserWarning, match="audio bytes: the file ends too early .* copy it again"):
+        assert len(audio.read(data[: len(data) // 2])) < 6 * RATE
+    audio.read(data[: len(data) // 2], end_seconds=0.5)  # of no concern in a part that is there
+
+
+def test_a_file_that_is_damaged_says_where() -> None:
+    noise = np.random.default_rng(0).uniform(-0.5, 0.5, 20 * RATE)
+    data = bytearray(encoded(noise, kind="FLAC"))
+    data[len(data) // 2 : len(data) // 2 + 40000] = bytes(40000)
+    with pytest.raises(AudioError, match=r"damaged after \d+\.\d s .*; copy it again"):
+        audio.read(bytes(data))
 
 
 def test_a_wav_written_to_a_pipe_gives_all_its_samples() -> None:

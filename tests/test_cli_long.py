@@ -145,6 +145,43 @@ def test_a_file_that_breaks_off_keeps_what_was_heard(
     assert captured.err.endswith("1 of 2 files failed\n")
 
 
+def test_a_file_that_was_cut_off_is_a_warning(
+    meeting: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    path = tmp_path / "cut.wav"
+    path.write_bytes(meeting.read_bytes()[:600_000])
+    assert ark("transcribe", path) == 0
+    captured = capsys.readouterr()
+    assert captured.out.startswith("enter nine eighty nine\n")
+    assert captured.err.startswith(f"warning: {path}: the file ends too early")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [("--begin", "-1"), ("--begin", "nan"), ("--begin", "5", "--end", "3"), ("--threads", "99999"),
+     ("--channels", "99"), ("--rate", "99999999")],
+)  # fmt: skip
+def test_arguments_that_make_no_sense_are_wrong_usage(
+    arguments: tuple[str, ...], meeting: Path, capsys: Capture
+) -> None:
+    with pytest.raises(SystemExit) as exit_info:
+        ark("transcribe", *arguments, meeting)
+    assert exit_info.value.code == 2
+    assert arguments[0] in capsys.readouterr().err
+
+
+def test_a_model_whose_name_cannot_be_is_named(capsys: Capture) -> None:
+    assert cli.main(["inspect", "-m", "x" * 300]) == 1
+    assert "File name too long" in capsys.readouterr().err
+
+
+def test_a_clip_that_is_too_short_is_named(tmp_path: Path, capsys: Capture) -> None:
+    path = tmp_path / "click.wav"
+    soundfile.write(path, np.zeros(100), RATE)
+    assert ark("transcribe", path) == 1
+    assert capsys.readouterr().err.startswith(f"error: {path}: too short, 100 samples")
+
+
 # Doubt --------------------------------------------------------------------------------------------
 
 
@@ -312,6 +349,21 @@ def test_a_window_that_cannot_be_leaves_the_output_alone(
     assert ark("batch", "--input", manifest, *options) == 1
     assert "error: --window: window_seconds is" in capsys.readouterr().err
     assert out.read_text() == "precious"
+
+
+def test_what_cannot_be_written_or_compared_is_told_before_the_work(
+    samples: list[Sample], tmp_path: Path, capsys: Capture
+) -> None:
+    pytest.importorskip("jiwer")
+    pytest.importorskip("whisper_normalizer")
+    manifest = write_manifest(
+        tmp_path / "refs.jsonl", [{"audio": str(samples[0].path), "text": samples[0].text}]
+    )
+    for options in (("--output", tmp_path), ("--against", tmp_path / "nowhere")):
+        assert ark("evaluate", "--input", manifest, *options) == 1
+        captured = capsys.readouterr()
+        assert captured.out == ""
+        assert captured.err.count("\n") == 1
 
 
 def test_failures_count_wherever_they_were(

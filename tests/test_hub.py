@@ -168,7 +168,7 @@ def test_without_a_network_the_message_says_so(server: Hub, tmp_path: Path) -> N
     server.server.server_close()
     result = transcribe(server, tmp_path, "someone/ark-demo")
     assert result.returncode == 1
-    assert "cannot reach the hub" in result.stderr
+    assert "no such folder here, and the hub cannot be reached" in result.stderr
 
 
 @pytest.mark.parametrize("model", [str(DEMO), ".", "absent", "./a/b", "/no/such", "models/typo"])

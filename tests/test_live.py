@@ -269,3 +269,42 @@ def test_what_follows_the_samples_of_a_wav_is_not_heard() -> None:
     data = wav(np.full(4000, 0.5)) + b"LIST\x04\x00\x00\x00abcd"
     blocks, _ = pcm.blocks(stream(data))
     assert sum(map(len, blocks)) == 4000
+
+
+def test_a_wav_that_ends_too_early_says_so() -> None:
+    blocks, _ = pcm.blocks(stream(wav(np.full(4000, 0.5))[:-1000]))
+    with pytest.warns(UserWarning, match="it ended 1000 bytes before its header says"):
+        assert sum(map(len, blocks)) == 3500
+
+
+def test_samples_without_a_header_are_taken_for_something_and_that_is_said(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for options, words in (
+        ([], "taken for 16-bit samples, 16000 a second"),
+        (["--rate", 8000], ""),
+    ):
+        monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=stream(bytes(64000))))
+        assert cli.main(["transcribe", "-m", str(DEMO), *map(str, options), "-"]) == 0
+        captured = capsys.readouterr()
+        assert captured.out == ""
+        assert (words in captured.err) if words else captured.err == ""
+    m4a = b"\0\0\0 ftypM4A " + bytes(99)
+    monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=stream(m4a)))
+    assert cli.main(["transcribe", "-m", str(DEMO), "-"]) == 1
+    assert "not readable as audio" in capsys.readouterr().err
+    monkeypatch.setattr(sys, "stdin", None)
+    assert cli.main(["transcribe", "-m", str(DEMO), "-"]) == 1
+    assert "standard input is closed" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("subtype", ["FLOAT", "ULAW"])
+def test_a_wav_of_another_encoding_is_read_to_its_end(
+    subtype: str, samples: list[Sample], monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    data = io.BytesIO()
+    soundfile.write(data, audio.read(samples[0].path), RATE, format="WAV", subtype=subtype)
+    monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=stream(data.getvalue())))
+    assert cli.main(["transcribe", "-m", str(DEMO), "-"]) == 0
+    assert capsys.readouterr().out == f"{samples[0].text}\n"

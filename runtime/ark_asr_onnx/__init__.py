@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+from . import writers as writers
 from .clips import Clip
 from .errors import (
     ArkError,

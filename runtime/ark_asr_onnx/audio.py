@@ -8,9 +8,10 @@ from __future__ import annotations
 import io
 import math
 import os
+import re
+import warnings
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
-from pathlib import Path
 from typing import Any, BinaryIO, TypeAlias, TypeVar, cast
 
 import numpy as np
@@ -27,6 +28,7 @@ AudioSource: TypeAlias = _File | npt.NDArray[Any]
 _SAMPLE_RATES = range(1_000, 1_000_001)  # Hz; beyond, a header is damaged, and resampling explodes
 _MAX_CLAIMED = 1 << 48  # samples; a header that claims more does not know
 _T = TypeVar("_T")
+_UNKNOWN_BYTES = (1 << 31) - (1 << 20)
 _READABLE = (
     "WAV, FLAC, OGG, Opus, MP3 and AIFF can be read; convert others, for example with ffmpeg"
 )
@@ -204,7 +206,7 @@ def _decode(source: _File, name: str, begin: float, end: float | None) -> Iterat
         # GSM 6.10 and some ADPCMs cannot seek. After a seek MP3 loses up to 0.1 s, because a
         # frame keeps some of its bits in those before it.
         at = first if file.can_seek and file.format != "MP3" else 0
-        with _told(name, file.frames):
+        with _told(name, file.frames, file):
             file.seek(at)
             while at < last:
                 part = file.part(min(rate, last - at))
@@ -213,6 +215,27 @@ def _decode(source: _File, name: str, begin: float, end: float | None) -> Iterat
                 if at + len(part) > first:
                     yield part[max(0, first - at) :], rate
                 at += len(part)
+        if at >= file.frames and (lost := _lost(file.extra_info)):
+            warnings.warn(
+                f"{name}: the file ends too early ({lost}), what is there was read; copy it again",
+                stacklevel=2,
+            )
+
+
+def _lost(info: str) -> str:
+    """What libsndfile tells of a file that was cut off, empty for one that is whole."""
+    if found := re.search(r"^data : (\d+) \(should be (\d+)\)", info, re.MULTILINE):
+        claimed, there = map(int, found.groups())
+        # Who writes into a pipe leaves nearly 2**31 or 2**32.
+        if there < claimed < _UNKNOWN_BYTES:
+            return f"{there} bytes of samples, its header says {claimed}"
+    return "its last page is missing" if "Last page lacks an end-of-stream bit" in info else ""
+
+
+class _OnDisk(io.FileIO):
+    """A file that was opened here, by its name."""
+
+    name: str  # pyright: ignore[reportIncompatibleVariableOverride] - typeshed says int or str
 
 
 class _Watched:
@@ -251,8 +274,9 @@ class _Forward(soundfile.SoundFile):
 
     def __init__(self, stream: BinaryIO) -> None:
         self._watched: _Watched | None = None
-        if isinstance(stream, io.FileIO) and os.name == "posix":
-            super().__init__(stream.fileno(), closefd=False)
+        self.n_read = 0
+        if isinstance(stream, _OnDisk) and os.name == "posix":
+            super().__init__(cast("str", os.fsencode(stream.name)))
         else:
             self._watched = _Watched(stream)
             super().__init__(cast("BinaryIO", self._watched))
@@ -260,6 +284,7 @@ class _Forward(soundfile.SoundFile):
     def part(self, n: int) -> F32:
         """The next ``[n, channels]`` samples, fewer at the end."""
         found = cast("Any", self).read(n, dtype="float32", always_2d=True)
+        self.n_read += len(found)
         if self._watched is not None and self._watched.error is not None:
             raise self._watched.error
         return found
@@ -278,7 +303,7 @@ class _Forward(soundfile.SoundFile):
 
 
 @contextmanager
-def _told(name: str, claimed: int) -> Generator[None]:
+def _told(name: str, claimed: int, file: _Forward | None = None) -> Generator[None]:
     """What libsndfile and soundfile raise, as an :class:`AudioError`."""
     try:
         yield
@@ -295,6 +320,11 @@ def _told(name: str, claimed: int) -> Generator[None]:
         ) from error
     except soundfile.LibsndfileError as error:
         reason = error.error_string.rstrip(".")
+        if file is not None and file.n_read:
+            seconds = file.n_read / file.samplerate
+            raise AudioError(
+                f"{name}: damaged after {seconds:.1f} s ({reason}); copy it again"
+            ) from error
         raise AudioError(f"{name}: not readable as audio ({reason}); {_READABLE}") from error
 
 
@@ -318,9 +348,12 @@ def _opened(source: _File, name: str) -> Generator[BinaryIO]:
         except FileNotFoundError as error:
             raise AudioError(f"{name}: no such file") from error
         except IsADirectoryError as error:
-            raise AudioError(f"{name}: is a folder, expected an audio file") from error
+            raise AudioError(
+                f"{name}: is a folder, expected an audio file, or audio files in it"
+            ) from error
         except (OSError, ValueError) as error:  # ValueError: a closed file, a NUL in a name
-            raise AudioError(f"{name}: cannot be opened ({error})") from error
+            reason = getattr(error, "strerror", None) or error
+            raise AudioError(f"{name}: cannot be opened ({reason})") from error
         if isinstance(head, str):
             raise AudioError(f"{name}: opened as text; open it in binary mode, 'rb'")
         if not head:
@@ -333,7 +366,7 @@ def _stream(source: _File, owned: ExitStack) -> BinaryIO:
     if isinstance(source, bytes):
         return io.BytesIO(source)
     if isinstance(source, (str, os.PathLike)):
-        stream: BinaryIO = owned.enter_context(Path(source).open("rb", 0))  # noqa: SIM115 - owned
+        stream: BinaryIO = owned.enter_context(_OnDisk(os.fspath(source)))
     elif hasattr(source, "read"):
         stream = source
     else:

@@ -119,9 +119,16 @@ def _evaluate(arguments: argparse.Namespace, _: object) -> int:
     for record in records:
         with _told(f"{arguments.input}:{record.line}"):
             evaluate.normalizer(_language(arguments, record), normalize)
+        if not isinstance(record.fields.get("pred_text", ""), str):
+            raise ManifestError(f"{arguments.input}:{record.line}: pred_text must be a string")
+    if arguments.output is not None:
+        _write_rows(arguments.output, [])  # told now, not when all is done
+    if arguments.against is not None:
+        ark_asr_onnx.open_package(arguments.against, local_files_only=arguments.local_files_only)
     ours = _scored(arguments, records, None)
-    # Without a model, the texts are in the rows.
-    name = str(arguments.model or os.environ.get(MODEL_VARIABLE) or arguments.input)
+    name = str(arguments.model or os.environ.get(MODEL_VARIABLE))
+    if all("pred_text" in record.fields for record in records):
+        name = str(arguments.input)  # the texts are in the rows
     if arguments.against is not None:
         print(name)
     with _told(arguments.input):
@@ -192,7 +199,7 @@ def _scored(
 ) -> _Scored:
     """Texts of a model, those that the rows have already left out, and their scores."""
     found = _Scored()
-    ready = [model is None and isinstance(r.fields.get("pred_text"), str) for r in records]
+    ready = [model is None and "pred_text" in r.fields for r in records]
     results: dict[int, str] = {
         i: str(r.fields["pred_text"]) for i, r in enumerate(records) if ready[i]
     }
@@ -254,4 +261,7 @@ def _write_rows(path: Path, rows: Sequence[dict[str, object]]) -> None:
 
 
 def _is_same(path: Path, other: Path) -> bool:
-    return path.exists() and other.exists() and path.samefile(other)
+    try:
+        return path.samefile(other)
+    except OSError:
+        return False

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from . import cli_transcribe
-from .terminal import MODEL_VARIABLE, guarded, positive, seconds
+from .terminal import MODEL_VARIABLE, few, guarded, positive, seconds
 
 
 def infer_main(script_dir: Path, argv: Sequence[str] | None = None) -> int:
@@ -62,7 +62,7 @@ def infer_main(script_dir: Path, argv: Sequence[str] | None = None) -> int:
     add("--window", type=seconds, metavar="SECONDS", help="longest part heard at once (15)")
     add("--no-retry", action="store_true", help="do not try doubtful parts again")
     add("--task", choices=("asr",), default="asr")
-    add("--threads", type=positive, metavar="N")
+    add("--threads", type=few, metavar="N")
     given = list(sys.argv[1:] if argv is None else argv)
     arguments = parser.parse_args([_dashes(argument) for argument in given])
     begin, end = arguments.begin_time, arguments.end_time

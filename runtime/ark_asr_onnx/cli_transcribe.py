@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import glob
 import json
+import math
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -30,6 +31,7 @@ from .terminal import (
     opened,
     options_of,
     positive,
+    rewrite,
     say,
     seconds,
     splitting_of,
@@ -71,8 +73,9 @@ def transcribe_arguments(parser: argparse.ArgumentParser) -> None:
     add("--strict", action="store_true", help="exit with 3 when a part of the text is doubtful")
     add("--no-progress", action="store_true", help="no bar on the terminal")
     add("-v", "--verbose", action="store_true", help="time per stage on stderr")
-    add("--rate", type=positive, default=16000, metavar="HZ", help="of - without a header (16000)")
-    add("--channels", type=positive, default=1, metavar="N", help="of - without a header (1)")
+    add("--rate", type=positive, metavar="HZ", help="of - without a header (16000)")
+    add("--channels", type=int, choices=range(1, 33), default=1, metavar="N",
+        help="of - without a header (1)")  # fmt: skip
     add("--partial", type=seconds, metavar="SECONDS",
         help="with -: what was heard so far on stderr, each time so much has come")  # fmt: skip
     parser.set_defaults(run=transcribe, max_audio_seconds=None, precision=None)
@@ -97,6 +100,12 @@ def defaults() -> argparse.Namespace:
 
 def transcribe(arguments: argparse.Namespace, refuse: Callable[[str], object]) -> int:
     """Transcribe every file; one that fails is reported and does not stop the others."""
+    if arguments.begin is not None and not 0 <= arguments.begin < math.inf:
+        refuse("--begin must not be negative")
+    if arguments.end is not None and not (arguments.begin or 0) < arguments.end < math.inf:
+        refuse("--end must be after --begin, and after 0")
+    if _STDIN in arguments.audio and sys.stdin is None:  # pyright: ignore[reportUnnecessaryComparison] - it was closed
+        raise AudioError("standard input is closed, there is nothing to hear")
     if arguments.audio == [_STDIN] and pcm.can_be_read_as_it_comes(sys.stdin.buffer):  # pyright: ignore[reportArgumentType] - it is a BufferedReader
         return _from_stdin(arguments, refuse)
     paths = _expanded(arguments.audio)
@@ -132,8 +141,9 @@ def _transcribed(
 ) -> Transcript:
     """Transcribe a file and write its text; also as much as there is when that breaks off."""
     begin = arguments.begin or 0.0
-    show = Progress(_duration(path, arguments), clock, f"{path} " if n_paths > 1 else "")
-    show.is_shown &= not arguments.no_progress
+    wanted = sys.stderr.isatty() and not arguments.no_progress
+    total = _duration(path, arguments) if wanted else None
+    show = Progress(total, clock, f"{path} " if n_paths > 1 else "")
     stream = transcriber.stream(
         sys.stdin.buffer if path == _STDIN else path,
         begin_seconds=arguments.begin,
@@ -169,14 +179,17 @@ def _from_stdin(arguments: argparse.Namespace, refuse: Callable[[str], object]) 
         refuse("- gives its text as it comes, on standard output, with -f txt or jsonl")
     if arguments.begin is not None or arguments.end is not None:
         refuse("- has no --begin and --end: send what is to be heard")
-    blocks, rate = pcm.blocks(sys.stdin.buffer, arguments.rate, arguments.channels)  # pyright: ignore[reportArgumentType] - sys.stdin.buffer is one
+    if arguments.rate is None and not pcm.is_wav(sys.stdin.buffer):  # pyright: ignore[reportArgumentType] - it is a BufferedReader
+        say("standard input has no header: taken for 16-bit samples, 16000 a second (see --rate)")
+    rate = arguments.rate or 16000
+    blocks, rate = pcm.blocks(sys.stdin.buffer, rate, arguments.channels)  # pyright: ignore[reportArgumentType] - sys.stdin.buffer is one
     return _listen(arguments, blocks, rate, arguments.format)
 
 
 def _mic(arguments: argparse.Namespace, _: object) -> int:
     """Print what is spoken, until Ctrl-C."""
     device = arguments.device
-    blocks = microphone.blocks(int(device) if device and device.isdigit() else device)
+    blocks = microphone.blocks(int(device) if device and device.isdecimal() else device)
     return _listen(arguments, blocks, 16000, "txt", "listening; Ctrl-C ends it")
 
 
@@ -210,11 +223,10 @@ def _listen(
     n_flagged = 0
     for segment in segments:
         if not segment.is_final:
-            print(f"\r\033[K… {segment.text}" if shown else f"… {segment.text}",
-                  end="" if shown else "\n", file=sys.stderr, flush=True)  # fmt: skip
+            (rewrite if shown else say)(f"… {segment.text}")
             continue
         if shown and arguments.partial:
-            print("\r\033[K", end="", file=sys.stderr, flush=True)
+            rewrite("")
         _print_segment(_STDIN, segment, output)
         if segment.finish_reason != "stop":
             n_flagged += _report_flagged(_STDIN, [segment])
@@ -232,7 +244,7 @@ def _expanded(given: Sequence[str]) -> list[str]:
             found += _audio_in(Path(name)) or [name]
         elif any(c in name for c in "*?[") and not os.path.lexists(name):
             matches = glob.glob(name, recursive=True)  # noqa: PTH207 - Path has none of absolute ones
-            found += sorted(matches) or [name]
+            found += sorted(m for m in matches if _is_named_audio(Path(m))) or [name]
         else:
             found.append(name)
     return found
@@ -240,9 +252,13 @@ def _expanded(given: Sequence[str]) -> list[str]:
 
 def _audio_in(folder: Path) -> list[str]:
     try:
-        return [str(p) for p in sorted(folder.iterdir()) if p.suffix.lower() in _AUDIO_ENDINGS]
+        return [str(p) for p in sorted(folder.iterdir()) if _is_named_audio(p)]
     except OSError:
         return []
+
+
+def _is_named_audio(path: Path) -> bool:
+    return path.suffix.lower() in _AUDIO_ENDINGS
 
 
 def _outputs(

@@ -59,7 +59,13 @@ class Job:
         counted = self._counted(self.clock.each("read", blocks))
         offset = clip.begin_seconds or 0.0
         found = split.windows(counted, self.splitting, self.model_seconds, offset)
-        yield from self.clock.each("split", found)
+        for window in self.clock.each("split", found):
+            if len(window.waveform) < mel.MIN_SAMPLES:
+                raise AudioError(
+                    f"{audio.describe(clip.source)}: too short, {len(window.waveform)} samples at "
+                    f"16 kHz; at least {mel.MIN_SAMPLES} (0.013 s) are needed"
+                )
+            yield window
 
     def _counted(self, blocks: Iterator[F32]) -> Iterator[F32]:
         n_read = 0

@@ -8,6 +8,7 @@ by file, resuming where an earlier download broke off.
 from __future__ import annotations
 
 import json
+import logging
 import os
 import re
 from collections.abc import Callable
@@ -38,6 +39,13 @@ def resolve(model: str | os.PathLike[str], *, local_files_only: bool = False) ->
     """
     path = Path(model)
     text = os.fspath(model)
+    try:
+        path.stat()
+    except FileNotFoundError:
+        pass
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise PackageError(f"model folder {text}: cannot be read ({reason})") from error
     # "models/typo" beside an existing folder "models" is a mistyped path, not an id.
     if path.exists() or path.parent.is_dir() != (path.parent == Path()) or not _ID.fullmatch(text):
         return path
@@ -109,6 +117,8 @@ def _getter(repository: str, *, offline: bool) -> Get:
     from huggingface_hub import errors
 
     download = cast("Any", huggingface_hub).hf_hub_download
+    # It tells of every further try; what comes of them is told by the errors below.
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
 
     def get(name: str) -> Path | None:
         try:
@@ -117,7 +127,8 @@ def _getter(repository: str, *, offline: bool) -> Get:
             if offline:
                 return None
             raise PackageError(
-                f"{repository}: cannot reach the hub to fetch {name}; connect, or give a folder"
+                f"{repository}: there is no such folder here, and the hub cannot be reached to "
+                f"fetch {name}; connect, or give a folder"
             ) from error
         except errors.EntryNotFoundError:
             return None

@@ -40,6 +40,14 @@ def open_package(
     hashes the large ones as well. Raises :class:`PackageError` with the file and the remedy.
     """
     root = hub.resolve(model, local_files_only=local_files_only)
+    try:
+        return _open(root, verify=verify)
+    except OSError as error:
+        name = error.filename or root
+        raise PackageError(f"{name}: cannot be read ({error.strerror or error})") from error
+
+
+def _open(root: Path, *, verify: bool) -> Package:
     if not root.is_dir():
         found = "is a file, not a folder" if root.exists() else "does not exist"
         raise PackageError(

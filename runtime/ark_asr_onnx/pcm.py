@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 import wave
 from collections.abc import Iterator
 from io import BufferedReader
@@ -15,17 +16,38 @@ from .errors import AudioError
 
 _BLOCK_SECONDS = 0.032
 _UNKNOWN_BYTES = (1 << 31) - (1 << 20)
-_FILES = (b"fLaC", b"OggS", b"ID3", b"FORM", b".snd", b"caff", b"RF64", b"riff")
+_FILES = (
+    b"fLaC",
+    b"OggS",
+    b"ID3",
+    b"FORM",
+    b".snd",
+    b"caff",
+    b"RF64",
+    b"riff",
+    b"\x1aE\xdf\xa3",
+    b"0&\xb2u",
+    b"#!AMR",
+    b"\xff\xf1",
+    b"\xff\xf9",
+)
 _MP3 = (b"\xfb", b"\xfa", b"\xf3", b"\xf2", b"\xe3", b"\xe2")
 _DTYPES = {1: "u1", 2: "<i2", 4: "<i4"}
 
 
 def can_be_read_as_it_comes(stream: BufferedReader) -> bool:
     """Whether it is WAV or bare samples, as far as its first bytes tell."""
-    head = stream.peek(4)[:4]
+    head = stream.peek(22)[:22]
     # An MP3 without tags begins with a frame: eleven ones, version and layer III.
+    if head.startswith(b"RIFF") and len(head) >= 22 and head[12:16] == b"fmt ":
+        return head[20:22] == b"\x01\x00"  # PCM; libsndfile reads the others, once they are whole
     is_mp3 = head[:1] == b"\xff" and head[1:2] in _MP3
-    return not is_mp3 and not head.startswith(_FILES)
+    return not (is_mp3 or head.startswith(_FILES) or head[4:8] == b"ftyp")
+
+
+def is_wav(stream: BufferedReader) -> bool:
+    """Whether it begins with a WAV header."""
+    return stream.peek(4)[:4] == b"RIFF"
 
 
 def blocks(
@@ -38,7 +60,7 @@ def blocks(
     :class:`AudioError` for a WAV that is no PCM.
     """
     width = 2
-    if stream.peek(4)[:4] == b"RIFF":
+    if is_wav(stream):
         try:
             header = wave.open(stream)  # noqa: SIM115 - the stream is the caller's
         except (wave.Error, EOFError) as error:
@@ -72,3 +94,5 @@ def _frames(
         else:
             samples = np.frombuffer(whole, _DTYPES[width])
         yield samples.reshape(-1, channels)
+    if 0 < left < math.inf:
+        warnings.warn(f"standard input: it ended {left} bytes before its header says", stacklevel=2)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shutil
 import sys
 import time
 import warnings
@@ -37,7 +38,7 @@ def threads_argument(parser: argparse.ArgumentParser) -> None:
     """``--threads``."""
     parser.add_argument(
         "--threads",
-        type=positive,
+        type=few,
         metavar="N",
         help="threads (default: the physical cores this process may use, at most 8)",
     )
@@ -57,7 +58,7 @@ def engine_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add(
         "--slots",
-        type=positive,
+        type=few,
         default=DEFAULT_SLOTS,
         metavar="N",
         help=f"windows decoded together ({DEFAULT_SLOTS})",
@@ -109,17 +110,13 @@ def named_model(arguments: argparse.Namespace) -> str | Path:
 
 
 def opened(arguments: argparse.Namespace, model: str | Path | None = None) -> Transcriber:
-    """The model, with what there is to warn of said on stderr."""
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        transcriber = ark_asr_onnx.load(
-            model or named_model(arguments),
-            threads=arguments.threads,
-            local_files_only=arguments.local_files_only,
-            prepared_dir=arguments.prepared_dir,
-        )
-    for warning in caught:
-        say(f"warning: {warning.message}")
+    """The model, for windows as the arguments say."""
+    transcriber = ark_asr_onnx.load(
+        model or named_model(arguments),
+        threads=arguments.threads,
+        local_files_only=arguments.local_files_only,
+        prepared_dir=arguments.prepared_dir,
+    )
     check_window(arguments, transcriber.manifest)
     return transcriber
 
@@ -150,12 +147,18 @@ class Progress:
         bar = "#" * round(20 * share)
         left = (now - self._begin) * (1 - share) / share if share else 0
         line = f"[{bar:20}] {self._show(done)} of {self._show(self._total)}, {clock(left)} left"
-        print(f"\r\033[K{self._label}{line}", end="", file=sys.stderr, flush=True)
+        rewrite(f"{self._label}{line}")
 
     def clear(self) -> None:
         """Make room for another line."""
         if self.is_shown:
-            print("\r\033[K", end="", file=sys.stderr, flush=True)
+            rewrite("")
+
+
+def rewrite(line: str) -> None:
+    """Put the end of a line, as much as fits, in the place of the last one on a terminal."""
+    columns = shutil.get_terminal_size().columns
+    print(f"\r\033[K{line[-(columns - 1) :]}", end="", file=sys.stderr, flush=True)
 
 
 def clock(seconds: float) -> str:
@@ -169,15 +172,25 @@ def guarded(run: Callable[[], int]) -> int:
     """One line instead of a traceback for what can be expected to go wrong."""
     if hasattr(sys.stdout, "reconfigure"):  # not when a test or a notebook has replaced it
         sys.stdout.reconfigure(encoding="utf-8")  # pyright: ignore[reportAttributeAccessIssue, reportUnknownMemberType]
+    if sys.stdout is None:  # pyright: ignore[reportUnnecessaryComparison] - it was closed
+        say("error: standard output is closed")
+        return 1
     try:
-        return run()
+        with warnings.catch_warnings():
+            warnings.simplefilter("always", UserWarning)
+            warnings.showwarning = _show_warning
+            return run()
     except ArkError as error:
         say(f"error: {error}")
         return 1
     except KeyboardInterrupt:
         say("interrupted")
         return 130
-    except OSError as error:  # of stdout: its reader is gone, or its disk is full
+    except OSError as error:
+        if error.filename is not None:
+            say(f"error: {error.filename}: {error.strerror}")
+            return 1
+        # Of stdout: its reader is gone, or its disk is full.
         # Python would try, and complain, again when it exits.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         if not isinstance(error, BrokenPipeError):
@@ -185,11 +198,23 @@ def guarded(run: Callable[[], int]) -> int:
         return 1
 
 
+def _show_warning(message: Warning | str, *_: object, **__: object) -> None:
+    say(f"warning: {message}")
+
+
 def positive(text: str) -> int:
     """An argument that counts."""
     value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError("must be at least 1")
+    if not 1 <= value <= 1_000_000:
+        raise argparse.ArgumentTypeError("must be at least 1, and at most a million")
+    return value
+
+
+def few(text: str) -> int:
+    """An argument that counts what a machine has few of."""
+    value = positive(text)
+    if value > 1024:
+        raise argparse.ArgumentTypeError("must be at most 1024")
     return value
 
 
