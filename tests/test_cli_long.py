@@ -359,11 +359,14 @@ def test_what_cannot_be_written_or_compared_is_told_before_the_work(
     manifest = write_manifest(
         tmp_path / "refs.jsonl", [{"audio": str(samples[0].path), "text": samples[0].text}]
     )
-    for options in (("--output", tmp_path), ("--against", tmp_path / "nowhere")):
+    (kept := tmp_path / "rows.jsonl").write_text("kept")
+    nowhere = ("--against", tmp_path / "nowhere", "--output", kept)
+    for options in (("--output", tmp_path), nowhere):
         assert ark("evaluate", "--input", manifest, *options) == 1
         captured = capsys.readouterr()
         assert captured.out == ""
         assert captured.err.count("\n") == 1
+    assert kept.read_text() == "kept"
 
 
 def test_failures_count_wherever_they_were(

@@ -122,7 +122,7 @@ def _evaluate(arguments: argparse.Namespace, _: object) -> int:
         if not isinstance(record.fields.get("pred_text", ""), str):
             raise ManifestError(f"{arguments.input}:{record.line}: pred_text must be a string")
     if arguments.output is not None:
-        _write_rows(arguments.output, [])  # told now, not when all is done
+        _check_writable(arguments.output)  # told now, not when all is done
     if arguments.against is not None:
         ark_asr_onnx.open_package(arguments.against, local_files_only=arguments.local_files_only)
     ours = _scored(arguments, records, None)
@@ -251,6 +251,13 @@ def _transcribed(
     show.clear()
     found.elapsed_seconds = time.perf_counter() - begin
     return texts
+
+
+def _check_writable(path: Path) -> None:
+    try:
+        path.open("ab").close()
+    except OSError as error:
+        raise ManifestError(f"{path}: cannot be written ({error.strerror})") from error
 
 
 def _write_rows(path: Path, rows: Sequence[dict[str, object]]) -> None:

@@ -12,6 +12,7 @@ import os
 import signal
 import sys
 import threading
+import warnings
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from multiprocessing import resource_tracker
@@ -194,6 +195,8 @@ def _work(connection: Connection, transcribe: _Transcribe) -> None:
     """A worker's life: ask for clips, answer with results, ``None`` being the question."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Windows holds nothing back
     threading.Thread(target=_end_with_parent, daemon=True).start()
+    warnings.simplefilter("always", UserWarning)
+    warnings.showwarning = _show_warning
 
     def asked() -> Iterator[tuple[int, Clip]]:
         while True:
@@ -208,6 +211,11 @@ def _work(connection: Connection, transcribe: _Transcribe) -> None:
             connection.send(numbered)
     except ArkError as error:
         connection.send(error)
+
+
+def _show_warning(message: Warning | str, *_: object, **__: object) -> None:
+    """One line, written at once: several processes share standard error."""
+    sys.stderr.write(f"warning: {message}\n")
 
 
 def _end_with_parent() -> None:
