@@ -215,7 +215,7 @@ def _decode(source: _File, name: str, begin: float, end: float | None) -> Iterat
                 if at + len(part) > first:
                     yield part[max(0, first - at) :], rate
                 at += len(part)
-        if at >= file.frames and (lost := _lost(file.extra_info)):
+        if (at >= file.frames or at < last) and (lost := _lost(file.extra_info)):
             warnings.warn(
                 f"{name}: the file ends too early ({lost}), what is there was read; copy it again",
                 stacklevel=2,
@@ -229,7 +229,10 @@ def _lost(info: str) -> str:
         # Who writes into a pipe leaves nearly 2**31 or 2**32.
         if there < claimed < _UNKNOWN_BYTES:
             return f"{there} bytes of samples, its header says {claimed}"
-    return "its last page is missing" if "Last page lacks an end-of-stream bit" in info else ""
+    is_cut = re.search(
+        r"Last page lacks an end-of-stream bit|^PCM end +: unknown", info, re.MULTILINE
+    )
+    return "its last page is missing" if is_cut else ""
 
 
 class _OnDisk(io.FileIO):
