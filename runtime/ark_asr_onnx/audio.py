@@ -28,7 +28,8 @@ AudioSource: TypeAlias = _File | npt.NDArray[Any]
 _SAMPLE_RATES = range(1_000, 1_000_001)  # Hz; beyond, a header is damaged, and resampling explodes
 _MAX_CLAIMED = 1 << 48  # samples; a header that claims more does not know
 _T = TypeVar("_T")
-_UNKNOWN_BYTES = (1 << 31) - (1 << 20)
+# Who writes a WAV into a pipe cannot go back to its header, and leaves nearly 2**31 or 2**32.
+UNKNOWN_BYTES = (1 << 31) - (1 << 20)
 _READABLE = (
     "WAV, FLAC, OGG, Opus, MP3 and AIFF can be read; convert others, for example with ffmpeg"
 )
@@ -226,8 +227,7 @@ def _lost(info: str) -> str:
     """What libsndfile tells of a file that was cut off, empty for one that is whole."""
     if found := re.search(r"^data : (\d+) \(should be (\d+)\)", info, re.MULTILINE):
         claimed, there = map(int, found.groups())
-        # Who writes into a pipe leaves nearly 2**31 or 2**32.
-        if there < claimed < _UNKNOWN_BYTES:
+        if there < claimed < UNKNOWN_BYTES:
             return f"{there} bytes of samples, its header says {claimed}"
     is_cut = re.search(
         r"Last page lacks an end-of-stream bit|^PCM end +: unknown", info, re.MULTILINE

@@ -24,6 +24,7 @@ from ark_asr_onnx import (
 )
 
 from . import audio, microphone, pcm
+from .mel import SAMPLE_RATE
 from .terminal import (
     Progress,
     clock,
@@ -181,7 +182,7 @@ def _from_stdin(arguments: argparse.Namespace, refuse: Callable[[str], object]) 
         refuse("- has no --begin and --end: send what is to be heard")
     if arguments.rate is None and not pcm.is_wav(sys.stdin.buffer):  # pyright: ignore[reportArgumentType] - it is a BufferedReader
         say("standard input has no header: taken for 16-bit samples, 16000 a second (see --rate)")
-    rate = arguments.rate or 16000
+    rate = arguments.rate or SAMPLE_RATE
     blocks, rate = pcm.blocks(sys.stdin.buffer, rate, arguments.channels)  # pyright: ignore[reportArgumentType] - sys.stdin.buffer is one
     return _listen(arguments, blocks, rate, arguments.format)
 
@@ -190,7 +191,7 @@ def _mic(arguments: argparse.Namespace, _: object) -> int:
     """Print what is spoken, until Ctrl-C."""
     device = arguments.device
     blocks = microphone.blocks(int(device) if device and device.isdecimal() else device)
-    return _listen(arguments, blocks, 16000, "txt", "listening; Ctrl-C ends it")
+    return _listen(arguments, blocks, SAMPLE_RATE, "txt", "listening; Ctrl-C ends it")
 
 
 def _listen(

@@ -179,7 +179,7 @@ class Engine:
                 parts = [_Job(Task(part, clock), may_split=False) for part in window.halves()]
                 self._replace(job, parts)
                 return
-        elif not segment.text and self._is_clear_speech(window, clock):
+        elif not segment.text and (job.forbid_empty or self._is_clear_speech(window, clock)):
             if self._options.retry and not job.forbid_empty:
                 again = _Job(job.task, may_split=job.may_split, forbid_empty=True)
                 self._replace(job, [again])

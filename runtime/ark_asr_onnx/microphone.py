@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .errors import AudioError, MissingExtraError
+from .mel import SAMPLE_RATE
 
 _BLOCK_SECONDS = 0.032
 
@@ -36,8 +37,8 @@ def blocks(device: int | str | None = None) -> Iterator[npt.NDArray[Any]]:
 
     try:
         stream = sound.RawInputStream(
-            samplerate=16000, channels=1, dtype="int16", device=device, callback=hear,
-            blocksize=round(16000 * _BLOCK_SECONDS),
+            samplerate=SAMPLE_RATE, channels=1, dtype="int16", device=device, callback=hear,
+            blocksize=round(SAMPLE_RATE * _BLOCK_SECONDS),
         )  # fmt: skip
         stream.start()
     except (sound.PortAudioError, ValueError) as error:

@@ -12,10 +12,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from .audio import UNKNOWN_BYTES
 from .errors import AudioError
+from .mel import SAMPLE_RATE
 
 _BLOCK_SECONDS = 0.032
-_UNKNOWN_BYTES = (1 << 31) - (1 << 20)
 _FILES = (
     b"fLaC",
     b"OggS",
@@ -51,7 +52,7 @@ def is_wav(stream: BufferedReader) -> bool:
 
 
 def blocks(
-    stream: BufferedReader, rate: int = 16000, channels: int = 1
+    stream: BufferedReader, rate: int = SAMPLE_RATE, channels: int = 1
 ) -> tuple[Iterator[npt.NDArray[Any]], int]:
     """Integer arrays ``[n, channels]`` of a few milliseconds each, and their sample rate.
 
@@ -75,8 +76,7 @@ def blocks(
     else:
         n_bytes = 0
     size = channels * width * max(1, round(rate * _BLOCK_SECONDS))
-    # Who writes into a pipe cannot go back to the header, and leaves 0 or nearly 2**31 or 2**32.
-    left = n_bytes if 0 < n_bytes < _UNKNOWN_BYTES else math.inf
+    left = n_bytes if 0 < n_bytes < UNKNOWN_BYTES else math.inf
     return _frames(stream, size, left, channels, width), rate
 
 
