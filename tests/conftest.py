@@ -34,6 +34,13 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_checkpoint(tmp_path_factory.mktemp("tiny") / "checkpoint", seed=0, shards=3)
 
 
+def without_rope(folder: Path) -> Path:
+    """A random checkpoint whose encoder adds stored positions instead of turning by RoPE."""
+    from make_checkpoint import make_checkpoint
+
+    return make_checkpoint(folder / "checkpoint", seed=4, overrides={"use_rope": False})
+
+
 def unguarded(max_new_tokens: int) -> Options:
     """For random weights, which repeat themselves and never end."""
     return Options(max_new_tokens, max_tokens_per_second=None, max_repeats=None, retry=False)

@@ -6,12 +6,12 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
 import soundfile
-from conftest import babble, unguarded
+from conftest import babble, unguarded, without_rope
 
 torch = pytest.importorskip("torch")
 
@@ -71,6 +71,22 @@ def test_the_fp32_package_chooses_torchs_tokens(
     for waveform in babble():
         expected = reference.transcribe(network, tokens, waveform, 40)
         found = transcriber.transcribe(waveform, 16000, options=options)
+        assert found.token_ids == expected.token_ids
+
+
+@pytest.mark.parametrize("layout", ["native", "published"])
+def test_an_encoder_with_stored_positions_chooses_torchs_tokens(
+    tmp_path: Path, layout: Literal["native", "published"]
+) -> None:
+    folder = without_rope(tmp_path)
+    config = open_checkpoint(folder)
+    network = load_network(config, max_positions=1024)
+    _, tokens = open_text(config, pipeline.INSTRUCTION)
+    pipeline.export(folder, tmp_path / "package", layout=layout, precision="fp32")
+    transcriber = ark_asr_onnx.load(tmp_path / "package")
+    for waveform in babble():
+        expected = reference.transcribe(network, tokens, waveform, 40)
+        found = transcriber.transcribe(waveform, 16000, options=unguarded(40))
         assert found.token_ids == expected.token_ids
 
 
@@ -169,6 +185,10 @@ DAMAGE: dict[str, tuple[Callable[[Path], None], str]] = {
     "eos outside": (edit_config(eos_token_id=5000), "names 5000"),
     "pad outside": (edit_config(pad_token_id=-7), "names -7"),
     "other rope": (edit_config(rope_scaling={"rope_type": "yarn"}), "type 'yarn'"),
+    "rope no switch": (edit_config(use_rope="yes"), "use_rope is 'yes', expected bool"),
+    "rope off, few positions": (
+        edit_config(use_rope=False, max_whisper_length=1600), "positions are missing",
+    ),
     "few positions": (edit_config(max_position_embeddings=64), "30 s of audio need"),
     "index no object": (lambda f: write_bytes(f / INDEX, b"[]"), "not a safetensors index"),
     "index no names": (

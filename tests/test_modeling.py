@@ -7,6 +7,7 @@ from typing import Any, cast
 
 import numpy as np
 import pytest
+from conftest import without_rope
 
 torch = pytest.importorskip("torch")
 
@@ -83,32 +84,36 @@ def test_audio_rows_per_clip_are_those_of_the_published_ports(
     assert network.tower(log_mel).shape == (1, n_audio, 64)
 
 
-def test_encoder_without_rope_is_transformers_whisper_encoder(network: Network) -> None:
+@pytest.fixture(scope="module")
+def network_without_rope(tmp_path_factory: pytest.TempPathFactory) -> Network:
+    return load_network(open_checkpoint(without_rope(tmp_path_factory.mktemp("positions"))), 1024)
+
+
+@pytest.mark.parametrize("n_frames", [1, 2, 3, 57, 100])
+def test_encoder_without_rope_is_transformers_whisper_encoder(
+    network_without_rope: Network, n_frames: int
+) -> None:
     transformers = pytest.importorskip("transformers")
     from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
-    tower = network.tower
+    tower, n_positions = network_without_rope.tower, (n_frames + 1) // 2
     config = transformers.WhisperConfig(
         d_model=128, encoder_layers=2, encoder_attention_heads=2, encoder_ffn_dim=160,
-        num_mel_bins=80, max_source_positions=50, activation_function="gelu",
+        num_mel_bins=80, max_source_positions=n_positions, activation_function="gelu",
         attn_implementation="eager",
     )  # fmt: skip
     oracle = WhisperEncoder(config).eval()
-    weights = dict(tower.audio_encoder.whisper.state_dict())
-    weights["embed_positions.weight"] = torch.zeros(50, 128)
+    weights = {k: v.float() for k, v in tower.audio_encoder.whisper.state_dict().items()}
+    # transformers takes clips of one length only: as many positions as there are frames.
+    weights["embed_positions.weight"] = weights["embed_positions.weight"][:n_positions]
     # Ark replaces Whisper's final norm by the adapter's.
     weights |= {
-        f"layer_norm.{k}": v for k, v in tower.audio_encoder.layer_norm.state_dict().items()
+        f"layer_norm.{k}": v.float() for k, v in tower.audio_encoder.layer_norm.state_dict().items()
     }
     oracle.load_state_dict(weights, strict=True)
-    log_mel = torch.randn(1, 80, 100)
-    cos, sin = tower.rope_cos, tower.rope_sin
-    try:
-        tower.rope_cos, tower.rope_sin = torch.ones_like(cos), torch.zeros_like(sin)
-        with torch.inference_mode():
-            found, expected = tower.encode(log_mel), oracle(log_mel).last_hidden_state
-    finally:
-        tower.rope_cos, tower.rope_sin = cos, sin
+    log_mel = torch.randn(1, 80, 2 * n_positions)
+    with torch.inference_mode():
+        found, expected = tower.encode(log_mel), oracle(log_mel).last_hidden_state
     assert (found - expected).abs().max() <= TOLERANCE
 
 

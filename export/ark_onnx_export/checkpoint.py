@@ -28,7 +28,7 @@ from .modeling import AudioTower, Decoder
 
 EMBEDDING = "model.embed_tokens.weight"
 HEAD = "lm_head.weight"
-UNUSED = "audio_encoder.whisper.embed_positions.weight"  # stored, but RoPE replaced it
+POSITIONS = "audio_encoder.whisper.embed_positions.weight"  # not needed where RoPE replaced it
 _DTYPES = ("BF16", "F16", "F32")
 _MADV_PAGEOUT = 21  # of linux/mman.h; loses nothing, unlike MADV_DONTNEED
 _INDEX = "model.safetensors.index.json"
@@ -205,7 +205,9 @@ def _choose_head(checkpoint: Checkpoint, table: Tensor) -> tuple[str, tuple[str,
 def _check_names(checkpoint: Checkpoint, expected: dict[str, tuple[int, ...]]) -> None:
     found = checkpoint.shapes
     audio = checkpoint.config.audio
-    optional: dict[str, tuple[int, ...]] = {UNUSED: (audio.n_stored_positions, audio.d_model)}
+    optional: dict[str, tuple[int, ...]] = {}
+    if audio.use_rope:
+        optional[POSITIONS] = audio.n_stored_positions, audio.d_model
     if checkpoint.config.decoder.tie_word_embeddings:
         optional[HEAD] = expected[HEAD]
     problems = [

@@ -31,7 +31,8 @@ class AudioConfig:
     ffn_dim: int
     merge_factor: int  # encoder frames per audio token
     max_frames: int  # longest mel input, in 10 ms frames (twice the encoder positions)
-    n_stored_positions: int  # rows of the positional table that is stored but not used
+    n_stored_positions: int  # rows of the positional table, which is stored in any case
+    use_rope: bool = True  # False: the rows of the table are added to the frames instead
 
     @property
     def head_dim(self) -> int:
@@ -96,7 +97,7 @@ class ArkConfig:
             )
         top = _Keys(raw, where)
         whisper = _Keys(top.get("whisper_config", dict), f"{where}: whisper_config")
-        for key, only in (("adapter_type", "mlp"), ("use_rope", True), ("hidden_act", "silu")):
+        for key, only in (("adapter_type", "mlp"), ("hidden_act", "silu")):
             if raw.get(key, only) != only:
                 raise ExportError(f"{where}: {key} is {raw[key]!r}, only {only!r} is supported")
         for keys, key in ((top, "mlp_adapter_act"), (whisper, "activation_function")):
@@ -121,6 +122,7 @@ class ArkConfig:
             n_stored_positions=whisper.get(
                 "max_source_positions", int, raw.get("max_whisper_length", 1500)
             ),
+            use_rope=top.get("use_rope", bool, True),
         )
         decoder = DecoderConfig(
             vocab_size=top.get("vocab_size", int),
@@ -195,7 +197,15 @@ def _check_sizes(audio: AudioConfig, decoder: DecoderConfig, where: str) -> None
                 raise ExportError(f"{where}: {name} is {value}, must be positive")
     checks = (
         (audio.d_model % audio.n_heads == 0, "encoder width is not a multiple of its heads"),
-        (audio.head_dim >= ENCODER_ROPE_DIM, f"encoder heads are narrower than {ENCODER_ROPE_DIM}"),
+        (
+            not audio.use_rope or audio.head_dim >= ENCODER_ROPE_DIM,
+            f"encoder heads are narrower than {ENCODER_ROPE_DIM}",
+        ),
+        (
+            audio.use_rope or audio.n_stored_positions >= audio.max_positions,
+            f"use_rope is false and max_source_positions is {audio.n_stored_positions}, "
+            f"max_whisper_length is {audio.max_positions}: positions are missing",
+        ),
         (decoder.n_heads % decoder.n_kv_heads == 0, "num_key_value_heads does not divide heads"),
         (decoder.head_dim % 2 == 0, "decoder head_dim is odd"),
     )

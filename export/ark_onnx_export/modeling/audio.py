@@ -1,5 +1,7 @@
 """The audio side: Whisper-style encoder with RoPE, merge of 4 frames, MLP adapter.
 
+Without RoPE (``use_rope: false``) it is Whisper's own: stored positions are added to the frames.
+
 Attribute names are the checkpoint's tensor names. Nothing here branches on a length: a tracer
 keeps the branch it saw.
 """
@@ -28,10 +30,15 @@ class EncoderAttention(nn.Module):
         self.v_proj = Linear(width, width)
         self.out_proj = Linear(width, width)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, bias: Tensor | None) -> Tensor:
-        """``[B, S, d_model]`` to the same shape; ``bias`` as in :func:`ops.attention`."""
-        q = rotate_interleaved(self.q_proj(x), cos, sin, self.n_heads)
-        k = rotate_interleaved(self.k_proj(x), cos, sin, self.n_heads)
+    def forward(self, x: Tensor, rope: tuple[Tensor, Tensor] | None, bias: Tensor | None) -> Tensor:
+        """``[B, S, d_model]`` to the same shape.
+
+        ``rope`` is cosine and sine for :func:`ops.rotate_interleaved`, ``bias`` as in
+        :func:`ops.attention`.
+        """
+        q, k = self.q_proj(x), self.k_proj(x)
+        if rope is not None:
+            q, k = (rotate_interleaved(part, *rope, self.n_heads) for part in (q, k))
         return self.out_proj(attention(q, k, self.v_proj(x), self.n_heads, bias))
 
 
@@ -56,6 +63,20 @@ class Whisper(nn.Module):
         self.conv2 = Conv1d(config.d_model, config.d_model, kernel_size=3, stride=2, padding=1)
         layers = nn.ModuleList(EncoderLayer(config) for _ in range(config.n_layers))
         self.layers = cast("list[EncoderLayer]", layers)
+        if not config.use_rope:
+            self.embed_positions = Positions(config.n_stored_positions, config.d_model)
+
+
+class Positions(nn.Module):
+    """Holds the table ``[n_positions, width]`` of which a row is added to each frame."""
+
+    def __init__(self, n_positions: int, width: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(n_positions, width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[B, S, width]`` to the same shape."""
+        return x + self.weight[: x.shape[1]].to(x.dtype)
 
 
 class AudioEncoder(nn.Module):
@@ -104,11 +125,15 @@ class AudioTower(nn.Module):
         """
         whisper = self.audio_encoder.whisper
         x = gelu(whisper.conv2(gelu(whisper.conv1(log_mel)))).transpose(1, 2)
-        cos, sin = self.rope_cos, self.rope_sin
+        rope = None
+        if self.config.use_rope:
+            rope = self.rope_cos, self.rope_sin
+        else:
+            x = whisper.embed_positions(x)
         delta = None
         for layer in whisper.layers:
             normed, x = _next_norm(x, delta, layer.self_attn_layer_norm)
-            delta = layer.self_attn(normed, cos, sin, bias)
+            delta = layer.self_attn(normed, rope, bias)
             normed, x = _next_norm(x, delta, layer.final_layer_norm)
             delta = layer.fc2(gelu(layer.fc1(normed)))
         return _next_norm(x, delta, self.audio_encoder.layer_norm)[0]
