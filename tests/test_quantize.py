@@ -15,7 +15,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 import ark_asr_onnx
 from ark_asr_onnx.errors import ExportError
-from ark_onnx_export import parity, quantize
+from ark_onnx_export import edit, parity, quantize
 from ark_onnx_export.quantize import block_size, pack_blocks8, unpack_blocks8
 
 
@@ -183,7 +183,7 @@ def test_matrices_that_read_the_same_rows_share_their_codes() -> None:
 
     model = graph_of(matrix(64, 16))
     first = next(iter(model.graph))
-    weight = quantize._initializer(model, "other.proj.weight", matrix(64, 8, seed=2))
+    weight = edit.initializer(model, "other.proj.weight", matrix(64, 8, seed=2))
     second = ir.node("MatMul", [first.inputs[0], weight])
     second.outputs[0].name = "z"
     model.graph.insert_after(first, second)

@@ -27,6 +27,7 @@ from ark_onnx_export.smoothing import (  # noqa: E402
     decoder_sites,
     folded,
 )
+from ark_onnx_export.unfold import unfold_convolutions  # noqa: E402
 from ark_onnx_export.write import write_graph  # noqa: E402
 
 
@@ -72,7 +73,7 @@ def test_every_matrix_of_both_graphs_has_exactly_one_site(
         ("audio", audio_sites(checkpoint.config)),
         ("decoder", decoder_sites(checkpoint.config)),
     ):
-        quantize.unfold_convolutions(models[part])
+        unfold_convolutions(models[part])
         stored = [node.inputs[1] for node in quantize.matrix_nodes(models[part])]
         assert sorted(w for site in sites for w in site.weights) == sorted(
             str(value.name) for value in stored if value is not None

@@ -22,6 +22,7 @@ from .parity import DecoderRun, Parity, Progress
 from .quantize import Matrix, Recipes
 from .reference import lengths
 from .smoothing import Fold, Graph
+from .unfold import unfold_convolutions
 from .verify import Led
 
 F32 = npt.NDArray[np.float32]
@@ -148,7 +149,7 @@ class _Native:
     def quantise(self, path: Path, recipes: Recipes, progress: Progress) -> list[Matrix]:
         assert self._model is not None
         model = self._model.clone()
-        quantize.unfold_convolutions(model)
+        unfold_convolutions(model)
         model, matrices = dynamic.quantise(model, recipes, path.parent)
         matrices += quantize.quantise(model, recipes, progress)
         write.write_graph(model, path)

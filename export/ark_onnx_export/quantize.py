@@ -15,7 +15,8 @@ import onnx_ir as ir
 
 from ark_asr_onnx.errors import ExportError
 
-F32 = npt.NDArray[np.float32]
+from .edit import F32, added_bias, constant, initializer, numbers_of, replace, weight_of
+
 U8 = npt.NDArray[np.uint8]
 Recipes = Callable[[str], str]  # weight name -> recipe
 
@@ -57,7 +58,7 @@ class Matrix:
 
 def matrix_nodes(model: ir.Model) -> list[ir.Node]:
     """Every ``MatMul`` whose right side is a weight; each weight matrix must be in one."""
-    nodes = [n for n in model.graph if n.op_type == "MatMul" and _weight(n) is not None]
+    nodes = [n for n in model.graph if n.op_type == "MatMul" and weight_of(n) is not None]
     found = {node.inputs[1] for node in nodes}
     for name, value in model.graph.initializers.items():
         if name.endswith("proj.weight") and value not in found:
@@ -73,14 +74,14 @@ def quantise(
 ) -> list[Matrix]:
     """Store each matrix by its recipe."""
     return [
-        RECIPES[recipes(cast("ir.Value", _weight(node)).name or "")](model, node)
+        RECIPES[recipes(cast("ir.Value", weight_of(node)).name or "")](model, node)
         for node in progress(matrix_nodes(model))
     ]
 
 
 def fp32(model: ir.Model, node: ir.Node) -> Matrix:  # noqa: ARG001 - a recipe takes both
     """Leave one ``MatMul`` as it is."""
-    value = cast("ir.Value", _weight(node))
+    value = cast("ir.Value", weight_of(node))
     n_in, n_out = cast("tuple[int, int]", tuple(value.shape or ()))
     return Matrix(value.name or "", "fp32", (n_in, n_out), 0, 0.0)
 
@@ -115,7 +116,7 @@ def columns7(model: ir.Model, node: ir.Node) -> Matrix:
 
 
 def _columns(model: ir.Model, node: ir.Node, recipe: str) -> Matrix:
-    value, weight = _numbers(node)
+    value, weight = numbers_of(node)
     n_in, n_out = weight.shape
     block = next((size for size in (128, 64, 32, 16) if n_in % size == 0), None)
     if block is None:
@@ -141,7 +142,7 @@ def zero_point(levels: Levels) -> int:
 
 
 def _blocks(model: ir.Model, node: ir.Node, recipe: str) -> Matrix:
-    value, weight = _numbers(node)
+    value, weight = numbers_of(node)
     n_in, n_out = weight.shape
     block = _FINE_BLOCK if recipe == "fine8" else block_size(n_in)
     codes, scales = pack_blocks8(weight, block)
@@ -154,26 +155,26 @@ def _multiply_blocks(
     model: ir.Model, node: ir.Node, codes: U8, scales: F32, zero_point: int
 ) -> None:
     """Put a ``MatMulNBits`` in the place of a ``MatMul``, and of the addition of a bias."""
-    value = cast("ir.Value", _weight(node))
+    value = cast("ir.Value", weight_of(node))
     (n_in, n_out), block = cast("tuple[int, int]", tuple(value.shape or ())), codes.shape[2]
     inputs: list[ir.Value | None] = [
         node.inputs[0],
-        _initializer(model, f"{value.name}_q8", codes),
-        _initializer(model, f"{value.name}_scale", scales.reshape(-1)),
+        initializer(model, f"{value.name}_q8", codes),
+        initializer(model, f"{value.name}_scale", scales.reshape(-1)),
         None,
     ]
     if zero_point != _ZERO_POINT:
         zeros = np.full(scales.size, zero_point, np.uint8)
-        inputs[3] = _constant(model, f"zeros{zero_point}x{scales.size}", zeros)
+        inputs[3] = constant(model, f"zeros{zero_point}x{scales.size}", zeros)
     replaced = node
-    if (added := _added(node)) is not None:
+    if (added := added_bias(node)) is not None:
         replaced, bias = added
         inputs += [None, bias]
     attributes = {
         "K": n_in, "N": n_out, "bits": 8, "block_size": block, "accuracy_level": _ACCURACY_LEVEL,
     }  # fmt: skip
     product = ir.node("MatMulNBits", inputs, attributes, domain="com.microsoft", name=node.name)
-    _replace(model, node, [product], replaced)
+    replace(model, node, [product], replaced)
 
 
 def rows8(model: ir.Model, node: ir.Node) -> Matrix:
@@ -192,7 +193,7 @@ def rows7(model: ir.Model, node: ir.Node) -> Matrix:
 
 
 def _rows(model: ir.Model, node: ir.Node, recipe: str) -> Matrix:
-    value, weight = _numbers(node)
+    value, weight = numbers_of(node)
     levels = LEVELS[recipe]
     codes, scales = pack_rows(weight, levels.weights)
     name, n_out = value.name or "", weight.shape[1]
@@ -203,11 +204,11 @@ def _rows(model: ir.Model, node: ir.Node, recipe: str) -> Matrix:
         "MatMulIntegerToFloat",
         [
             coded.outputs[0],
-            _initializer(model, f"{name}_q8", codes),
+            initializer(model, f"{name}_q8", codes),
             coded.inputs[1],
-            _initializer(model, f"{name}_scale", scales),
+            initializer(model, f"{name}_scale", scales),
             coded.inputs[2],
-            _constant(model, f"columns_zero{n_out}", np.zeros(n_out, np.int8)),
+            constant(model, f"columns_zero{n_out}", np.zeros(n_out, np.int8)),
         ],
         domain="com.microsoft",
         name=node.name,
@@ -215,9 +216,9 @@ def _rows(model: ir.Model, node: ir.Node, recipe: str) -> Matrix:
     new += [product, ir.node("Mul", [product.outputs[0], largest])]
     restored = codes.astype(np.float32) * scales
     if floor:
-        lifted = _initializer(model, f"{name}_floor", floor * restored.sum(axis=0))
+        lifted = initializer(model, f"{name}_floor", floor * restored.sum(axis=0))
         new.append(ir.node("Sub", [new[-1].outputs[0], lifted]))
-    _replace(model, node, new)
+    replace(model, node, new)
     error = weight_error(weight, restored)
     return Matrix(name, recipe, cast("tuple[int, int]", weight.shape), 0, error)
 
@@ -233,10 +234,10 @@ def _row_codes(
     if key not in x.meta:
         producer = x.producer()
         floor = GELU_FLOOR if producer is not None and producer.op_type == "Gelu" else 0.0
-        axis = _constant(model, "rows_axis", np.array([-1]))
-        least = _constant(model, "rows_least", np.float32(1e-20))  # for a row of zeros
+        axis = constant(model, "rows_axis", np.array([-1]))
+        least = constant(model, "rows_least", np.float32(1e-20))  # for a row of zeros
         if floor:
-            lifted = ir.node("Add", [x, _constant(model, "rows_floor", np.float32(floor))])
+            lifted = ir.node("Add", [x, constant(model, "rows_floor", np.float32(floor))])
             new.append(lifted)
             x_codes, size, zero, steps = lifted.outputs[0], lifted.outputs[0], 0, 2 * level
         else:
@@ -245,10 +246,10 @@ def _row_codes(
         largest = ir.node("ReduceMax", [size, axis], {"keepdims": 1})
         divisor = ir.node("Max", [largest.outputs[0], least])
         unit = ir.node("Div", [x_codes, divisor.outputs[0]])
-        step = _constant(model, f"rows_step{steps}", np.float32(1 / steps))
+        step = constant(model, f"rows_step{steps}", np.float32(1 / steps))
         codes = ir.node(
             "QuantizeLinear",
-            [unit.outputs[0], step, _constant(model, f"rows_zero{zero}", np.uint8(zero))],
+            [unit.outputs[0], step, constant(model, f"rows_zero{zero}", np.uint8(zero))],
         )
         new += [largest, divisor, unit, codes]
         x.meta[key] = (codes, divisor.outputs[0], floor)
@@ -265,61 +266,6 @@ RECIPES: dict[str, Callable[[ir.Model, ir.Node], Matrix]] = {
     "fine8": fine8,
     "fp32": fp32,
 }
-
-
-def unfold_convolutions(model: ir.Model) -> None:
-    """Write each one-dimensional ``Conv`` (kernel 3, padding 1) as a product with a matrix.
-
-    ``[1, C, T]`` becomes the three shifted copies that the kernel sees, side by side, times
-    ``[3 C, outputs]``: the same sums, in a form that blocks of 8 bits can store.
-    """
-    for node in [n for n in model.graph if n.op_type == "Conv"]:
-        _unfold(model, node)
-
-
-def _unfold(model: ir.Model, node: ir.Node) -> None:
-    x, kernel, bias = node.inputs
-    (stride,) = node.attributes["strides"].as_ints()
-    assert x is not None and kernel is not None and bias is not None
-    assert kernel.name is not None and kernel.const_value is not None
-    assert [list(node.attributes[name].as_ints()) for name in ("pads", "dilations")] == [
-        [1, 1],
-        [1],
-    ]
-    assert node.attributes["group"].as_int() == 1
-    n_out, n_in, width = cast("tuple[int, ...]", tuple(kernel.const_value.shape))
-    assert width == 3
-    stored = kernel.const_value
-
-    def constant(name: str, numbers: list[int]) -> ir.Value:
-        return _initializer(model, f"{kernel.name}_{name}", np.array(numbers, np.int64))
-
-    del model.graph.initializers[kernel.name]
-    unfolded = stored.numpy().transpose(2, 1, 0).reshape(width * n_in, n_out)
-    matrix = _initializer(model, kernel.name, unfolded)
-    axis, step = constant("axis", [2]), constant("step", [stride])
-    padded = ir.node("Pad", [x, constant("pads", [0, 0, 1, 0, 0, 1])])
-    # Ends 2, 1 and 0 before the last: each tap gets ceil(T / stride) frames.
-    ends = (-2, -1, np.iinfo(np.int64).max)
-    taps = [
-        ir.node("Slice", [padded.outputs[0], constant(f"tap{i}", [i]),
-                          constant(f"end{i}", [end]), axis, step])
-        for i, end in enumerate(ends)
-    ]  # fmt: skip
-    seen = ir.node("Concat", [tap.outputs[0] for tap in taps], {"axis": 1})
-    rows = ir.node("Transpose", seen.outputs, {"perm": [0, 2, 1]})
-    name = kernel.name.removesuffix(".weight")
-    product = ir.node("MatMul", [rows.outputs[0], matrix], name=name)
-    shifted = ir.node("Add", [product.outputs[0], bias])
-    back = ir.node(
-        "Transpose", shifted.outputs, {"perm": [0, 2, 1]},
-        outputs=[ir.Value(name=node.outputs[0].name, type=node.outputs[0].type,
-                          shape=node.outputs[0].shape)],
-    )  # fmt: skip
-    new = [padded, *taps, seen, rows, product, shifted, back]
-    ir.convenience.replace_nodes_and_values(
-        model.graph, node, [node], new, node.outputs, back.outputs
-    )
 
 
 def pack_rows(weight: F32, level: int) -> tuple[npt.NDArray[np.int8], F32]:
@@ -355,64 +301,7 @@ def unpack_blocks8(codes: U8, scales: F32, n_in: int) -> F32:
     return blocks.reshape(len(codes), -1)[:, :n_in].T
 
 
-def _weight(node: ir.Node) -> ir.Value | None:
-    value = node.inputs[1]
-    return value if value is not None and value.is_initializer() else None
-
-
-def _numbers(node: ir.Node) -> tuple[ir.Value, F32]:
-    """The weight of a ``MatMul``, read now."""
-    value = _weight(node)
-    assert value is not None and value.const_value is not None and value.name is not None
-    return value, value.const_value.numpy().astype(np.float32, copy=False)
-
-
-def _added(node: ir.Node) -> tuple[ir.Node, ir.Value] | None:
-    """The ``Add`` of a bias that alone reads a product, and the bias."""
-    uses = list(node.outputs[0].uses())
-    if len(uses) != 1 or uses[0].node.op_type != "Add":
-        return None
-    bias = uses[0].node.inputs[1 - uses[0].idx]
-    if bias is None or not bias.is_initializer() or len(bias.shape or ()) != 1:
-        return None
-    return uses[0].node, bias
-
-
-def _replace(
-    model: ir.Model, node: ir.Node, new: list[ir.Node], last: ir.Node | None = None
-) -> None:
-    """Put ``new``, of which the last gives the result, in the place of ``MatMul`` to ``last``."""
-    last = last or node
-    value, old, result = _weight(node), last.outputs[0], new[-1].outputs[0]
-    result.name, result.type, result.shape = old.name, old.type, old.shape
-    replaced = list(dict.fromkeys((last, node)))
-    ir.convenience.replace_nodes_and_values(
-        model.graph, node, replaced, new, last.outputs, new[-1].outputs
-    )
-    model.graph.opset_imports["com.microsoft"] = 1
-    if value is not None and not value.uses():
-        del model.graph.initializers[cast("str", value.name)]
-
-
 def weight_error(weight: F32, restored: F32) -> float:
     """``||W - W'|| / ||W||``, Frobenius."""
     norm = float(np.linalg.norm(weight))
     return float(np.linalg.norm(restored - weight)) / norm if norm else 0.0
-
-
-def _constant(model: ir.Model, name: str, value: npt.ArrayLike) -> ir.Value:
-    """An initializer that several nodes share."""
-    found = model.graph.initializers.get(name)
-    return found if found is not None else _initializer(model, name, np.asarray(value))
-
-
-def _initializer(model: ir.Model, name: str, array: npt.NDArray[np.generic]) -> ir.Value:
-    tensor = ir.tensor(array, name=name)
-    value = ir.Value(
-        name=name,
-        const_value=tensor,
-        type=ir.TensorType(tensor.dtype),
-        shape=ir.Shape(array.shape),
-    )
-    model.graph.register_initializer(value)
-    return value
