@@ -27,8 +27,8 @@ _ORT_ERRORS: tuple[type[Exception], ...] = tuple(
     for item in cast("dict[str, object]", vars(ort.capi.onnxruntime_pybind11_state)).values()
     if isinstance(item, type) and issubclass(item, Exception)
 )
-# A sum and its LayerNorm as one operator take four times as long as two.
-_SLOWER_FUSIONS = ["SkipLayerNormFusion"]
+# A sum and its LayerNorm as one operator take four times as long as two; a sum and its GELU, three.
+_SLOWER_FUSIONS = ["SkipLayerNormFusion", "BiasGeluFusion"]
 _MAPPING = re.compile(r"([0-9a-f]+)-([0-9a-f]+) \S+ \S+ \S+ \d+ *(.*)")
 _MADV_DONTNEED = 4
 _LINK_REMEDY = (
