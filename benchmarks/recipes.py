@@ -1,10 +1,11 @@
 """How fast is each INT8 recipe's product here? The costs that the choice of recipes rests on.
 
-    python benchmarks/recipes.py [--threads 2] [--repeat 25]
+    python benchmarks/recipes.py [--threads 2] [--repeat 15] [--write]
 
 One matrix product with its activations' scaling, for each recipe and for fp32, at the shapes of
-the encoder (fc1 and fc2, 5 s and 30 s) and of the decoder (gate or up, one token and a prompt).
-Recipes take turns; medians. Threads do not spin, or one session's would slow the next one's.
+the encoder (5 s, 15 s and 30 s) and of the decoder (gate or up, one token and a prompt). Recipes
+take turns; medians. Threads do not spin, or one session's would slow the next one's. ``--write``
+makes ``export/ark_onnx_export/costs.json`` of it; run it alone, on a CPU with VNNI.
 """
 
 from __future__ import annotations
@@ -22,15 +23,15 @@ import onnxruntime
 
 from ark_onnx_export.quantize import RECIPES, quantise
 
-SHAPES = {
-    "fc1, 5 s": (250, 1280, 5120),
-    "fc2, 5 s": (250, 5120, 1280),
-    "fc1, 30 s": (1500, 1280, 5120),
-    "fc2, 30 s": (1500, 5120, 1280),
+ROWS = {"5 s": 250, "15 s": 750, "30 s": 1500}
+ENCODER = {"qkv": (1280, 3840), "out": (1280, 1280), "fc1": (1280, 5120), "fc2": (5120, 1280)}
+DECODER = {
     "gate, prompt": (390, 896, 4864),
     "gate, token": (1, 896, 4864),
     "head, token": (1, 896, 151646),
 }
+COSTS = Path(__file__).parent.parent / "export" / "ark_onnx_export" / "costs.json"
+_COLUMNS = 0.9  # of a block's cost: a step is as fast, and prompts gain
 
 
 def session(weight: np.ndarray, recipe: str, threads: int) -> onnxruntime.InferenceSession:
@@ -55,21 +56,18 @@ def session(weight: np.ndarray, recipe: str, threads: int) -> onnxruntime.Infere
     return onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
 
 
-def main() -> int:
-    """Command line."""
-    parser = argparse.ArgumentParser(description="Speed of the INT8 recipes' products.")
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--repeat", type=int, default=25)
-    options = parser.parse_args()
+def measure(shapes: dict[str, tuple[int, int, int]], recipes: list[str], threads: int,
+            repeat: int) -> dict[str, dict[str, float]]:  # fmt: skip
+    """Milliseconds by shape and recipe; one line of the table for each shape."""
     generator = np.random.default_rng(0)
     figures: dict[str, dict[str, float]] = {}
-    print(f"| product | rows | {' | '.join(RECIPES)} |\n| --- | --: |{' --: |' * len(RECIPES)}")
-    for label, (n_rows, n_in, n_out) in SHAPES.items():
+    print(f"| product | rows | {' | '.join(recipes)} |\n| --- | --: |{' --: |' * len(recipes)}")
+    for label, (n_rows, n_in, n_out) in shapes.items():
         weight = generator.standard_normal((n_in, n_out), np.float32) / np.float32(n_in**0.5)
         x = generator.standard_normal((1, n_rows, n_in), np.float32)
-        sessions = {recipe: session(weight, recipe, options.threads) for recipe in RECIPES}
-        times: dict[str, list[float]] = {recipe: [] for recipe in RECIPES}
-        for _ in range(options.repeat):
+        sessions = {recipe: session(weight, recipe, threads) for recipe in recipes}
+        times: dict[str, list[float]] = {recipe: [] for recipe in recipes}
+        for _ in range(repeat):
             for recipe, opened in sessions.items():
                 begin = time.perf_counter()
                 opened.run(None, {"x": x})
@@ -77,11 +75,52 @@ def main() -> int:
         figures[label] = {r: round(1000 * float(np.median(t)), 3) for r, t in times.items()}
         cells = " | ".join(f"{value:.2f} ms" for value in figures[label].values())
         print(f"| {label} | {n_rows} | {cells} |", flush=True)
+    return figures
+
+
+def costs(encoder: dict[str, dict[str, float]], decoder: dict[str, dict[str, float]]
+          ) -> dict[str, dict[str, float]]:  # fmt: skip
+    """What ``costs.json`` holds: ratios of the times, shapes summed."""
+    found: dict[str, dict[str, float]] = {}
+    for name, parts in (("audio", ("out", "fc2")), ("audio, more outputs than inputs",
+                                                     ("qkv", "fc1"))):  # fmt: skip
+        rows = [times for label, times in encoder.items() if label.startswith(parts)]
+        plain = sum(times["rows8"] for times in rows)
+        found[name] = {r: round(sum(times[r] for times in rows) / plain, 2) for r in rows[0]}
+        for recipe in found[name]:  # the same products, the same time
+            if recipe.startswith("rows7"):
+                found[name][recipe] = found[name][recipe.replace("7", "8", 1)]
+    step = decoder["gate, token"]
+    found["decoder"] = {
+        r: round(step[r] / step["blocks8"], 2) for r in ("blocks8", "fine8", "fp32")
+    }
+    found["decoder"] |= dict.fromkeys(("columns8", "columns7"), _COLUMNS)
+    return found
+
+
+def main() -> int:
+    """Command line."""
+    parser = argparse.ArgumentParser(description="Speed of the INT8 recipes' products.")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--repeat", type=int, default=15)
+    parser.add_argument("--write", action="store_true", help="write the table that chooses")
+    options = parser.parse_args()
+    common = ["blocks8", "fine8", "fp32"]
+    shapes = {f"{name}, {seconds}": (n_rows, *shape)
+              for name, shape in ENCODER.items() for seconds, n_rows in ROWS.items()}  # fmt: skip
+    rows = [recipe for recipe in RECIPES if recipe.startswith("rows")]
+    encoder = measure(shapes, [*rows, *common], options.threads, options.repeat)
+    columns = ["columns8", "columns7"]
+    decoder = measure(DECODER, [*columns, *common], options.threads, options.repeat)
+    found = costs(encoder, decoder)
+    if options.write:
+        COSTS.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
     info = Path("/proc/cpuinfo")
     flags = info.read_text().split() if info.is_file() else []
     vnni = sorted({flag for flag in flags if "vnni" in flag})
     about = {"machine": platform.machine(), "vnni": vnni, "threads": options.threads}
-    print(json.dumps({"ms": figures, **about, "onnxruntime": onnxruntime.__version__}))
+    print(json.dumps({"ms": encoder | decoder, "costs": found, **about,
+                      "onnxruntime": onnxruntime.__version__}))  # fmt: skip
     return 0
 
 

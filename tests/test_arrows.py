@@ -36,13 +36,14 @@ MAY_IMPORT = {
     "prompt": {"contract", "mel"},
     "embedding": CONTRACT | {"mel", "prompt"},
     "graph": CONTRACT,
+    "cpu": CONTRACT | {"graph"},
     "threads": set(),
     "resident": {"errors"},
     "prepared": CONTRACT | {"graph", "package"},
     "model": {"mel", "prompt"},
     "layouts.__init__": {"model", "package", "layouts.native", "layouts.published"},
     "layouts.published": LEAVES - {"audio", "text", "transcript", "greedy"} | {"upstream"},
-    "layouts.native": LEAVES - {"audio", "text", "transcript", "greedy"},
+    "layouts.native": LEAVES - {"audio", "text", "transcript", "greedy"} | {"cpu"},
     "greedy": CONTRACT | {"mel"},
     "transcript": {"greedy"},
     "vad": {"mel"},
@@ -127,7 +128,7 @@ def test_contract_and_errors_need_only_the_standard_library() -> None:
 
 
 def test_the_exporter_takes_little_from_the_runtime() -> None:
-    allowed = {"contract", "errors", "mel", "audio", "text", "vocabulary"}
+    allowed = {"contract", "cpu", "errors", "mel", "audio", "text", "vocabulary"}
     for path in EXPORT.rglob("*.py"):
         # Running a package stage by stage needs the splice; the rest is public.
         extra = {"prompt"} if path.name == "engines.py" else set[str]()

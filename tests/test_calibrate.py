@@ -14,6 +14,7 @@ pytest.importorskip("torch")
 from make_checkpoint import make_checkpoint
 
 import ark_asr_onnx
+from ark_asr_onnx import audio, contract, mel
 from ark_asr_onnx.errors import PackageError
 from ark_onnx_export import calibrate, pipeline
 from ark_onnx_export.cli import main
@@ -93,7 +94,7 @@ def test_other_audio_is_calibrated_on(
     original = calibrate.calibrate
 
     def listen(*arguments: Any) -> Any:
-        heard.append([led.name for led in arguments[3]])
+        heard.append([led.name for led in arguments[0].leds])
         return original(*arguments)
 
     monkeypatch.setattr(calibrate, "calibrate", listen)
@@ -116,8 +117,6 @@ def test_damaged_findings_are_not_used(tmp_path: Path) -> None:
 def test_a_package_for_some_cpus_checks_the_one_it_is_on(
     tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from ark_asr_onnx import contract
-
     out = tmp_path / "vnni"
     made = pipeline.export(tiny_checkpoint, out, target="vnni", recipe="rows")
     assert "rows8" in made.provenance.recipe["matrices"]
@@ -127,13 +126,28 @@ def test_a_package_for_some_cpus_checks_the_one_it_is_on(
         ark_asr_onnx.load(out)
 
 
-def test_a_package_for_any_cpu_has_no_recipe_that_saturates(tiny_package: Path) -> None:
+def test_a_package_for_any_cpu_has_graphs_that_do_not_saturate(tiny_package: Path) -> None:
     manifest = ark_asr_onnx.load(tiny_package).manifest
     assert manifest.target == "any"
     record = json.loads((tiny_package / "report.json").read_text())
-    recipes = {matrix["recipe"] for matrix in record["matrices"]}
-    assert recipes <= {"rows7", "blocks8", "fine8", "fp32"}
-    assert "rows7" in recipes
+    recipes = {m["name"]: m["recipe"] for m in record["matrices"]}
+    audio = {recipe for name, recipe in recipes.items() if name.startswith("audio_encoder")}
+    assert any(recipe.startswith("rows8") for recipe in audio)
+    assert contract.AUDIO_NARROW_FILE in manifest.files
+    others = {recipe for name, recipe in recipes.items() if not name.startswith("audio_encoder")}
+    assert others <= {"columns7", "blocks8", "fine8", "fp32"}
+
+
+def test_a_cpu_that_saturates_is_given_the_narrow_graph_and_hears_the_same(
+    tiny_package: Path, samples: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wide = ark_asr_onnx.load(tiny_package)
+    monkeypatch.setattr(contract, "EXACT_SUM", contract.EXACT_SUM + 1)  # as if it had saturated
+    narrow = ark_asr_onnx.load(tiny_package)
+    log_mel = mel.log_mel(audio.read(samples[0].path), 80)
+    found, expected = (t.model.encode_audio(log_mel) for t in (narrow, wide))
+    # Sums in another order, a few codes rounded the other way: a tenth of what INT8 costs.
+    assert 0 < np.linalg.norm(found - expected) < 0.004 * np.linalg.norm(expected)
 
 
 @pytest.mark.parametrize("target", ["any", "arm64"])

@@ -22,6 +22,8 @@ FILES = [
     "REPORT.md",
     "audio.onnx",
     "audio.onnx.data",
+    "audio_narrow.onnx",
+    "cpu_check.onnx",
     "decoder.onnx",
     "decoder.onnx.data",
     "embedding_fp32.data",

@@ -15,7 +15,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 import ark_asr_onnx
 from ark_asr_onnx.errors import ExportError
-from ark_onnx_export import edit, parity, quantize
+from ark_onnx_export import edit, feedback, parity, quantize
+from ark_onnx_export import rows as rows_module
 from ark_onnx_export.quantize import block_size, pack_blocks8, unpack_blocks8
 
 
@@ -128,32 +129,43 @@ def opened(model: Any) -> Any:
     return onnxruntime.InferenceSession(data)
 
 
+def plainly(weight: Any, steps: Any, limits: Any, _: Any) -> Any:
+    """Each weight rounded for itself."""
+    return feedback.round_weights(weight, steps, limits, None)
+
+
 @pytest.mark.parametrize("gelu", [False, True])
 @pytest.mark.parametrize("recipe", [r for r in quantize.RECIPES if not r.startswith("columns")])
-def test_a_recipe_computes_what_calibration_takes_it_to_compute(recipe: str, gelu: bool) -> None:
+def test_a_recipe_computes_what_calibration_takes_it_to_compute(
+    recipe: str, gelu: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import torch
     import torch.nn.functional as F
 
     from ark_onnx_export.calibrate import product as simulated
 
+    monkeypatch.setattr(rows_module, "round_weights", plainly)
     weight, x = matrix(96, 40), matrix(23, 96, seed=1)
     x[4] = 0
+    x[:, 7] *= 9  # has several places
     model = graph_of(weight, gelu=gelu)
-    (stored,) = quantize.quantise(model, lambda _: recipe)
     rows = F.gelu(torch.from_numpy(x)) if gelu else torch.from_numpy(x)
+    (stored,) = quantize.quantise(model, lambda _: recipe, examples=lambda _: rows.numpy())
     exact = (rows @ torch.from_numpy(weight)).numpy()
     expected = simulated(rows, torch.from_numpy(weight).T, recipe, after_gelu=gelu).numpy()
     (found,) = opened(model).run(None, {"x": x[None]})
     norm = np.linalg.norm(exact)
     # Roundings at the very middle between two codes may fall either way.
     assert np.linalg.norm(found[0] - expected) <= 2e-3 * norm
-    assert np.linalg.norm(found[0] - exact) <= (0.025 if recipe != "fp32" else 1e-6) * norm
-    assert not found[0, 4].any() or gelu
+    assert np.linalg.norm(found[0] - exact) <= (0.03 if recipe != "fp32" else 1e-6) * norm
+    assert np.abs(found[0, 4]).max() < 1e-12 or gelu
     assert (stored.recipe, stored.shape) == (recipe, (96, 40))
     assert (stored.error > 0) == (recipe != "fp32")
 
 
-@pytest.mark.parametrize("recipe", ["rows8", "rows7", "columns7", "blocks8", "fine8"])
+@pytest.mark.parametrize(
+    "recipe", ["rows8", "rows8+25", "rows8/4", "rows7", "columns7", "blocks8", "fine8"]
+)
 def test_no_recipe_lets_a_loud_row_change_a_quiet_one(recipe: str) -> None:
     model = graph_of(matrix(128, 48))
     quantize.quantise(model, lambda _: recipe)
@@ -171,7 +183,7 @@ def test_the_codes_of_the_recipe_for_any_cpu_cannot_saturate_sixteen_bits(recipe
     quantize.quantise(model, lambda _: recipe)
     weights = {name: v.const_value.numpy() for name, v in model.graph.initializers.items()}
     codes = weights["layer.proj.weight_q8"].astype(np.int64)
-    levels = quantize.LEVELS[recipe]
+    levels = rows_module.FORMS[recipe].levels
     largest = 2 * levels.activations  # unsigned, so the middle is the zero point
     assert weights[f"rows_zero{levels.activations}"] == levels.activations
     assert np.abs(codes).max() == levels.weights
@@ -187,10 +199,12 @@ def test_matrices_that_read_the_same_rows_share_their_codes() -> None:
     second = ir.node("MatMul", [first.inputs[0], weight])
     second.outputs[0].name = "z"
     model.graph.insert_after(first, second)
-    quantize.quantise(model, lambda _: "rows7")
+    model.graph.outputs.append(second.outputs[0])
+    quantize.quantise(model, lambda _: "rows7+25")
     kinds = [node.op_type for node in model.graph]
-    assert kinds.count("QuantizeLinear") == 1
+    assert kinds.count("QuantizeLinear") == 2  # the first places, and the further ones
     assert kinds.count("MatMulIntegerToFloat") == 2
+    assert kinds.count("ArrayFeatureExtractor") == 1
 
 
 def test_a_linear_layer_that_is_no_matmul_is_refused_not_left_in_fp32() -> None:

@@ -97,7 +97,7 @@ def test_folded_graphs_compute_the_same_bits(
     for folder in folders:
         folder.mkdir()
     plain = graphs(checkpoint, network, lambda _, tensor: tensor, folders[0])
-    smooth = graphs(checkpoint, network, folded(sites, factors), folders[1])
+    smooth = graphs(checkpoint, network, folded(sites, factors, {}), folders[1])
     for name in plain:
         data = [(folder / f"{name}.data").read_bytes() for folder in folders]
         assert data[0] != data[1]

@@ -25,23 +25,26 @@ from torch import Tensor, nn
 from ark_asr_onnx.contract import Tokens
 
 from .checkpoint import Network
+from .costs import costs
 from .mask import blocked
-from .quantize import GELU_FLOOR, LEVELS, RECIPES, block_size
+from .quantize import LEVELS, block_size
 from .reference import lengths
-from .smoothing import F32, Graph, Site, best_factor
+from .rows import FORMS, GELU_FLOOR, Form, further, offsets, parts, places
+from .smoothing import F32, Graph, Order, Site, best_factor
 from .verify import Led
 
 Progress = Callable[[str, Sequence[Any]], Any]  # label, items -> the items
 
-_FORMAT = 3  # raised when cached findings would be misread
+_FORMAT = 5  # raised when cached findings would be misread
 _STRENGTHS = (0.35, 0.5, 0.65, 0.8)
 _WORTH = 0.9  # smoothing must bring the error of a product at least to this share
-_MAX_ROWS = 192  # of each input, kept to try the recipes on
+_MAX_ROWS = 1024  # of each input, kept as examples
+_TRIED_ROWS = 192  # of those, to try the recipes on
 _MAX_COLUMNS = 1024  # of each weight, tried
 _OUTLIER = 20.0  # times the median channel or row
 _PROBED = "blocks8"  # stored in the second pass
 _VARIANTS = 8  # networks with one product changed that run side by side
-_PROBE_FRAMES, _PROBE_CLIPS = 200, 2  # audio of the second pass
+_PROBE_FRAMES, _PROBE_CLIPS = 400, 2  # audio of the second pass: of each clip, for the decoder
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,36 +81,83 @@ class Calibration:
     factors: dict[str, F32]  # site -> how far to scale down each channel of its input
 
 
-def calibrate(
-    network: Network,
-    tokens: Tokens,
-    prefix: Sequence[Tensor],
-    leds: Sequence[Led],
-    sites: Mapping[Graph, Sequence[Site]],
-    progress: Progress,
-) -> dict[Graph, Calibration]:
-    """Both passes; ``prefix`` holds the keys and values of the prompt's first positions."""
-    runner = _Runner(network, tokens, prefix)
-    with torch.inference_mode():
-        watched = {
+class Listener:
+    """The first pass: the network on calibration clips, and what its products read.
+
+    ``prefix`` holds the keys and values of the prompt's first positions.
+    """
+
+    def __init__(
+        self,
+        network: Network,
+        tokens: Tokens,
+        prefix: Sequence[Tensor],
+        leds: Sequence[Led],
+        sites: Mapping[Graph, Sequence[Site]],
+        progress: Progress,
+    ) -> None:
+        self.sites, self.leds = sites, leds
+        self.runner = runner = _Runner(network, tokens, prefix)
+        self.watched = {
             site.name: _Watched(runner.module(site.modules[0])) for g in sites for site in sites[g]
         }
-        with _hooks([(w.module, w.see) for w in watched.values()]):
+        with (
+            torch.inference_mode(),
+            _hooks([(w.module, w.see) for w in self.watched.values()]),
+        ):
             for led in progress("calibrate: listen", leds):
                 runner.audio(led.log_mel)
                 runner.decoder(led)
-        found: dict[Graph, Calibration] = {}
-        for graph, some in sites.items():
-            findings, factors = [], {}
+
+    def order(self, site: Site) -> Order | None:
+        """A site's channels from the largest to the smallest, where they can be moved."""
+        if not site.movers:
+            return None
+        return self.watched[site.name].largest.argsort(descending=True).numpy()
+
+    def orders(self) -> dict[str, Order]:
+        """Those of all sites that have one."""
+        found = {site.name: self.order(site) for some in self.sites.values() for site in some}
+        return {name: order for name, order in found.items() if order is not None}
+
+    def examples(self, factors: Mapping[str, F32]) -> dict[str, F32]:
+        """Weight of ``audio.onnx`` -> rows that it is multiplied with, folded."""
+        examples = dict[str, F32]()
+        for site in self.sites["audio"]:
+            rows = self.watched[site.name].rows
+            folded = _fold(rows, factors.get(site.name), self.order(site))
+            examples |= dict.fromkeys(site.weights, folded.numpy())
+        return examples
+
+
+def calibrate(listener: Listener, progress: Progress) -> dict[Graph, Calibration]:
+    """Both passes' findings."""
+    found: dict[Graph, Calibration] = {}
+    runner = listener.runner
+    with torch.inference_mode():
+        for graph, some in listener.sites.items():
+            findings, factors = [], dict[str, F32]()
             for site in progress(f"calibrate: recipes, {graph}", some):
-                finding, factor = _try_recipes(site, runner, watched.pop(site.name), graph)
+                watched = listener.watched[site.name]
+                order = listener.order(site)
+                finding, factor = _try_recipes(site, runner, watched, graph, order)
                 findings.append(finding)
                 if factor is not None:
                     factors[site.name] = factor.numpy()
-            at_output = _at_output(runner, graph, some, factors, leds, progress)
+            changes = {site.name: (factors.get(site.name), listener.order(site)) for site in some}
+            at_output = _at_output(runner, graph, some, changes, listener.leds, progress)
             findings = [replace(f, at_output=at_output[f.site]) for f in findings]
             found[graph] = Calibration(tuple(findings), factors)
     return found
+
+
+def _fold(rows: Tensor, factor: F32 | None, order: Order | None) -> Tensor:
+    """Rows as the graph has them."""
+    if order is not None:
+        rows = rows[..., torch.from_numpy(order)]
+    if factor is not None:
+        rows = rows / torch.from_numpy(factor).repeat(rows.shape[-1] // len(factor))
+    return rows
 
 
 class _Runner:
@@ -188,14 +238,41 @@ def product(rows: Tensor, weight: Tensor, recipe: str, *, after_gelu: bool = Fal
     """``rows [..., n_in] @ weight.T``, ``weight [n_out, n_in]``, as a recipe computes it."""
     if recipe == "fp32":
         return rows @ weight.T
+    if recipe in FORMS:
+        return _rows_product(rows, weight, FORMS[recipe], after_gelu=after_gelu)
     if recipe in LEVELS:
-        levels, stored = LEVELS[recipe], _coded(weight, LEVELS[recipe].weights)
-        if after_gelu:
-            coded = _coded(rows + GELU_FLOOR, 2 * levels.activations)
-            return coded @ stored.T - GELU_FLOOR * stored.sum(dim=1)
-        return _coded(rows, levels.activations) @ stored.T
+        levels = LEVELS[recipe]
+        return _coded(rows, levels.activations) @ _coded(weight, levels.weights).T
     block = 32 if recipe == "fine8" else block_size(weight.shape[1])
     return _blocks(rows, block) @ _blocks(weight, block).T
+
+
+def _rows_product(rows: Tensor, weight: Tensor, form: Form, *, after_gelu: bool) -> Tensor:
+    """As :mod:`row_products`, each weight rounded for itself."""
+    floor = GELU_FLOOR if after_gelu else 0.0
+    lifted = rows + floor
+    counts = torch.from_numpy(places(lifted.flatten(0, -2).numpy(), form, unsigned=after_gelu))
+    steps = form.levels.activations * (2 if after_gelu else 1)
+    total = torch.zeros(())
+    for part in parts(weight.shape[1], form):
+        m = counts[part]
+        step = (lifted[..., part] / m).abs().amax(dim=-1, keepdim=True).clamp(min=1e-20) / steps
+        x = _in_places(lifted[..., part] / step / m, counts[part]) * step
+        grid = weight[:, part].abs().amax(dim=1, keepdim=True).clamp(min=1e-20)
+        grid = grid / form.levels.weights / m
+        stored = (weight[:, part] / grid).round() * grid
+        total = total + x @ stored.T - floor * stored.sum(dim=1)
+    return total
+
+
+def _in_places(x: Tensor, counts: Tensor) -> Tensor:
+    """Shares ``[..., n_in]`` rounded in each of their places: the sums of the codes."""
+    total = x.round()
+    inputs, _ = further(counts.numpy())
+    if len(inputs):
+        lifts, index = torch.from_numpy(offsets(counts.numpy())), torch.from_numpy(inputs)
+        total.index_add_(-1, index, (x[..., index] + lifts).round() - lifts)
+    return total
 
 
 def _coded(x: Tensor, level: int) -> Tensor:
@@ -211,12 +288,13 @@ def _blocks(x: Tensor, block: int) -> Tensor:
 
 
 def _try_recipes(
-    site: Site, runner: _Runner, watched: _Watched, graph: Graph
+    site: Site, runner: _Runner, watched: _Watched, graph: Graph, order: Order | None
 ) -> tuple[Finding, Tensor | None]:
-    """Every recipe on the rows that were kept, with the best smoothing."""
+    """Every recipe on some of the rows that were kept, with the best smoothing."""
     whole = torch.cat([_matrix(runner.module(name)) for name in site.modules])
+    whole = _fold(whole, None, order)
     weight = whole[:: -(-len(whole) // _MAX_COLUMNS)]
-    rows = watched.rows
+    rows = _fold(watched.rows[:_TRIED_ROWS], None, order)  # the loudest is the first
     exact = rows @ weight.T
     norm = float(exact.norm()) or 1.0
 
@@ -226,7 +304,7 @@ def _try_recipes(
         return float((found - exact).norm()) / norm
 
     # Smooth for what the graph is to be made of: rows in the encoder, columns in the decoder.
-    judge = "rows7" if graph == "audio" else "columns7"
+    judge = "rows8+5" if graph == "audio" else "columns7"
     strength, best = None, None
     lowest = _WORTH * error(judge, None)
     for candidate in _STRENGTHS if site.writers else ():
@@ -244,7 +322,7 @@ def _try_recipes(
         outlier_channels=int((watched.largest > _OUTLIER * watched.largest.median()).sum()),
         outlier_rows=int((loudest > _OUTLIER * loudest.median()).sum()),
         strength=strength,
-        errors={recipe: error(recipe, best) for recipe in RECIPES},
+        errors={recipe: error(recipe, best) for recipe in costs(graph, *whole.T.shape)},
         at_output=(),
     )
     return finding, None if best is None else best[: len(best) // site.repeat]
@@ -254,14 +332,14 @@ def _at_output(
     runner: _Runner,
     graph: Graph,
     sites: Sequence[Site],
-    factors: Mapping[str, F32],
+    changes: Mapping[str, tuple[F32 | None, Order | None]],
     leds: Sequence[Led],
     progress: Progress,
 ) -> dict[str, tuple[float, ...]]:
     """For each site, what its storing in 8 bits changes at the graph's output."""
     clips = leds[:_PROBE_CLIPS]
     if graph == "audio":
-        mels = [led.log_mel[:, :, :_PROBE_FRAMES] for led in clips[:1]]
+        mels = [led.log_mel[:, :, :_PROBE_FRAMES] for led in leds]
         runs = [lambda copies, mel=mel: runner.audio(mel, copies) for mel in mels]
     else:
         runs = [lambda copies, led=led: runner.decoder(led, copies) for led in clips]
@@ -269,7 +347,7 @@ def _at_output(
     groups = [sites[i : i + _VARIANTS - 1] for i in range(0, len(sites), _VARIANTS - 1)]
     for group in progress(f"calibrate: at the output, {graph}", groups):
         hooks = [
-            (runner.module(name), _changed(i + 1, factors.get(site.name), site.repeat))
+            (runner.module(name), _changed(i + 1, *changes[site.name]))
             for i, site in enumerate(group)
             for name in site.modules
         ]
@@ -283,14 +361,12 @@ def _at_output(
     return found
 
 
-def _changed(row: int, factor: F32 | None, repeat: int) -> Callable[..., Tensor]:
+def _changed(row: int, factor: F32 | None, order: Order | None) -> Callable[..., Tensor]:
     """A forward hook that stores a module in 8 bits for one row of the batch."""
 
     def hook(module: nn.Module, inputs: tuple[Tensor], output: Tensor) -> Tensor:
-        x, weight = _rows(module, inputs[0][row : row + 1]), _matrix(module)
-        if factor is not None:
-            scale = torch.from_numpy(factor).repeat(repeat)
-            x, weight = x / scale, weight * scale
+        x = _fold(_rows(module, inputs[0][row : row + 1]), factor, order)
+        weight = _fold(_matrix(module), None if factor is None else np.float32(1) / factor, order)
         y = product(x, weight, _PROBED)
         bias = cast("Tensor | None", module.bias)
         y = y if bias is None else y + bias

@@ -8,18 +8,14 @@ from dataclasses import dataclass
 import numpy as np
 
 from .calibrate import Calibration, Finding
+from .costs import Costs, costs
 from .smoothing import F32, Graph
 
-# Products of rows: the full range of codes only where sums do not saturate.
-ROWS = {"any": "rows7", "avx2": "rows7", "vnni": "rows8", "arm64": "rows8"}
-
+# Products of rows: the full range of codes where sums do not saturate. A package for any CPU has a
+# second audio graph for those where they would (:mod:`narrow`), a prompt's graph has not.
+ROWS = {"any": "rows8", "avx2": "rows7", "vnni": "rows8", "arm64": "rows8"}
 COLUMNS = {"any": "columns7", "avx2": "columns7", "vnni": "columns8", "arm64": "columns8"}
 
-# Cost of a weight by benchmarks/recipes.py: in the encoder its time at 250 to 1500 rows, in the
-# decoder that of a step, a little less where prompts gain. fp32 counts double: it is four times
-# the memory too.
-_ENCODER = {"rows8": 1.0, "rows7": 1.0, "blocks8": 1.65, "fine8": 2.4, "fp32": 7.0}
-_DECODER = {"columns8": 0.9, "columns7": 0.9, "blocks8": 1.0, "fine8": 1.2, "fp32": 6.0}
 # The encoder is mended even within the budget where a share of its cost buys this many times as
 # large a share of the squared error. A step of the decoder reads every weight for one token.
 _BARGAIN = {"audio": 4.0, "decoder": float("inf")}
@@ -51,10 +47,15 @@ class Plan:
         return {w: chosen[f.site] for f in calibration.findings for w in f.weights}
 
 
-def recipes_for(graph: Graph, target: str) -> dict[str, float]:
-    """The recipes that may serve a graph on a kind of CPU, and their cost."""
-    costs, own = (_ENCODER, ROWS[target]) if graph == "audio" else (_DECODER, COLUMNS[target])
-    return {r: c for r, c in costs.items() if not r.startswith(("rows", "columns")) or r == own}
+def recipes_for(graph: Graph, target: str, n_in: int, n_out: int) -> Costs:
+    """The recipes that may serve a matrix on a kind of CPU, from the cheapest, and their cost."""
+    own = (ROWS if graph == "audio" else COLUMNS)[target]
+    found = costs(graph, n_in, n_out)
+    return {
+        recipe: found[recipe]
+        for recipe in sorted(found, key=lambda recipe: found[recipe])
+        if not recipe.startswith(("rows", "columns")) or recipe.startswith(own)
+    }
 
 
 def choose(
@@ -65,18 +66,15 @@ def choose(
     Errors of different products are taken as independent: their squares add up. ``scale`` corrects
     the predictions by what an earlier choice really cost.
     """
-    costs = recipes_for(graph, target)
-    ladder = sorted(costs, key=lambda recipe: costs[recipe])
     findings = calibration.findings
-    # A head multiplies the last position of a prompt only: what is good for many serves it not.
-    head = [recipe for recipe in ladder if not recipe.startswith("columns")]
-    allowed = [_allowed(f, head if f.site == "lm_head" else ladder) for f in findings]
+    ladders = [_ladder(graph, target, finding) for finding in findings]
+    allowed = [_allowed(f, list(ladder)) for f, ladder in zip(findings, ladders, strict=True)]
     current = [recipes[0] for recipes in allowed]
     reasons = [
         FASTEST
-        if recipes[0] in (ladder[0], head[0]) and finding.errors[ladder[0]] <= _WORST_PRODUCT
-        else f"{ladder[0]} errs by more than {_WORST_PRODUCT:.0%}"
-        for finding, recipes in zip(findings, allowed, strict=True)
+        if recipes[0] == next(iter(ladder))
+        else f"{next(iter(ladder))} errs by more than {_WORST_PRODUCT:.0%}"
+        for ladder, recipes in zip(ladders, allowed, strict=True)
     ]
 
     def square(i: int, recipe: str) -> F32:
@@ -85,13 +83,15 @@ def choose(
     total = np.sum([square(i, r) for i, r in enumerate(current)], axis=0)
     while moves := [
         (float((square(i, current[i]) - square(i, recipe)).mean())
-         / ((costs[recipe] - costs[current[i]]) * finding.n_weights), i, recipe)
+         / ((ladders[i][recipe] - ladders[i][current[i]]) * finding.n_weights), i, recipe)
         for i, finding in enumerate(findings)
         for recipe in allowed[i]
-        if costs[recipe] > costs[current[i]]
+        if ladders[i][recipe] > ladders[i][current[i]]
     ]:  # fmt: skip
         worth, i, recipe = max(moves)
-        price = sum(costs[r] * f.n_weights for r, f in zip(current, findings, strict=True))
+        price = sum(
+            ladder[r] * f.n_weights for ladder, r, f in zip(ladders, current, findings, strict=True)
+        )
         bargain = worth * price > _BARGAIN[graph] * float(total.mean())
         if worth <= 0 or (float(np.sqrt(total).mean()) <= budget and not bargain):
             break
@@ -104,6 +104,15 @@ def choose(
         for i, (f, r, why) in enumerate(zip(findings, current, reasons, strict=True))
     )
     return Plan(choices, float(np.sqrt(total).mean()))
+
+
+def _ladder(graph: Graph, target: str, finding: Finding) -> Costs:
+    """Recipes for a site. A head multiplies one position of a prompt: columns do not help it."""
+    n_out = finding.n_weights // finding.channels
+    found = recipes_for(graph, target, finding.channels, n_out)
+    if finding.site != "lm_head":
+        return found
+    return {recipe: cost for recipe, cost in found.items() if not recipe.startswith("columns")}
 
 
 def _allowed(finding: Finding, ladder: Sequence[str]) -> list[str]:

@@ -95,7 +95,13 @@ def _export_parser() -> argparse.ArgumentParser:
         action="extend",
         default=[],
         metavar="AUDIO",
-        help="speech to calibrate on, 30 s of each at most (default: six built-in clips)",
+        help="speech to calibrate on, 30 s of each at most (default: nine built-in clips)",
+    )
+    parser.add_argument(
+        "--plan",
+        type=Path,
+        metavar="FILE",
+        help="store the matrices as another package's report.json says, layer by relative depth",
     )
     parser.add_argument(
         "--instruction",
@@ -231,11 +237,14 @@ def _export(options: argparse.Namespace) -> int:
     from .probes import read_references
     from .stages import Meter
 
-    chosen = options.recipe != "auto" or options.target != "any" or options.calib
+    chosen = options.recipe != "auto" or options.target != "any" or options.calib or options.plan
     if chosen and (options.precision == "fp32" or options.layout == "published"):
         raise ExportError(
-            "--recipe, --target and --calib are for INT8 in the native layout: leave them out"
+            "--recipe, --plan, --target and --calib are for INT8 in the native layout: leave them "
+            "out"
         )
+    if options.plan and options.recipe != "auto":
+        raise ExportError(f"--recipe {options.recipe} needs no --plan: leave one of them out")
     if options.calib and options.recipe != "auto":
         raise ExportError(f"--recipe {options.recipe} needs no --calib: leave one of them out")
     meter = Meter()
@@ -259,6 +268,7 @@ def _export(options: argparse.Namespace) -> int:
         recipe=options.recipe,
         target=options.target,
         calibration=[(str(path), read(path, end_seconds=30)) for path in options.calib],
+        plan=options.plan,
         allow_degraded=options.allow_degraded,
         progress=progress,
     )

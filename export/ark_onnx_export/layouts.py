@@ -16,10 +16,10 @@ from torch import Tensor
 from ark_asr_onnx import contract
 from ark_asr_onnx.contract import File, Manifest, Provenance, Sizes, Tokens
 
-from . import dynamic, parity, prefill, published, quantize, trace, write
+from . import dynamic, narrow, parity, prefill, published, quantize, trace, write
 from .checkpoint import Checkpoint, Network, graph_weight
 from .parity import DecoderRun, Parity, Progress
-from .quantize import Matrix, Recipes
+from .quantize import Examples, Matrix, Recipes
 from .reference import lengths
 from .smoothing import Fold, Graph
 from .unfold import unfold_convolutions
@@ -35,10 +35,11 @@ class GraphPlan:
 
     file: str
     trace: Callable[[Path], None]  # writes the fp32 graph
-    quantise: Callable[[Path, Recipes, Progress], list[Matrix]]  # replaces it by the INT8 one
+    quantise: Callable[[Path, Recipes, Progress, Examples], list[Matrix]]  # replaces it by INT8
     compare: Callable[[Open, Progress], Parity]  # against torch
     part: Graph | None = None  # what calibration calls it
-    cost: Callable[[Open], float] | None = None  # of INT8, in the unit of the part's budget
+    # Of INT8 on some speech, in the unit of the part's budget.
+    cost: Callable[[Open, Sequence[Led]], float] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,15 +98,15 @@ def native_plans(
             **known,
         )
 
-    def decoder_cost(opened: Open) -> float:
+    def decoder_cost(opened: Open, speech: Sequence[Led]) -> float:
         run = _native_run(network, opened(), decoder.prefill())
-        return parity.decoder_cost(network, run, leds, **known)
+        return parity.decoder_cost(network, run, speech, **known)
 
     known: Any = {
         "n_cached": len(facts.tokens.prefix),
         "cached": [cache.numpy() for cache in prefix],
     }
-    audio, decoder = _Native(), _Native()
+    audio, decoder = _Native(narrow=facts.target == "any"), _Native()
     return [
         GraphPlan(
             contract.AUDIO_FILE,
@@ -115,7 +116,7 @@ def native_plans(
             audio.quantise,
             compare_audio,
             "audio",
-            lambda opened: parity.audio_cost(_function(opened(), contract.LOG_MEL), leds),
+            lambda opened, speech: parity.audio_cost(_function(opened(), contract.LOG_MEL), speech),
         ),
         GraphPlan(
             contract.DECODER_FILE,
@@ -134,9 +135,10 @@ def native_plans(
 class _Native:
     """A traced graph between its two writings."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, narrow: bool = False) -> None:
         self._model: ir.Model | None = None
         self._prefill: Path | None = None
+        self._narrow = narrow
 
     def trace(self, path: Path, make: Callable[[], ir.Model]) -> None:
         self._model = make()
@@ -146,13 +148,17 @@ class _Native:
         """The graph for long prompts, if there is one."""
         return None if self._prefill is None else parity.session(self._prefill)
 
-    def quantise(self, path: Path, recipes: Recipes, progress: Progress) -> list[Matrix]:
+    def quantise(
+        self, path: Path, recipes: Recipes, progress: Progress, examples: Examples
+    ) -> list[Matrix]:
         assert self._model is not None
         model = self._model.clone()
         unfold_convolutions(model)
         model, matrices = dynamic.quantise(model, recipes, path.parent)
-        matrices += quantize.quantise(model, recipes, progress)
+        matrices += quantize.quantise(model, recipes, progress, examples)
         write.write_graph(model, path)
+        if self._narrow:
+            narrow.write(path, path.with_name(contract.AUDIO_NARROW_FILE))
         graph, self._prefill = path.with_name(contract.PREFILL_FILE), None
         graph.unlink(missing_ok=True)
         if any(matrix.recipe.startswith("columns") for matrix in matrices):
@@ -265,7 +271,7 @@ def describe_published(directory: Path, facts: Facts, checkpoint: Checkpoint) ->
     published.write_metadata(directory, checkpoint, facts.tokens, names, capacity)
 
 
-def _quantise_published(path: Path, _: Recipes, progress: Progress) -> list[Matrix]:
+def _quantise_published(path: Path, _: Recipes, progress: Progress, __: Examples) -> list[Matrix]:
     for _ in progress([path.name]):
         published.quantize(path)
     return []

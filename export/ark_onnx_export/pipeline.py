@@ -13,21 +13,24 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
+from torch import Tensor
+
 import ark_asr_onnx
 from ark_asr_onnx import contract
 from ark_asr_onnx.contract import Provenance, Sizes, Tokens, file_sha256
+from ark_asr_onnx.cpu import adds_exactly
 from ark_asr_onnx.errors import ExportError
 from ark_asr_onnx.mel import SAMPLE_RATE
 from ark_asr_onnx.vocabulary import INSTRUCTION, open_end
 
-from . import calibrate, choose, parity, proof, quantize, reference, smoothing, verify, write
+from . import calibrate, choose, parity, plans, proof, quantize, reference, smoothing, verify, write
 from .calibrate import Calibration
-from .checkpoint import Checkpoint, load_network, open_checkpoint, open_text
+from .checkpoint import Checkpoint, Network, load_network, open_checkpoint, open_text
 from .engines import PackageEngine
 from .layouts import LAYOUTS, Facts, GraphPlan
 from .oracle import TorchEngine
 from .parity import Parity
-from .probes import F32, builtin_references, builtin_speech
+from .probes import F32, builtin_references, builtin_speech, calibration_speech
 from .proof import Rung
 from .smoothing import Fold, Graph
 from .verify import Led, Report, Totals
@@ -44,6 +47,8 @@ MAX_SECONDS = 30.0  # the published models' limit of one pass
 _PROBE_TOKENS = 24
 _FULL_RANGE = ("rows8", "columns8", "dynamic-vnni", "dynamic-arm64")  # wrong on some CPUs
 _MAX_RUNGS = 6  # choices of recipes tried for one graph
+# What error feedback leaves of the error that is predicted with each weight rounded for itself.
+_FEEDBACK = 0.9
 # What storing in 8 bits may cost, by graph: relative error of the audio embeddings, worst clip;
 # mean change of a token's log-probability.
 BUDGETS: Mapping[Graph, float] = {"audio": 0.03, "decoder": 0.01}
@@ -79,6 +84,7 @@ def export(
     recipe: Recipe = "auto",
     target: Target = "any",
     calibration: Sequence[tuple[str, F32]] = (),
+    plan: Path | None = None,
     allow_degraded: bool = False,
     progress: Progress | None = None,
 ) -> Exported:
@@ -90,7 +96,8 @@ def export(
     further sounds to compare torch and the package on: names and waveforms ``[n]`` at 16 kHz.
     ``references`` are the words of some: name -> text.
     ``recipe`` is how INT8 stores the matrices, ``auto`` chooses for each by what ``calibration``
-    (sounds, default: the built-in speech) shows; ``target`` is the kind of CPU it may count on.
+    (sounds, default: nine built-in clips) shows; ``target`` is the kind of CPU it may count on;
+    ``plan``, the ``report.json`` of another package, gives its choices instead (:mod:`plans`).
     A package outside the limits of :mod:`verify` is refused, unless ``allow_degraded``: then its
     manifest says so. Raises :class:`ExportError`; whatever fails, ``out`` does not appear.
     """
@@ -102,10 +109,10 @@ def export(
     chosen = LAYOUTS[layout]
     sizes = _sizes(checkpoint, tokens, prune=prune and layout == "native")
     sounds = _sounds(probes, checkpoint, sizes.max_seconds)
-    heard = _cut(calibration, sizes.max_seconds)
+    heard = _cut(calibration or calibration_speech(), sizes.max_seconds)
     made = _provenance(checkpoint, instruction)
     named = name or checkpoint_dir.resolve().name
-    facts = Facts(named, precision, embedding, sizes, tokens, made, files={})
+    facts = Facts(named, precision, embedding, sizes, tokens, made, files={}, target=target)
 
     with write.published(out) as staging:
         network = load_network(
@@ -116,27 +123,21 @@ def export(
         prefix = reference.prefix_caches(network, tokens) if chosen.prefix else []
         work = _Work(staging, leds, precision, layout, recipe, target, allow_degraded, track)
         fold: Fold = lambda _, tensor: tensor  # noqa: E731
-        if precision == "int8" and layout == "native" and recipe == "auto":
-            listened = leds
-            if heard:
-                listened = _lead(oracle, heard, track, "calibrate: torch reference")
-            kept = calibrate.cache_file(calibrate.cache_key(made.source_sha256, listened))
-            sites = smoothing.sites(checkpoint.config)
-            found = calibrate.read(kept)
-            if not found:
-                found = calibrate.calibrate(network, tokens, prefix, listened, sites, track)
-                calibrate.save(found, kept)
-            work.calibrations = found
-            factors = [one.factors for one in work.calibrations.values()]
-            fold = smoothing.folded(chain(*sites.values()), dict(ChainMap(*factors)))
-        for plan in chosen.plans(checkpoint, network, leds, facts, prefix, fold):
+        if precision == "int8" and layout == "native" and (recipe == "auto" or plan):
+            listened = _lead(oracle, heard, track, "calibrate: torch reference")
+            if not calibration:
+                listened = [*leds[: len(builtin_references())], *listened]
+            work.listened = listened
+            fold = _listen(work, network, tokens, prefix, checkpoint, plan)
+        write.write_cpu_check(staging)
+        for graph in chosen.plans(checkpoint, network, leds, facts, prefix, fold):
             network.page_out()
-            _make_graph(work, plan)
+            _make_graph(work, graph)
         if chosen.prefix:
             write.write_prefix(prefix, staging)
-        if any(matrix.recipe in _FULL_RANGE for matrix in work.matrices):
-            write.write_cpu_check(staging)
-            facts = replace(facts, target=target)
+        if not any(matrix.recipe.startswith(_FULL_RANGE) for matrix in work.matrices):
+            (staging / contract.CPU_CHECK_FILE).unlink()
+            facts = replace(facts, target="any")
         write.write_embedding(network.table[: sizes.n_embeddings], staging, embedding)
         (staging / contract.TOKENIZER_FILE).write_text(text.to_json(), encoding="utf-8")
         facts = replace(facts, files=write.list_files(staging))
@@ -165,6 +166,33 @@ def export(
     return Exported(out, precision, made, notes)
 
 
+def _listen(
+    work: _Work,
+    network: Network,
+    tokens: Tokens,
+    prefix: Sequence[Tensor],
+    checkpoint: Checkpoint,
+    plan: Path | None,
+) -> Fold:
+    """Let speech say how the matrices are stored; how tensors are folded for that."""
+    sites = smoothing.sites(checkpoint.config)
+    if plan:
+        work.planned = plans.read_plan(plan, sites)
+    listener = calibrate.Listener(network, tokens, prefix, work.listened, sites, work.track)
+    factors: dict[str, F32] = {}
+    if not plan:
+        hashes = {path.name: file_sha256(path) for path in checkpoint.files}
+        kept = calibrate.cache_file(calibrate.cache_key(hashes, work.listened))
+        found = calibrate.read(kept)
+        if not found:
+            found = calibrate.calibrate(listener, work.track)
+            calibrate.save(found, kept)
+        work.calibrations = found
+        factors = dict(ChainMap(*(one.factors for one in found.values())))
+    work.examples = listener.examples(factors)
+    return smoothing.folded(chain(*sites.values()), factors, listener.orders())
+
+
 @dataclass
 class _Work:
     """What the stages share, and the figures they collect."""
@@ -178,6 +206,9 @@ class _Work:
     allow_degraded: bool
     track: Progress
     calibrations: dict[Graph, Calibration] = field(default_factory=dict)
+    listened: list[Led] = field(default_factory=list)  # what calibration listened to
+    examples: dict[str, F32] = field(default_factory=dict)  # weight -> rows
+    planned: dict[str, str] = field(default_factory=dict)  # weight -> recipe
     choices: list[choose.Choice] = field(default_factory=list)
     rungs: list[Rung] = field(default_factory=list)
     figures: dict[str, Parity] = field(default_factory=dict)
@@ -200,7 +231,8 @@ def _make_graph(work: _Work, plan: GraphPlan) -> None:
 def _quantise(work: _Work, plan: GraphPlan, path: Path) -> list[quantize.Matrix]:
     """Replace the graph by the INT8 one; chosen recipes are chosen anew until the cost is right."""
     calibration = work.calibrations.get(plan.part) if plan.part else None
-    scale, recipes, chosen = 1.0, dict[str, str](), None
+    scale = _FEEDBACK if work.examples and plan.part == "audio" else 1.0
+    recipes, chosen = dict[str, str](), None
     fixed = _fixed(work, plan)
     matrices: list[quantize.Matrix] = []
     for _ in range(_MAX_RUNGS):
@@ -210,8 +242,10 @@ def _quantise(work: _Work, plan: GraphPlan, path: Path) -> list[quantize.Matrix]
                 scale *= 1.2
                 continue
             recipes = chosen.recipes(calibration)
-        stored = recipes.__getitem__ if recipes else lambda _: fixed
-        matrices = plan.quantise(path, stored, _labelled(work, f"quantise {plan.file}"))
+        known = recipes or work.planned
+        stored = known.__getitem__ if known else lambda _: fixed
+        progress = _labelled(work, f"quantise {plan.file}")
+        matrices = plan.quantise(path, stored, progress, work.examples.get)
         if not plan.part or not plan.cost:
             return matrices
         cost = _cost(work, plan, path)
@@ -245,7 +279,7 @@ def _cost(work: _Work, plan: GraphPlan, path: Path) -> float:
     assert plan.cost is not None
     found = 0.0
     for cost in work.track(f"weigh {plan.file}", [plan.cost]):
-        found = cost(lambda: parity.session(path))
+        found = cost(lambda: parity.session(_usable(path)), work.listened or work.leds)
     return found
 
 
@@ -274,9 +308,17 @@ def _compare(work: _Work, plan: GraphPlan, what: str) -> Parity:
     """Compare a written graph with torch and note the figures."""
     progress = _labelled(work, f"compare {plan.file} {what}")
     path, prepack = work.directory / plan.file, what == "int8"
-    found = plan.compare(lambda: parity.session(path, prepack=prepack), progress)
+    found = plan.compare(lambda: parity.session(_usable(path), prepack=prepack), progress)
     work.figures[f"torch to {what}, {plan.file}"] = found
     return found
+
+
+def _usable(path: Path) -> Path:
+    """A graph, or the one beside it that this CPU needs."""
+    narrow = path.with_name(contract.AUDIO_NARROW_FILE)
+    if path.name != contract.AUDIO_FILE or not narrow.is_file():
+        return path
+    return path if adds_exactly(path.with_name(contract.CPU_CHECK_FILE)) else narrow
 
 
 def _labelled(work: _Work, label: str) -> parity.Progress:
@@ -366,7 +408,7 @@ def _recipe(work: _Work) -> dict[str, str]:
     worst = max(work.matrices, key=lambda m: m.error)
     counts = Counter((m.recipe, m.block) for m in work.matrices)
     return {
-        "name": work.recipe,
+        "name": "plan" if work.planned else work.recipe,
         "target": work.target,
         "matrices": ", ".join(
             f"{n} {recipe}" + (f" in blocks of {block}" if block else "")

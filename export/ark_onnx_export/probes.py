@@ -23,6 +23,12 @@ def builtin_speech() -> list[tuple[str, F32]]:
     return [(path.name, read(path)) for path in sorted(_folder().glob("*.flac"))]
 
 
+def calibration_speech() -> list[tuple[str, F32]]:
+    """Three longer clips of other speakers and another language, to calibrate on."""
+    folder = _HERE / "calibration"
+    return [(path.name, read(path)) for path in sorted(folder.glob("*.flac"))]
+
+
 def builtin_references() -> dict[str, str]:
     """What is said in :func:`builtin_speech`: name -> words."""
     return read_references(_folder() / "samples.jsonl")

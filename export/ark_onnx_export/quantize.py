@@ -12,37 +12,26 @@ from typing import Any, cast
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
+from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from ark_asr_onnx.errors import ExportError
 
+from . import row_products
 from .edit import F32, added_bias, constant, initializer, numbers_of, replace, weight_of
+from .rows import FORMS, Levels
 
 U8 = npt.NDArray[np.uint8]
 Recipes = Callable[[str], str]  # weight name -> recipe
+Examples = Callable[[str], F32 | None]  # weight name -> rows [n, n_in] that it is multiplied with
 
 _ZERO_POINT = 128  # MatMulNBits' default for 8 bits
 _ACCURACY_LEVEL = 4  # int8 x int8 products; activations are scaled per row and block
 _FINE_BLOCK = 32
 
 
-@dataclass(frozen=True, slots=True)
-class Levels:
-    """Largest codes of a product of rows: activations and weights are ``scale * -n..n``."""
-
-    activations: int
-    weights: int
-
-
 # CPUs without VNNI add two products of an unsigned and a signed byte in 16 bits, which saturate
-# at 32767: 2 * (2 * 90) * 91 = 32760 does not. Those with VNNI and those of ARM add in 32 bits.
-# Unsigned are the activations of rows, the weights of columns.
-LEVELS = {
-    "rows8": Levels(127, 127),
-    "rows7": Levels(90, 91),
-    "columns8": Levels(127, 127),
-    "columns7": Levels(91, 90),
-}
-GELU_FLOOR = 0.17  # no GELU is below -0.17: what it gives needs no codes there
+# at 32767: 2 * (2 * 90) * 91 = 32760 does not. The weights of columns are the unsigned ones.
+LEVELS = {"columns8": Levels(127, 127), "columns7": Levels(91, 90)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +43,9 @@ class Matrix:
     shape: tuple[int, int]  # [inputs, outputs]
     block: int  # inputs that share a scale; 0 for none
     error: float  # ||W - W'|| / ||W||, Frobenius
+
+
+Recipe = Callable[[ir.Model, ir.Node, F32 | None], Matrix]
 
 
 def matrix_nodes(model: ir.Model) -> list[ir.Node]:
@@ -70,23 +62,28 @@ def matrix_nodes(model: ir.Model) -> list[ir.Node]:
 
 
 def quantise(
-    model: ir.Model, recipes: Recipes, progress: Callable[[Iterable[Any]], Iterable[Any]] = iter
+    model: ir.Model,
+    recipes: Recipes,
+    progress: Callable[[Iterable[Any]], Iterable[Any]] = iter,
+    examples: Examples = lambda _: None,
 ) -> list[Matrix]:
     """Store each matrix by its recipe."""
-    return [
-        RECIPES[recipes(cast("ir.Value", weight_of(node)).name or "")](model, node)
-        for node in progress(matrix_nodes(model))
-    ]
+    stored: list[Matrix] = []
+    for node in progress(matrix_nodes(model)):
+        name = cast("ir.Value", weight_of(node)).name or ""
+        stored.append(RECIPES[recipes(name)](model, node, examples(name)))
+    RemoveUnusedNodesPass()(model)  # norms that were written anew
+    return stored
 
 
-def fp32(model: ir.Model, node: ir.Node) -> Matrix:  # noqa: ARG001 - a recipe takes both
+def fp32(model: ir.Model, node: ir.Node, _: F32 | None) -> Matrix:  # noqa: ARG001
     """Leave one ``MatMul`` as it is."""
     value = cast("ir.Value", weight_of(node))
     n_in, n_out = cast("tuple[int, int]", tuple(value.shape or ()))
     return Matrix(value.name or "", "fp32", (n_in, n_out), 0, 0.0)
 
 
-def blocks8(model: ir.Model, node: ir.Node) -> Matrix:
+def blocks8(model: ir.Model, node: ir.Node, _: F32 | None) -> Matrix:
     """Store the weight of one ``MatMul`` in 8 bits and multiply with ``MatMulNBits``.
 
     Weights are symmetric in blocks along the input axis, each block and output column with its
@@ -96,12 +93,12 @@ def blocks8(model: ir.Model, node: ir.Node) -> Matrix:
     return _blocks(model, node, "blocks8")
 
 
-def fine8(model: ir.Model, node: ir.Node) -> Matrix:
+def fine8(model: ir.Model, node: ir.Node, _: F32 | None) -> Matrix:
     """As :func:`blocks8`, with blocks of 32 throughout: closer, and slower."""
     return _blocks(model, node, "fine8")
 
 
-def columns8(model: ir.Model, node: ir.Node) -> Matrix:
+def columns8(model: ir.Model, node: ir.Node, _: F32 | None) -> Matrix:
     """As :func:`blocks8` with the same scale for all blocks of an output column.
 
     Coarser, and good for two kinds of product: in blocks for a step, and for a prompt as in
@@ -110,7 +107,7 @@ def columns8(model: ir.Model, node: ir.Node) -> Matrix:
     return _columns(model, node, "columns8")
 
 
-def columns7(model: ir.Model, node: ir.Node) -> Matrix:
+def columns7(model: ir.Model, node: ir.Node, _: F32 | None) -> Matrix:
     """As :func:`columns8` with codes that no CPU's 16-bit sums saturate on: right everywhere."""
     return _columns(model, node, "columns7")
 
@@ -120,9 +117,10 @@ def _columns(model: ir.Model, node: ir.Node, recipe: str) -> Matrix:
     n_in, n_out = weight.shape
     block = next((size for size in (128, 64, 32, 16) if n_in % size == 0), None)
     if block is None:
-        return blocks8(model, node)
+        return blocks8(model, node, None)
     levels = LEVELS[recipe]
-    codes, scales = pack_rows(weight, levels.weights)
+    scales = (np.abs(weight).max(axis=0) / np.float32(levels.weights)).astype(np.float32)
+    codes = np.rint(weight / np.where(scales > 0, scales, 1))
     stored = (codes.T.astype(np.int16) + zero_point(levels)).astype(np.uint8)
     n_blocks = n_in // block
     _multiply_blocks(
@@ -132,7 +130,7 @@ def _columns(model: ir.Model, node: ir.Node, recipe: str) -> Matrix:
         np.repeat(scales[:, None], n_blocks, axis=1),
         zero_point(levels),
     )
-    error = weight_error(weight, codes.astype(np.float32) * scales)
+    error = weight_error(weight, codes * scales)
     return Matrix(value.name or "", recipe, (n_in, n_out), block, error)
 
 
@@ -177,102 +175,26 @@ def _multiply_blocks(
     replace(model, node, [product], replaced)
 
 
-def rows8(model: ir.Model, node: ir.Node) -> Matrix:
-    """Store one weight as signed bytes and multiply byte by byte; right on VNNI and ARM only.
+def _rows(recipe: str) -> Recipe:
+    """A recipe of :mod:`row_products`."""
 
-    One scale for each output column; at run time one for each row of activations, so that a loud
-    frame takes nothing from the others. The fastest products, the coarsest rounding. What comes
-    from a GELU has all its codes above the least value that it can have.
-    """
-    return _rows(model, node, "rows8")
+    def rows(model: ir.Model, node: ir.Node, examples: F32 | None) -> Matrix:
+        name = cast("ir.Value", node.inputs[1]).name or ""
+        weight, restored = row_products.multiply(model, node, recipe, examples)
+        return Matrix(name, recipe, weight.shape, 0, weight_error(weight, restored))
 
-
-def rows7(model: ir.Model, node: ir.Node) -> Matrix:
-    """As :func:`rows8` with codes that no CPU's 16-bit sums saturate on: right everywhere."""
-    return _rows(model, node, "rows7")
+    return rows
 
 
-def _rows(model: ir.Model, node: ir.Node, recipe: str) -> Matrix:
-    value, weight = numbers_of(node)
-    levels = LEVELS[recipe]
-    codes, scales = pack_rows(weight, levels.weights)
-    name, n_out = value.name or "", weight.shape[1]
-    new: list[ir.Node] = []
-    x = cast("ir.Value", node.inputs[0])
-    coded, largest, floor = _row_codes(model, x, levels.activations, new)
-    product = ir.node(
-        "MatMulIntegerToFloat",
-        [
-            coded.outputs[0],
-            initializer(model, f"{name}_q8", codes),
-            coded.inputs[1],
-            initializer(model, f"{name}_scale", scales),
-            coded.inputs[2],
-            constant(model, f"columns_zero{n_out}", np.zeros(n_out, np.int8)),
-        ],
-        domain="com.microsoft",
-        name=node.name,
-    )
-    new += [product, ir.node("Mul", [product.outputs[0], largest])]
-    restored = codes.astype(np.float32) * scales
-    if floor:
-        lifted = initializer(model, f"{name}_floor", floor * restored.sum(axis=0))
-        new.append(ir.node("Sub", [new[-1].outputs[0], lifted]))
-    replace(model, node, new)
-    error = weight_error(weight, restored)
-    return Matrix(name, recipe, cast("tuple[int, int]", weight.shape), 0, error)
-
-
-def _row_codes(
-    model: ir.Model, x: ir.Value, level: int, new: list[ir.Node]
-) -> tuple[ir.Node, ir.Value, float]:
-    """The ``QuantizeLinear`` of ``x``, each row's largest value, and what was added to the rows.
-
-    Matrices that read the same input share the nodes.
-    """
-    key = f"rows{level}"
-    if key not in x.meta:
-        producer = x.producer()
-        floor = GELU_FLOOR if producer is not None and producer.op_type == "Gelu" else 0.0
-        axis = constant(model, "rows_axis", np.array([-1]))
-        least = constant(model, "rows_least", np.float32(1e-20))  # for a row of zeros
-        if floor:
-            lifted = ir.node("Add", [x, constant(model, "rows_floor", np.float32(floor))])
-            new.append(lifted)
-            x_codes, size, zero, steps = lifted.outputs[0], lifted.outputs[0], 0, 2 * level
-        else:
-            new.append(ir.node("Abs", [x]))
-            x_codes, size, zero, steps = x, new[-1].outputs[0], level, level
-        largest = ir.node("ReduceMax", [size, axis], {"keepdims": 1})
-        divisor = ir.node("Max", [largest.outputs[0], least])
-        unit = ir.node("Div", [x_codes, divisor.outputs[0]])
-        step = constant(model, f"rows_step{steps}", np.float32(1 / steps))
-        codes = ir.node(
-            "QuantizeLinear",
-            [unit.outputs[0], step, constant(model, f"rows_zero{zero}", np.uint8(zero))],
-        )
-        new += [largest, divisor, unit, codes]
-        x.meta[key] = (codes, divisor.outputs[0], floor)
-    return x.meta[key]
-
-
-# From the fastest in the encoder to the exact one; each takes a graph and one of its MatMul nodes.
-RECIPES: dict[str, Callable[[ir.Model, ir.Node], Matrix]] = {
-    "rows8": rows8,
-    "rows7": rows7,
+# What a recipe takes: a graph, one of its MatMul nodes, and examples of the node's input.
+RECIPES: dict[str, Recipe] = {
+    **{name: _rows(name) for name in FORMS},
     "columns8": columns8,
     "columns7": columns7,
     "blocks8": blocks8,
     "fine8": fine8,
     "fp32": fp32,
 }
-
-
-def pack_rows(weight: F32, level: int) -> tuple[npt.NDArray[np.int8], F32]:
-    """Codes ``[n_in, n_out]`` and scales ``[n_out]`` with ``weight ~ codes * scales``."""
-    scales = np.abs(weight).max(axis=0) / np.float32(level)
-    codes = np.rint(weight / np.where(scales > 0, scales, 1))
-    return codes.astype(np.int8), scales.astype(np.float32)
 
 
 def block_size(n_in: int) -> int:

@@ -1,8 +1,9 @@
-"""Scaling channels for nothing: what one tensor gives, divided; what the next takes, multiplied.
+"""Scaling and sorting channels for nothing: what one tensor gives, another takes in the same way.
 
 A norm's gain, the rows of a linear layer: whatever writes the input of a matrix product can write
 any channel smaller, if the matrix has that channel's weights larger by as much. The network stays
-the same, and outlier channels, which set the scales of 8-bit codes, become like the others.
+the same, and outlier channels, which set the scales of 8-bit codes, become like the others. In the
+same way channels behind a GELU can stand in any order.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from torch import Tensor
 from .config import ArkConfig
 
 F32 = npt.NDArray[np.float32]
+Order = npt.NDArray[np.int64]  # channels, in the order in which they are to stand
 Graph = Literal["audio", "decoder"]
 Fold = Callable[[str, Tensor], Tensor]  # a tensor's name and value to the value to be stored
 
@@ -33,6 +35,7 @@ class Site:
     weights: tuple[str, ...]  # of the traced graph
     writers: tuple[str, ...] = ()  # tensors by whose first axis the input can be scaled
     repeat: int = 1  # how often the writers' channels stand side by side in the input
+    movers: tuple[str, ...] = ()  # tensors by whose first axis the input can be put in order
     after_gelu: bool = False
 
 
@@ -49,11 +52,11 @@ def audio_sites(config: ArkConfig) -> list[Site]:
             Site(f"{attn}.qkv", qkv, _weights(qkv), _norm(f"{layer}.self_attn_layer_norm")),
             _site(f"{attn}.out_proj", value),
             _site(f"{layer}.fc1", _norm(f"{layer}.final_layer_norm")),
-            _site(f"{layer}.fc2", after_gelu=True),
+            _after_gelu(f"{layer}.fc2", f"{layer}.fc1"),
         ]
     up, down = "audio_encoder.adapting.0", "audio_encoder.adapting.2"
     merged = Site(up, (up,), _weights((up,)), _norm(norm), config.audio.merge_factor)
-    return [*sites, merged, _site(down, after_gelu=True)]
+    return [*sites, merged, _after_gelu(down, up)]
 
 
 def decoder_sites(config: ArkConfig) -> list[Site]:
@@ -93,10 +96,22 @@ def sites(config: ArkConfig) -> dict[Graph, list[Site]]:
     return {"audio": audio_sites(config), "decoder": decoder_sites(config)}
 
 
-def folded(all_sites: Iterable[Site], factors: Mapping[str, F32]) -> Fold:
-    """Divide what writes a site's input by the site's factors and multiply its weights."""
+def folded(
+    all_sites: Iterable[Site], factors: Mapping[str, F32], orders: Mapping[str, Order]
+) -> Fold:
+    """Divide what writes a site's input by the site's factors and multiply its weights.
+
+    Put channels in the order of ``orders``, in the same way.
+    """
     steps: defaultdict[str, list[tuple[int, Tensor]]] = defaultdict(list)
+    turns: defaultdict[str, list[tuple[int, Tensor]]] = defaultdict(list)
     for site in all_sites:
+        if site.name in orders:
+            order = torch.from_numpy(orders[site.name])
+            for name in site.movers:
+                turns[name].append((0, order))
+            for name in site.weights:
+                turns[name].append((1, order))
         if site.name not in factors:
             continue
         factor = torch.from_numpy(factors[site.name])
@@ -109,6 +124,8 @@ def folded(all_sites: Iterable[Site], factors: Mapping[str, F32]) -> Fold:
         for axis, factor in steps.get(name, ()):
             shape = (-1, *[1] * (tensor.ndim - 1 - axis))
             tensor = tensor.float() * factor.view(shape)
+        for axis, order in turns.get(name, ()):
+            tensor = tensor.index_select(axis, order)
         return tensor
 
     return fold
@@ -126,8 +143,14 @@ def best_factor(largest: Tensor, weights: Tensor, strength: float, repeat: int =
     return torch.exp2((exponent - exponent.mean()).round())
 
 
-def _site(module: str, writers: tuple[str, ...] = (), *, after_gelu: bool = False) -> Site:
-    return Site(module, (module,), _weights((module,)), writers, after_gelu=after_gelu)
+def _site(module: str, writers: tuple[str, ...] = ()) -> Site:
+    return Site(module, (module,), _weights((module,)), writers)
+
+
+def _after_gelu(module: str, before: str) -> Site:
+    """A matrix behind a GELU, whose input the matrix before can put in order."""
+    movers = (f"{before}.weight", f"{before}.bias")
+    return Site(module, (module,), _weights((module,)), movers=movers, after_gelu=True)
 
 
 def _weights(modules: Sequence[str]) -> tuple[str, ...]:

@@ -25,7 +25,8 @@ DECODER_FILE = "decoder.onnx"
 PREFILL_FILE = "prefill.onnx"  # only where the decoder's weights allow a faster one for prompts
 TOKENIZER_FILE = "tokenizer.json"
 PREFIX_FILE = "prefix_fp32.data"
-CPU_CHECK_FILE = "cpu_check.onnx"  # only where `target` is not a CPU of every kind
+AUDIO_NARROW_FILE = "audio_narrow.onnx"  # the audio graph for CPUs that the check below finds
+CPU_CHECK_FILE = "cpu_check.onnx"  # only where some CPUs would saturate sums of products of bytes
 
 TARGETS = ("any", "vnni", "avx2", "arm64")
 PRECISIONS = ("int8", "int4", "fp16", "fp32")
