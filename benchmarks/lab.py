@@ -75,6 +75,7 @@ class Lab:
     threads: int
     rounds: int
     python_of_peers: Path
+    plan: Path | None = None  # a report.json whose choices our package takes
     findings: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -88,7 +89,15 @@ class Lab:
 
     @property
     def native(self) -> Path:
-        """Our package by the default recipe, exported if need be."""
+        """Our package by the plan, or by the default recipe, exported if need be."""
+        if self.plan is None:
+            return self.random
+        digest = hashlib.sha256(self.plan.read_bytes()).hexdigest()[:8]
+        return self._package(f"native-{digest}", "--plan", str(self.plan), "--allow-degraded")
+
+    @property
+    def random(self) -> Path:
+        """Our package by what the default recipe chooses for random weights."""
         return self._package("native")
 
     @property
@@ -123,6 +132,8 @@ class Lab:
             prepared = str(self.prepared) if name == "native" else None
             arguments = {"model": str(self.native), "prepared": prepared}
             return Subject("native", {**arguments, "threads": self.threads})
+        if name == "random":
+            return Subject("native", {"model": str(self.random), "threads": self.threads})
         if name == "published":
             return Subject(name, {"model": str(self.published), "threads": self.threads})
         if self.size != "0.6B":
@@ -131,14 +142,15 @@ class Lab:
             return Subject("torch", {"part": name.removeprefix("torch_"), "threads": self.threads})
         if not self.python_of_peers.exists():
             return None
-        path = self.work / name
+        kind = name.partition("_")[0]
+        made = kind if kind == "openvino" else name  # its variants share a folder
+        path = self.work / made
         if not path.exists():
-            self._make("make_peers.py", name, path, python=str(self.python_of_peers))
-        return Subject(
-            "genai" if name.startswith("genai") else name,
-            {"model": str(path), "threads": self.threads},
-            str(self.python_of_peers),
-        )
+            self._make("make_peers.py", made, path, python=str(self.python_of_peers))
+        arguments = {"model": str(path), "threads": self.threads}
+        if kind == "openvino":
+            arguments["variant"] = name
+        return Subject(kind, arguments, str(self.python_of_peers))
 
     @contextlib.contextmanager
     def subjects(self, *names: str) -> Iterator[dict[str, Subject]]:
@@ -291,6 +303,7 @@ def arguments(description: str | None) -> argparse.ArgumentParser:
     add("--work", type=Path, help="where packages are made and kept")
     add("--threads", type=int, default=2)
     add("--rounds", type=int, default=5)
+    add("--plan", type=Path, help="a package's report.json: ours is stored by its choices")
     add("--peers-python", type=Path, help="a Python with benchmarks/peers.txt "
         "(default: peers/bin/python in --work)")  # fmt: skip
     return parser
@@ -301,7 +314,7 @@ def opened(options: argparse.Namespace) -> Lab:
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     work = options.work or cache / "ark-asr-benchmarks" / options.size
     peers = options.peers_python or work / "peers" / "bin" / "python"
-    return Lab(options.size, work.resolve(), options.threads, options.rounds, peers)
+    return Lab(options.size, work.resolve(), options.threads, options.rounds, peers, options.plan)
 
 
 def report(lab: Lab, rows: Sequence[Row], begin: float) -> int:

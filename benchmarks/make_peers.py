@@ -1,6 +1,6 @@
 """Random weights of the 0.6B model's shapes in the formats of other engines.
 
-    python benchmarks/make_peers.py {genai_int8,genai_int4,llamacpp,ctranslate2} OUT
+    python benchmarks/make_peers.py {genai_int8,genai_int4,llamacpp,ctranslate2,openvino} OUT
 
 Runs under a Python that has ``benchmarks/peers.txt``; ``compare.py`` calls it once and keeps what
 it makes. Needs the real tokenizer in ``../shared`` (genai's builder reads one).
@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -137,6 +138,41 @@ def ctranslate2(out: Path) -> None:
     Converter("").convert(str(out), quantization="int8", force=True)
 
 
+def openvino(out: Path) -> None:
+    """Encoder and adapter as graphs of each kind, in a folder; static ones calibrated on noise."""
+    from openvino_encoder import Sizes, write
+
+    sizes = Sizes(
+        n_mels=MELS, d_model=D_MODEL, n_layers=ENCODER_LAYERS, n_heads=ENCODER_HEADS,
+        ffn_dim=ENCODER_INNER, merge_factor=4, max_positions=1500, hidden_size=HIDDEN,
+    )  # fmt: skip
+    generator = np.random.default_rng(1)
+    calibration = [generator.standard_normal((1, MELS, 500), np.float32) for _ in range(2)]
+    write(sizes, _encoder_tensor, calibration, out)
+
+
+_ENCODER_SHAPES = {
+    "conv1.weight": (D_MODEL, MELS, 3),
+    "conv2.weight": (D_MODEL, D_MODEL, 3),
+    "fc1.weight": (ENCODER_INNER, D_MODEL),
+    "fc1.bias": (ENCODER_INNER,),
+    "fc2.weight": (D_MODEL, ENCODER_INNER),
+    "adapting.0.weight": (2 * HIDDEN, 4 * D_MODEL),
+    "adapting.0.bias": (2 * HIDDEN,),
+    "adapting.2.weight": (HIDDEN, 2 * HIDDEN),
+    "adapting.2.bias": (HIDDEN,),
+    "proj.weight": (D_MODEL, D_MODEL),
+}
+
+
+def _encoder_tensor(name: str) -> Any:
+    """A random tensor of the checkpoint, the same for the same name."""
+    shape = next((s for end, s in _ENCODER_SHAPES.items() if name.endswith(end)), (D_MODEL,))
+    generator = np.random.default_rng(zlib.crc32(name.encode()))
+    numbers = np.float32(0.02) * generator.standard_normal(shape, np.float32)
+    return 1 + numbers if name.endswith("layer_norm.weight") else numbers
+
+
 def main() -> int:
     """Command line."""
     name, out = sys.argv[1], Path(sys.argv[2])
@@ -145,6 +181,7 @@ def main() -> int:
         "genai_int4": lambda: genai(out, "int4"),
         "llamacpp": lambda: llamacpp(out),
         "ctranslate2": lambda: ctranslate2(out),
+        "openvino": lambda: openvino(out),
     }
     makers[name]()
     return 0

@@ -16,6 +16,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ import numpy as np
 # The 0.6B model's shapes, for peers that know nothing of our packages.
 HIDDEN, LAYERS, HEADS, KV_HEADS, INNER, VOCABULARY = 896, 24, 14, 2, 4864, 151936
 D_MODEL, ENCODER_LAYERS, ENCODER_HEADS, ENCODER_INNER, MELS = 1280, 32, 20, 5120, 128
-_AUDIO = {
+AUDIO: dict[str, Any] = {
     "n_mels": MELS, "d_model": D_MODEL, "n_layers": ENCODER_LAYERS, "n_heads": ENCODER_HEADS,
     "ffn_dim": ENCODER_INNER, "merge_factor": 4, "max_frames": 3000, "n_stored_positions": 1500,
 }  # fmt: skip
@@ -309,6 +310,30 @@ class CTranslate2:
         return _seconds(lambda: np.array(self.model.encode(features)))
 
 
+class OpenVINO:
+    """OpenVINO's CPU plugin on the encoder of openvino_encoder.py, in one of its variants."""
+
+    def __init__(self, model: str, variant: str, threads: int) -> None:
+        from openvino_encoder import VARIANTS, compiled
+
+        kind, settings = VARIANTS[variant]
+        self.network = compiled(Path(model) / f"{kind}.xml", settings, threads)
+
+    def encode(self, frames: int) -> float:
+        """As :meth:`Native.encode`."""
+        log_mel = _noise(1, MELS, frames)
+        return _seconds(lambda: self.network([log_mel]))
+
+    def encode_file(self, log_mel: str) -> float:
+        """The same for a stored log-mel."""
+        numbers = np.load(log_mel)
+        return _seconds(lambda: self.network([numbers]))
+
+    def save(self, log_mel: str, out: str) -> None:
+        """Audio embeddings of a stored log-mel, into a file."""
+        np.save(out, self.network([np.load(log_mel)])[0])
+
+
 class Torch:
     """torch with dynamically quantised INT8 linear layers, on random weights of the true shapes."""
 
@@ -322,7 +347,7 @@ class Torch:
         torch.set_num_threads(threads)
         self.torch = torch
         if part == "encoder":
-            self.module: Any = AudioTower(AudioConfig(**_AUDIO), HIDDEN)
+            self.module: Any = AudioTower(AudioConfig(**AUDIO), HIDDEN)
         else:
             self.module = Decoder(DecoderConfig(**_DECODER), 1024)
         for parent in list(self.module.modules()):
@@ -361,13 +386,23 @@ class Torch:
         return [_seconds(lambda: self._run(embeds)) for _ in range(n)]
 
 
+def _real(name: str) -> Callable[..., Any]:
+    def start(**arguments: Any) -> Any:
+        return getattr(import_module("real_subjects"), name)(**arguments)
+
+    return start
+
+
 SUBJECTS: dict[str, Callable[..., Any]] = {
     "native": Native,
     "published": Published,
     "genai": GenAI,
     "llamacpp": LlamaCpp,
     "ctranslate2": CTranslate2,
+    "openvino": OpenVINO,
     "torch": Torch,
+    "transcriber": _real("Transcriber"),
+    "whisper": _real("Whisper"),
 }
 
 
