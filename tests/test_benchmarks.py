@@ -12,7 +12,7 @@ import xml.etree.ElementTree as ET
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, SPEECH
 
 for _name in ("torch", "transformers", "librosa", "matplotlib"):
     pytest.importorskip(_name)
@@ -23,6 +23,23 @@ def run(script: str, *arguments: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [str(part) for part in command], capture_output=True, text=True, check=False
     )
+
+
+@pytest.mark.skipif(not SPEECH.is_dir(), reason="no speech beside the repository")
+def test_int8_on_a_network_is_a_table_of_closeness_and_time(
+    tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    packages = ("auto", "rows7", "published")
+    done = run(
+        "real_int8.py", "--checkpoint", tiny_checkpoint, "--work", tmp_path, "--speech", SPEECH,
+        "--clips", 3, "--rounds", 1, "--packages", *packages,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    figures = json.loads(done.stdout.splitlines()[-1])
+    assert set(figures["closeness"]) == set(packages)
+    assert set(figures["ms"]) == {"auto", "rows7"}
+    assert all(0 < f["median error"] < 0.1 for f in figures["closeness"].values())
+    assert figures["closeness"]["auto"]["same choices"] > 0.9
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is read from /proc")
