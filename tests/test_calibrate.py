@@ -146,8 +146,8 @@ def test_a_cpu_that_saturates_is_given_the_narrow_graph_and_hears_the_same(
     narrow = ark_asr_onnx.load(tiny_package)
     log_mel = mel.log_mel(audio.read(samples[0].path), 80)
     found, expected = (t.model.encode_audio(log_mel) for t in (narrow, wide))
-    # Sums in another order, a few codes rounded the other way: a tenth of what INT8 costs.
-    assert 0 < np.linalg.norm(found - expected) < 0.004 * np.linalg.norm(expected)
+    # Sums in another order, a few codes rounded the other way: less than half of what INT8 costs.
+    assert 0 < np.linalg.norm(found - expected) < 0.01 * np.linalg.norm(expected)
 
 
 @pytest.mark.parametrize("target", ["any", "arm64"])

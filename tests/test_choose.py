@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -76,7 +78,7 @@ def test_what_an_earlier_choice_really_cost_corrects_the_next() -> None:
 
 
 def test_a_recipe_that_wrecks_a_product_is_not_taken_even_where_the_output_does_not_mind() -> None:
-    bad = dict.fromkeys(FORMS, 0.4)
+    bad: dict[str, Any] = dict.fromkeys(FORMS, 0.4)
     findings = [finding("wild", 1e-6, **bad, blocks8=0.2), finding("calm", 1e-6)]
     assert chosen(findings, "audio", 0.03) == {"wild": "fine8", "calm": "rows8"}
 

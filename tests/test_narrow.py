@@ -29,7 +29,7 @@ def test_two_products_of_small_codes_are_one_of_large_codes(
     write.write_graph(model, tmp_path / "audio.onnx")
     assert narrow.write(tmp_path / "audio.onnx", tmp_path / "narrow.onnx")
     found, expected = (
-        onnxruntime.InferenceSession(tmp_path / name).run(None, {"x": x[None]})[0]
+        np.asarray(onnxruntime.InferenceSession(tmp_path / name).run(None, {"x": x[None]})[0])
         for name in ("narrow.onnx", "audio.onnx")
     )
     np.testing.assert_allclose(found, expected, atol=1e-6 * np.abs(expected).max())
