@@ -19,6 +19,8 @@ from ark_asr_onnx import PackageError, graph, prepared
 from ark_asr_onnx.cli import main
 from ark_asr_onnx.layouts import native
 
+AUDIO = native.graphs(ark_asr_onnx.open_package(DEMO))[-1]  # which one depends on the CPU
+
 Stamp = dict[str, tuple[int, int]]
 
 
@@ -58,7 +60,8 @@ def test_the_same_tokens_in_both_layouts(
 def test_loading_prepares_what_is_missing(package: Path, tmp_path: Path) -> None:
     ark_asr_onnx.load(package, prepared_dir=tmp_path / "new" / "p")
     assert {p.name for p in home(tmp_path / "new" / "p").iterdir()} == {
-        "audio.onnx", "audio.onnx.data", "decoder.onnx", "decoder.onnx.data", "prepared.json",
+        AUDIO, f"{AUDIO}.data", "decoder.onnx", "decoder.onnx.data", "prefill.onnx",
+        "prefill.onnx.data", "prepared.json",
     }  # fmt: skip
 
 
@@ -80,7 +83,7 @@ def test_a_damaged_one_is_made_again(package: Path, tmp_path: Path, samples: lis
         path.write_text("{")
 
     for name, damage in [
-        ("audio.onnx", truncate), ("decoder.onnx.data", truncate), ("audio.onnx.data", flip),
+        (AUDIO, truncate), ("decoder.onnx.data", truncate), (f"{AUDIO}.data", flip),
         ("decoder.onnx", Path.unlink), ("prepared.json", garble), ("prepared.json", Path.unlink),
     ]:  # fmt: skip
         good = home(folder)
@@ -99,7 +102,7 @@ def test_large_files_are_compared_by_time_and_on_request_by_checksum(
     monkeypatch.setattr(prepared, "_ALWAYS_HASHED_BYTES", 0)
     folder = tmp_path / "p"
     ark_asr_onnx.prepare(package, folder)
-    path = home(folder) / "audio.onnx.data"
+    path = home(folder) / f"{AUDIO}.data"
     times, data = path.stat(), bytearray(path.read_bytes())
     data[-1] ^= 1
     path.write_bytes(data)
@@ -109,7 +112,7 @@ def test_large_files_are_compared_by_time_and_on_request_by_checksum(
     assert stamp(folder) == before  # as with packages, damage that hides is found on request
     ark_asr_onnx.prepare(package, folder, verify=True)
     assert stamp(folder) != before
-    os.utime(home(folder) / "audio.onnx.data")
+    os.utime(home(folder) / f"{AUDIO}.data")
     before = stamp(folder)
     ark_asr_onnx.prepare(package, folder)
     assert stamp(folder) != before
@@ -205,7 +208,7 @@ def test_mapped_weights_are_given_back_and_come_again(
 ) -> None:
     transcriber = ark_asr_onnx.load(package, prepared_dir=tmp_path / "p")
 
-    def resident(graph: str = "audio.onnx") -> float:
+    def resident(graph: str = AUDIO) -> float:
         """Share of a graph's mapped weights that is in memory; how many are mapped depends on
         onnxruntime."""
         lines = Path("/proc/self/smaps").read_text().splitlines()
