@@ -208,11 +208,11 @@ def test_mapped_weights_are_given_back_and_come_again(
 ) -> None:
     transcriber = ark_asr_onnx.load(package, prepared_dir=tmp_path / "p")
 
-    def resident(graph: str = AUDIO) -> float:
+    def resident(name: str = AUDIO) -> float:
         """Share of a graph's mapped weights that is in memory; how many are mapped depends on
         onnxruntime."""
         lines = Path("/proc/self/smaps").read_text().splitlines()
-        data = str(home(tmp_path / "p") / f"{graph}.data")
+        data = str(home(tmp_path / "p") / f"{name}.data")
         kilobytes = {"Size:": 0, "Rss:": 0}
         for start in (i for i, line in enumerate(lines) if line.endswith(data)):
             for line in lines[start : start + 8]:
@@ -220,7 +220,10 @@ def test_mapped_weights_are_given_back_and_come_again(
                     kilobytes[line.split()[0]] += int(line.split()[1])
         return kilobytes["Rss:"] / kilobytes["Size:"]
 
-    assert resident("decoder.onnx") < 0.1 < resident()  # encoding comes first
+    assert resident("decoder.onnx") < 0.1
+    # Encoding comes first. 1.22 reads rows of bytes when they are multiplied, not at opening.
+    if not graph.version().startswith("1.22."):
+        assert resident() > 0.1
     log_mel = np.random.default_rng(0).standard_normal(
         (1, transcriber.manifest.sizes.n_mels, 200), np.float32
     )
