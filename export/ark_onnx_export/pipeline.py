@@ -13,8 +13,6 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
-from torch import Tensor
-
 import ark_asr_onnx
 from ark_asr_onnx import contract
 from ark_asr_onnx.contract import Provenance, Sizes, Tokens, file_sha256
@@ -25,7 +23,7 @@ from ark_asr_onnx.vocabulary import INSTRUCTION, open_end
 
 from . import calibrate, choose, parity, plans, proof, quantize, reference, smoothing, verify, write
 from .calibrate import Calibration
-from .checkpoint import Checkpoint, Network, load_network, open_checkpoint, open_text
+from .checkpoint import Checkpoint, load_network, open_checkpoint, open_text
 from .engines import PackageEngine
 from .layouts import LAYOUTS, Facts, GraphPlan
 from .oracle import TorchEngine
@@ -128,7 +126,12 @@ def export(
             if not calibration:
                 listened = [*leds[: len(builtin_references())], *listened]
             work.listened = listened
-            fold = _listen(work, network, tokens, prefix, checkpoint, plan)
+            sites = smoothing.sites(checkpoint.config)
+            if plan:
+                work.planned = plans.read_plan(plan, sites)
+            listener = calibrate.Listener(network, tokens, prefix, listened, sites, track)
+            fold = _listen(work, listener, made.source_sha256)
+            del listener
         write.write_cpu_check(staging)
         for graph in chosen.plans(checkpoint, network, leds, facts, prefix, fold):
             network.page_out()
@@ -166,23 +169,11 @@ def export(
     return Exported(out, precision, made, notes)
 
 
-def _listen(
-    work: _Work,
-    network: Network,
-    tokens: Tokens,
-    prefix: Sequence[Tensor],
-    checkpoint: Checkpoint,
-    plan: Path | None,
-) -> Fold:
+def _listen(work: _Work, listener: calibrate.Listener, source_sha256: Mapping[str, str]) -> Fold:
     """Let speech say how the matrices are stored; how tensors are folded for that."""
-    sites = smoothing.sites(checkpoint.config)
-    if plan:
-        work.planned = plans.read_plan(plan, sites)
-    listener = calibrate.Listener(network, tokens, prefix, work.listened, sites, work.track)
     factors: dict[str, F32] = {}
-    if not plan:
-        hashes = {path.name: file_sha256(path) for path in checkpoint.files}
-        kept = calibrate.cache_file(calibrate.cache_key(hashes, work.listened))
+    if not work.planned:
+        kept = calibrate.cache_file(calibrate.cache_key(source_sha256, work.listened))
         found = calibrate.read(kept)
         if not found:
             found = calibrate.calibrate(listener, work.track)
@@ -190,7 +181,7 @@ def _listen(
         work.calibrations = found
         factors = dict(ChainMap(*(one.factors for one in found.values())))
     work.examples = listener.examples(factors)
-    return smoothing.folded(chain(*sites.values()), factors, listener.orders())
+    return smoothing.folded(chain(*listener.sites.values()), factors, listener.orders())
 
 
 @dataclass

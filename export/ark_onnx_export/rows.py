@@ -3,7 +3,7 @@
 Activations have one scale a row, weights one an output. Two things go wrong with that on a real
 network, and both are mended in the order and number of the inputs, so that the product stays one:
 
-- *Copies.* A few channels are much larger than the others and set the scale of all. Such a channel
+- *Places.* A few channels are much larger than the others and set the scale of all. Such a channel
   is given ``m`` places instead of one, each with an m-th of its value: the scale can be an m-th,
   and its weight, as the mean of ``m`` codes, is m times as fine.
 - *Segments.* Behind a GELU a row has a few large values and many small ones that matter. Channels
