@@ -1,4 +1,4 @@
-"""A package's choices carried over to another network, layer by relative depth."""
+"""A package's choices carried over to another network, layer by layer."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from make_checkpoint import make_checkpoint
 from ark_asr_onnx.errors import ExportError
 from ark_onnx_export import cli, smoothing
 from ark_onnx_export.checkpoint import open_checkpoint
-from ark_onnx_export.plans import read_plan
+from ark_onnx_export.plans import answers, read_plan
 
 DEEPER = {"whisper_config.encoder_layers": 5, "num_hidden_layers": 3}
 
@@ -53,6 +53,20 @@ def test_layers_answer_each_other_by_depth(
     assert down == ["blocks8", "blocks8", "fine8"]
     assert found["audio_encoder.whisper.conv1.weight"] == "fp32"
     assert found["lm_head.weight"] == "fine8"
+
+
+@pytest.mark.parametrize(
+    ("source", "depth", "expected"),
+    [
+        (6, 6, [0, 1, 2, 3, 4, 5]),
+        (6, 10, [0, 1, 1, 2, 2, 3, 3, 4, 4, 5]),
+        (6, 4, [0, 1, 3, 5]),
+        (2, 5, [0, 0, 0, 1, 1]),
+        (6, 1, [0]),
+    ],
+)
+def test_the_ends_answer_the_ends(source: int, depth: int, expected: list[int]) -> None:
+    assert answers(source, depth) == expected
 
 
 def test_a_package_is_stored_by_the_plan(

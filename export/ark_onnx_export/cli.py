@@ -101,7 +101,7 @@ def _export_parser() -> argparse.ArgumentParser:
         "--plan",
         type=Path,
         metavar="FILE",
-        help="store the matrices as another package's report.json says, layer by relative depth",
+        help="store the matrices as another package's report.json says, also one of another depth",
     )
     parser.add_argument(
         "--instruction",

@@ -1,7 +1,8 @@
 """A plan that was made for one network, carried over to another of the same kind.
 
-What a real network needs can so be measured at a size of which there are no real weights: layers
-answer each other by their depth, ``0`` of 6 to ``0`` to ``5`` of 32.
+What a real network needs can so be measured at a size of which there are no real weights. The first
+layer answers the first, the last the last, those between by their relative depth: two real encoders,
+of 4 and of 6 layers, want more in the first layer and in the last, not in a share of all.
 """
 
 from __future__ import annotations
@@ -36,14 +37,22 @@ def read_plan(path: Path, sites: Mapping[Graph, Sequence[Site]]) -> dict[str, st
     for some in sites.values():
         depth = _depth(site.name for site in some)
         source = _depth(name for name in stated if _graph(name) == _graph(some[0].name))
-        answers = [str(i * source // depth) for i in range(depth)]
+        answer = answers(source, depth)
         for site in some:
-            name = _LAYER.sub(lambda m, to=answers: to[int(m.group())], site.name)
+            name = _LAYER.sub(lambda m, to=answer: str(to[int(m.group())]), site.name)
             recipe = stated.get(name)
             if recipe not in RECIPES:
                 raise ExportError(f"{path}: the plan has no known recipe for {name} ({recipe!r})")
             found |= dict.fromkeys(site.weights, recipe)
     return found
+
+
+def answers(source: int, depth: int) -> list[int]:
+    """For each of ``depth`` layers the one of ``source`` layers whose recipes it gets."""
+    if min(source, depth) < 3:
+        return [i * source // depth for i in range(depth)]
+    inner = [1 + i * (source - 2) // (depth - 2) for i in range(depth - 2)]
+    return [0, *inner, source - 1]
 
 
 def _graph(site: str) -> bool:
