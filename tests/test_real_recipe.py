@@ -128,7 +128,7 @@ def whisper() -> WhisperEncoder:
     config = WhisperConfig(
         d_model=WIDTH,
         encoder_layers=2,
-        encoder_attention_heads=8,
+        encoder_attention_heads=WIDTH // 64,
         encoder_ffn_dim=96,
         num_mel_bins=N_MELS,
         max_source_positions=N_POSITIONS,
@@ -511,7 +511,7 @@ def test_features_are_what_the_adapter_gets(folder: Path) -> None:
     features = pytest.importorskip("features")
     network = load_network(open_checkpoint(folder), 64)
     tensors = {n: t.float() for n, t in network.tower.state_dict().items()}
-    encoder = features.Encoder(tensors, 8, torch.float32)
+    encoder = features.Encoder(tensors, torch.float32)
     log_mel = torch.randn(2, N_MELS, 59, generator=torch.Generator().manual_seed(7))
     with torch.no_grad():
         torch.testing.assert_close(

@@ -1,8 +1,8 @@
 """A plan that was made for one network, carried over to another of the same kind.
 
-What a real network needs can so be measured at a size of which there are no real weights. The first
-layer answers the first, the last the last, those between by their relative depth: two real encoders,
-of 4 and of 6 layers, want more in the first layer and in the last, not in a share of all.
+What a real network needs can so be measured at a size of which there are no real weights. The
+first layer answers the first, the last the last, those between by their relative depth: two real
+encoders, of 4 and of 6 layers, want more in the first layer and in the last, not in a share of all.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from smollm2_half import LlamaSizes
 from tokenizers import AddedToken, Tokenizer
 from torch import Tensor
-from whisper_half import N_HEADS
+from whisper_half import HEAD_DIM
 
 TABLE = "model.embed_tokens.weight"
 PREFIX = "<|user|><|begin_of_audio|>"
@@ -82,7 +82,7 @@ def ark_config(
         "whisper_config": {
             "d_model": width,
             "encoder_layers": n_layers,
-            "encoder_attention_heads": N_HEADS,
+            "encoder_attention_heads": width // HEAD_DIM,
             "encoder_ffn_dim": audio["audio_encoder.whisper.layers.0.fc1.bias"].shape[0],
             "num_mel_bins": n_mels,
             "max_source_positions": n_positions,

@@ -21,6 +21,7 @@ from corpus import Passage
 from disturbance import disturbed, padded, sped
 from torch import Tensor
 from voices import speak
+from whisper_half import HEAD_DIM
 
 from ark_asr_onnx.mel import SAMPLE_RATE, log_mel
 
@@ -114,14 +115,14 @@ def read_shard(path: Path) -> list[Utterance]:
 class Encoder:
     """The audio tower up to the adapter, in bf16 with torch's fused attention."""
 
-    def __init__(self, tensors: Tensors, n_heads: int, dtype: torch.dtype = torch.bfloat16) -> None:
+    def __init__(self, tensors: Tensors, dtype: torch.dtype = torch.bfloat16) -> None:
         prefix = "audio_encoder."
         self._weights = {
             name.removeprefix(prefix): tensor.to(dtype)
             for name, tensor in tensors.items()
             if name.startswith(prefix)
         }
-        self._n_heads, self._dtype = n_heads, dtype
+        self._dtype = dtype
         self._n_layers = sum(name.endswith("fc1.bias") for name in self._weights)
 
     def merged(self, clips: list[Clip]) -> list[np.ndarray]:
@@ -152,7 +153,7 @@ class Encoder:
 
     def _attention(self, x: Tensor, layer: str) -> Tensor:
         batch, length, width = x.shape
-        shape = batch, length, self._n_heads, width // self._n_heads
+        shape = batch, length, width // HEAD_DIM, HEAD_DIM
         q, k, v = (self._linear(x, f"{layer}self_attn.{n}_proj") for n in "qkv")
         q, k, v = (t.view(shape).transpose(1, 2) for t in (q, k, v))
         mixed = F.scaled_dot_product_attention(q, k, v)

