@@ -92,12 +92,13 @@ def compare_decoder(
     progress: Progress = iter,
     *,
     n_cached: int = 0,
-    cached: object = None,
+    cached: Sequence[F32] | None = None,
 ) -> Parity:
     """The decoder graph against torch: short prefills, then real prompts, teacher-forced.
 
-    The graph is opened when torch is done, so that its weights are in memory once. ``cached`` is
-    the state after the first ``n_cached`` positions of every real prompt.
+    The graph is opened when torch is done, so that its weights are in memory once. ``cached`` are
+    the keys and values of the first ``n_cached`` positions of every prompt. All begins after them:
+    the first position of a real network has its largest activations, and no graph ever sees it.
     """
     prefills: list[tuple[F32, F32]] = []
     generator = np.random.default_rng(0)
@@ -105,11 +106,14 @@ def compare_decoder(
         for n in PREFILL_LENGTHS:
             ids = generator.integers(0, len(network.table), n).tolist()
             embeds, past = network.embed(ids)[None], network.decoder.empty_past()
-            expected, _ = network.decoder(embeds, *lengths(n), past)
+            if cached is not None:
+                tensors = [torch.from_numpy(array) for array in cached]
+                past = list(zip(tensors[::2], tensors[1::2], strict=True))
+            expected, _ = network.decoder(embeds, *lengths(n_cached + n), past)
             prefills.append((embeds.numpy(), expected[:, 0].numpy()))
     network.page_out()
     run = opened()
-    pairs = [(expected, run(embeds, None)[0]) for embeds, expected in prefills]
+    pairs = [(expected, run(embeds, cached)[0]) for embeds, expected in prefills]
     pairs += [
         (led.decoded.logits, _forced(network, run, led, n_cached, cached)) for led in progress(leds)
     ]
