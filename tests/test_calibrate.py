@@ -135,7 +135,7 @@ def test_a_package_for_any_cpu_has_graphs_that_do_not_saturate(tiny_package: Pat
     assert any(recipe.startswith("rows8") for recipe in audio)
     assert contract.AUDIO_NARROW_FILE in manifest.files
     others = {recipe for name, recipe in recipes.items() if not name.startswith("audio_encoder")}
-    assert others <= {"columns7", "blocks8", "fine8", "fp32"}
+    assert not any(recipe.startswith(("rows", "columns8")) for recipe in others)
 
 
 def test_a_cpu_that_saturates_is_given_the_narrow_graph_and_hears_the_same(

@@ -17,6 +17,7 @@ from ark_onnx_export.smoothing import Graph
 ERRORS = {
     **{name: 0.012 if "8" in name[:5] else 0.017 for name in FORMS},
     "columns8": 0.011, "columns7": 0.016, "blocks8": 0.01, "fine8": 0.008, "fp32": 0.0,
+    "blocks8a16": 0.006, "blocks12a16": 0.0005,
 }  # fmt: skip
 
 
@@ -55,7 +56,7 @@ def test_within_the_budget_the_fastest_recipe_of_the_target_is_taken(
 def test_the_site_that_decides_the_output_is_mended_and_no_other() -> None:
     findings = [finding("loud", 0.05), *(finding(f"a{i}", 0.001) for i in range(9))]
     found = chosen(findings, "decoder", 0.03)
-    assert found.pop("loud") == "fp32"
+    assert found.pop("loud") == "blocks12a16"
     assert set(found.values()) == {"columns7"}
 
 
@@ -84,7 +85,8 @@ def test_a_recipe_that_wrecks_a_product_is_not_taken_even_where_the_output_does_
 
 
 def test_a_slower_recipe_that_is_no_better_is_never_taken() -> None:
-    findings = [finding("a", 0.02, columns7=0.01, fine8=0.01), finding("b", 0.001)]
+    same = dict.fromkeys(("columns7", "fine8", "blocks8a16", "blocks12a16"), 0.01)
+    findings = [finding("a", 0.02, **same), finding("b", 0.001)]
     assert chosen(findings, "decoder", 0.015)["a"] == "fp32"  # blocks of 32 are blocks of 32
 
 

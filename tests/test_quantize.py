@@ -164,7 +164,8 @@ def test_a_recipe_computes_what_calibration_takes_it_to_compute(
 
 
 @pytest.mark.parametrize(
-    "recipe", ["rows8", "rows8+25", "rows8/4", "rows7", "columns7", "blocks8", "fine8"]
+    "recipe",
+    ["rows8", "rows8+25", "rows8/4", "rows7", "columns7", "blocks8", "fine8", "blocks12a16"],
 )
 def test_no_recipe_lets_a_loud_row_change_a_quiet_one(recipe: str) -> None:
     model = graph_of(matrix(128, 48))
@@ -175,6 +176,27 @@ def test_no_recipe_lets_a_loud_row_change_a_quiet_one(recipe: str) -> None:
     x[0, 1] *= 1000
     (beside,) = session.run(None, {"x": x})
     np.testing.assert_array_equal(beside[0, [0, 2]], alone[0, [0, 2]])
+
+
+@pytest.mark.parametrize(("recipe", "bound"), [("blocks8a16", 0.008), ("blocks12a16", 0.0006)])
+@pytest.mark.parametrize("n_in", [96, 512, 48])
+def test_activations_in_two_bytes_leave_the_error_of_the_weights(
+    recipe: str, bound: float, n_in: int
+) -> None:
+    weight = matrix(n_in, 40)
+    model = graph_of(weight)
+    for value in (*model.graph.inputs, *model.graph.outputs):
+        value.shape = None
+    (stored,) = quantize.quantise(model, lambda _: recipe)
+    x = matrix(6, n_in, seed=1).reshape(2, 3, n_in)  # a batch of two
+    x[0, 1] *= 1000
+    x[1, 2] = 0
+    x[1, 0, 5] = 300  # an outlier
+    (found,) = opened(model).run(None, {"x": x})
+    exact = x @ weight
+    errors = np.linalg.norm(found - exact, axis=2) / np.maximum(np.linalg.norm(exact, axis=2), 1e-9)
+    assert stored.error < bound
+    assert errors.max() < 2 * bound  # of every row, and of the row of zeros
 
 
 @pytest.mark.parametrize("recipe", ["rows7"])

@@ -35,7 +35,7 @@ from .verify import Led
 
 Progress = Callable[[str, Sequence[Any]], Any]  # label, items -> the items
 
-_FORMAT = 5  # raised when cached findings would be misread
+_FORMAT = 7  # raised when cached findings would be misread
 _STRENGTHS = (0.35, 0.5, 0.65, 0.8)
 _WORTH = 0.9  # smoothing must bring the error of a product at least to this share
 _MAX_ROWS = 1024  # of each input, kept as examples
@@ -244,7 +244,12 @@ def product(rows: Tensor, weight: Tensor, recipe: str, *, after_gelu: bool = Fal
         levels = LEVELS[recipe]
         return _coded(rows, levels.activations) @ _coded(weight, levels.weights).T
     block = 32 if recipe == "fine8" else block_size(weight.shape[1])
-    return _blocks(rows, block) @ _blocks(weight, block).T
+    x, stored = _blocks(rows, block), _blocks(weight, block)
+    if recipe.endswith("a16"):
+        x = x + _blocks(rows - x, block)
+    if recipe.startswith("blocks12"):
+        stored = stored + _blocks(weight - stored, block, 7)
+    return x @ stored.T
 
 
 def _rows_product(rows: Tensor, weight: Tensor, form: Form, *, after_gelu: bool) -> Tensor:
@@ -281,10 +286,10 @@ def _coded(x: Tensor, level: int) -> Tensor:
     return (x / step).round() * step
 
 
-def _blocks(x: Tensor, block: int) -> Tensor:
+def _blocks(x: Tensor, block: int, level: int = 127) -> Tensor:
     width = x.shape[-1]
     padded = F.pad(x, (0, -width % block))
-    return _coded(padded.unflatten(-1, (-1, block)), 127).flatten(-2)[..., :width]
+    return _coded(padded.unflatten(-1, (-1, block)), level).flatten(-2)[..., :width]
 
 
 def _try_recipes(

@@ -75,11 +75,11 @@ class _Turner:
         assert not any(value in self.turned for value in self.graph.outputs)
 
     def _recipe(self, node: ir.Node) -> str:
-        """The recipe of the weight that a node multiplies with."""
+        """The recipe of the weight that a node multiplies with; none for a part of one."""
         if node.op_type != "MatMulNBits":
             return ""
         codes = cast("ir.Value", node.inputs[1])
-        return self.recipes[cast("str", codes.name).removesuffix("_q8")]
+        return self.recipes.get(cast("str", codes.name).removesuffix("_q8"), "")
 
     def _multiply(self, node: ir.Node, levels: Levels) -> None:
         """A product; one that is split at once is made in parts, from parts of the weight."""

@@ -16,7 +16,7 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from ark_asr_onnx.errors import ExportError
 
-from . import row_products
+from . import row_products, two_bytes
 from .edit import F32, added_bias, constant, initializer, numbers_of, replace, weight_of
 from .rows import FORMS, Levels
 
@@ -98,6 +98,19 @@ def fine8(model: ir.Model, node: ir.Node, _: F32 | None) -> Matrix:
     return _blocks(model, node, "fine8")
 
 
+def blocks8a16(model: ir.Model, node: ir.Node, _: F32 | None) -> Matrix:
+    """As :func:`blocks8` with activations in 16 bits (:mod:`two_bytes`), for few rows.
+
+    A step of the decoder waits for the weights, which are read once for both bytes.
+    """
+    return _two_bytes(model, node, "blocks8a16")
+
+
+def blocks12a16(model: ir.Model, node: ir.Node, _: F32 | None) -> Matrix:
+    """As :func:`blocks8a16` with weights in 12 bits: what 8 bits leave is stored in 4 more."""
+    return _two_bytes(model, node, "blocks12a16")
+
+
 def columns8(model: ir.Model, node: ir.Node, _: F32 | None) -> Matrix:
     """As :func:`blocks8` with the same scale for all blocks of an output column.
 
@@ -153,26 +166,68 @@ def _multiply_blocks(
     model: ir.Model, node: ir.Node, codes: U8, scales: F32, zero_point: int
 ) -> None:
     """Put a ``MatMulNBits`` in the place of a ``MatMul``, and of the addition of a bias."""
+    product = _product(model, node, node.inputs[0], codes, scales, zero_point)
+    replaced = node
+    if (added := added_bias(node)) is not None:
+        replaced, bias = added
+        product.resize_inputs(6)
+        product.replace_input_with(5, bias)
+    replace(model, node, [product], replaced)
+
+
+def _product(
+    model: ir.Model,
+    node: ir.Node,
+    x: ir.Value | None,
+    codes: U8,
+    scales: F32,
+    zero_point: int = _ZERO_POINT,
+    bits: int = 8,
+) -> ir.Node:
+    """``x`` times the weight of a ``MatMul``, as codes ``[n_out, n_blocks, bytes]``."""
     value = cast("ir.Value", weight_of(node))
-    (n_in, n_out), block = cast("tuple[int, int]", tuple(value.shape or ())), codes.shape[2]
+    n_in, n_out = cast("tuple[int, int]", tuple(value.shape or ()))
+    name = cast("str", value.name) + ("" if bits == 8 else f"_rest{bits}")
     inputs: list[ir.Value | None] = [
-        node.inputs[0],
-        initializer(model, f"{value.name}_q8", codes),
-        initializer(model, f"{value.name}_scale", scales.reshape(-1)),
+        x,
+        initializer(model, f"{name}_q{bits}", codes),
+        initializer(model, f"{name}_scale", scales.reshape(-1)),
         None,
     ]
     if zero_point != _ZERO_POINT:
         zeros = np.full(scales.size, zero_point, np.uint8)
         inputs[3] = constant(model, f"zeros{zero_point}x{scales.size}", zeros)
-    replaced = node
-    if (added := added_bias(node)) is not None:
-        replaced, bias = added
-        inputs += [None, bias]
     attributes = {
-        "K": n_in, "N": n_out, "bits": 8, "block_size": block, "accuracy_level": _ACCURACY_LEVEL,
+        "K": n_in, "N": n_out, "bits": bits, "block_size": codes.shape[2] * 8 // bits,
+        "accuracy_level": _ACCURACY_LEVEL,
     }  # fmt: skip
-    product = ir.node("MatMulNBits", inputs, attributes, domain="com.microsoft", name=node.name)
-    replace(model, node, [product], replaced)
+    label = f"{node.name}{'' if bits == 8 else '_rest'}"
+    return ir.node("MatMulNBits", inputs, attributes, domain="com.microsoft", name=label)
+
+
+def _two_bytes(model: ir.Model, node: ir.Node, recipe: str) -> Matrix:
+    """Both bytes of the activations times 8 bits of the weight, and all of them times 4 more.
+
+    The second product needs no second byte: what it adds is small.
+    """
+    value, weight = numbers_of(node)
+    n_in, n_out = weight.shape
+    block = next((size for size in (block_size(n_in), 16) if n_in % size == 0), None)
+    if block is None:
+        return blocks8(model, node, None)
+    codes, scales = pack_blocks8(weight, block)
+    restored = unpack_blocks8(codes, scales, n_in)
+    x = cast("ir.Value", node.inputs[0])
+    nodes = two_bytes.split(model, x, n_in, block)
+    nodes.append(_product(model, node, nodes[-1].outputs[0], codes, scales))
+    nodes += two_bytes.join(model, nodes[-1].outputs[0], n_out)
+    if recipe == "blocks12a16":
+        codes, scales, rest = pack_blocks4(weight - restored, block)
+        restored += rest
+        nodes.append(_product(model, node, x, codes, scales, bits=4))
+        nodes.append(ir.node("Add", [nodes[-2].outputs[0], nodes[-1].outputs[0]]))
+    replace(model, node, nodes)
+    return Matrix(value.name or "", recipe, (n_in, n_out), block, weight_error(weight, restored))
 
 
 def _rows(recipe: str) -> Recipe:
@@ -193,6 +248,8 @@ RECIPES: dict[str, Recipe] = {
     "columns7": columns7,
     "blocks8": blocks8,
     "fine8": fine8,
+    "blocks8a16": blocks8a16,
+    "blocks12a16": blocks12a16,
     "fp32": fp32,
 }
 
@@ -221,6 +278,20 @@ def unpack_blocks8(codes: U8, scales: F32, n_in: int) -> F32:
     """The matrix ``[n_in, n_out]`` that the graph multiplies with."""
     blocks = (codes.astype(np.float32) - _ZERO_POINT) * scales[:, :, None]
     return blocks.reshape(len(codes), -1)[:, :n_in].T
+
+
+def pack_blocks4(weight: F32, block: int) -> tuple[U8, F32, F32]:
+    """Codes ``[n_out, n_blocks, block / 2]`` and scales of ``[n_in, n_out]``, and what they hold.
+
+    ``weight ~ (code - 8) * scale``; the first of two codes is in the lower half of a byte.
+    """
+    n_in, n_out = weight.shape
+    blocks = np.ascontiguousarray(weight.T).reshape(n_out, n_in // block, block)
+    scales = (np.abs(blocks).max(axis=2) / 7).astype(np.float32)
+    codes = np.rint(blocks / np.where(scales > 0, scales, 1)[:, :, None])
+    held = (codes * scales[:, :, None]).reshape(n_out, n_in).T
+    pairs = (codes + 8).astype(np.uint8).reshape(n_out, n_in // block, block // 2, 2)
+    return (pairs[..., 0] | pairs[..., 1] << np.uint8(4)), scales, held.astype(np.float32)
 
 
 def weight_error(weight: F32, restored: F32) -> float:
