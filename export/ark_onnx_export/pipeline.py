@@ -124,7 +124,7 @@ def export(
         if precision == "int8" and layout == "native" and (recipe == "auto" or plan):
             listened = _lead(oracle, heard, track, "calibrate: torch reference")
             if not calibration:
-                listened = [*leds[: len(builtin_references())], *listened]
+                listened = [*leds[: len(leds) - len(probes)], *listened]
             work.listened = listened
             sites = smoothing.sites(checkpoint.config)
             if plan:
