@@ -35,7 +35,7 @@ from .verify import Led
 
 Progress = Callable[[str, Sequence[Any]], Any]  # label, items -> the items
 
-_FORMAT = 7  # raised when cached findings would be misread
+_FORMAT = 8  # raised when cached findings would be misread
 _STRENGTHS = (0.35, 0.5, 0.65, 0.8)
 _WORTH = 0.9  # smoothing must bring the error of a product at least to this share
 _MAX_ROWS = 1024  # of each input, kept as examples
@@ -342,12 +342,15 @@ def _at_output(
     progress: Progress,
 ) -> dict[str, tuple[float, ...]]:
     """For each site, what its storing in 8 bits changes at the graph's output."""
+    n_sure = 0
     if graph == "audio":
         mels = [led.log_mel[:, :, :_PROBE_FRAMES] for led in leds]
         runs = [lambda copies, mel=mel: runner.audio(mel, copies) for mel in mels]
     else:
-        # Where the model is sure, nothing changes much whatever is stored how.
-        doubtful = sorted(leds, key=lambda led: float(runner.decoder(led).mean()))[:_PROBE_CLIPS]
+        # Where the model is sure, nothing changes much whatever is stored how: taken for nothing.
+        by_doubt = sorted(leds, key=lambda led: float(runner.decoder(led).mean()))
+        doubtful, sure = by_doubt[:_PROBE_CLIPS], by_doubt[_PROBE_CLIPS:]
+        n_sure = sum(len(led.decoded.token_ids) for led in sure)
         runs = [lambda copies, led=led: runner.decoder(led, copies) for led in doubtful]
     found: dict[str, tuple[float, ...]] = {}
     groups = [sites[i : i + _VARIANTS - 1] for i in range(0, len(sites), _VARIANTS - 1)]
@@ -363,7 +366,8 @@ def _at_output(
             if graph == "audio":
                 found[site.name] = tuple(_relative(y[0], y[i + 1]) for y in outputs)
             else:
-                found[site.name] = tuple(float(d) for y in outputs for d in (y[i + 1] - y[0]).abs())
+                each = torch.cat([(y[i + 1] - y[0]).abs() for y in outputs]).tolist()
+                found[site.name] = (*each, *[0.0] * n_sure)
     return found
 
 

@@ -49,7 +49,7 @@ _MAX_RUNGS = 6  # choices of recipes tried for one graph
 _FEEDBACK = 0.9
 # What storing in 8 bits may cost, by graph: relative error of the audio embeddings, worst clip;
 # mean change of a token's log-probability.
-BUDGETS: Mapping[Graph, float] = {"audio": 0.03, "decoder": 0.01}
+BUDGETS: Mapping[Graph, float] = {"audio": 0.03, "decoder": 0.005}
 _COSTS: Mapping[Graph, str] = {
     "audio": "the audio embeddings of speech are off by",
     "decoder": "log-probabilities of tokens change on average by",
