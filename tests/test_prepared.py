@@ -60,8 +60,7 @@ def test_the_same_tokens_in_both_layouts(
 def test_loading_prepares_what_is_missing(package: Path, tmp_path: Path) -> None:
     ark_asr_onnx.load(package, prepared_dir=tmp_path / "new" / "p")
     assert {p.name for p in home(tmp_path / "new" / "p").iterdir()} == {
-        AUDIO, f"{AUDIO}.data", "decoder.onnx", "decoder.onnx.data", "prefill.onnx",
-        "prefill.onnx.data", "prepared.json",
+        AUDIO, f"{AUDIO}.data", "decoder.onnx", "decoder.onnx.data", "prepared.json",
     }  # fmt: skip
 
 
