@@ -77,8 +77,8 @@ def main() -> int:
             paths = joined(paths, options.seconds, Path(scratch))
         native = transcribe([sys.executable], options.model, paths)
         emulated = transcribe(emulator, options.model, paths)
-    same = sum(a["token_ids"] == b["token_ids"] for a, b in zip(native, emulated, strict=True))
-    n_tokens = sum(len(a["token_ids"]) for a in native)  # pyright: ignore[reportArgumentType]
+    same = sum(a["tokens"] == b["tokens"] for a, b in zip(native, emulated, strict=True))
+    n_tokens = sum(len(a["tokens"]) for a in native)  # pyright: ignore[reportArgumentType]
     worst = max(
         abs(x - y)
         for a, b in zip(native, emulated, strict=True)

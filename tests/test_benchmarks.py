@@ -92,3 +92,14 @@ def test_a_missed_target_is_told_and_is_the_exit_status() -> None:
         assert done.returncode == status, done.stderr
         assert "| a | 1 | 2 | s | 0.50 | <= 0.5 | held |" in done.stdout
         assert ("| b | 1.5 | 4.5 | s | 3.00 | >= 4 | MISSED |" in done.stdout) == (n == 2)
+
+
+def test_native_and_emulated_runs_are_compared(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    haswell = pytest.importorskip("haswell")
+    clips = sorted((ROOT / "models" / "demo" / "samples").glob("*.flac"))[:2]
+    monkeypatch.setattr(haswell, "dev_clips", lambda *_: clips)
+    monkeypatch.setattr(sys, "argv", ["haswell.py", "--emulator", sys.executable])
+    assert haswell.main() == 0
+    assert "same tokens: 2 of 2 clips" in capsys.readouterr().out

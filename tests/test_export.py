@@ -378,7 +378,7 @@ def test_a_budget_that_no_choice_of_recipes_keeps_is_refused(
     tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(parity, "decoder_cost", lambda *_, **__: 0.5)
-    with pytest.raises(ExportError, match=r"decoder\.onnx: log-prob.* 0\.5 \(budget 0\.01\)"):
+    with pytest.raises(ExportError, match=r"decoder\.onnx: log-prob.* 0\.5 \(budget 0\.005\)"):
         pipeline.export(tiny_checkpoint, tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
 
