@@ -29,12 +29,12 @@ class Transcriber:
         """Seconds from a log-mel to audio embeddings."""
         numbers, model = np.load(log_mel), self.transcriber.model
         begin = time.perf_counter()
-        model.encode_audio(numbers)
+        model.encode(numbers)
         return time.perf_counter() - begin
 
     def save(self, log_mel: str, out: str) -> None:
         """Audio embeddings of a log-mel, into a file."""
-        np.save(out, self.transcriber.model.encode_audio(np.load(log_mel)))
+        np.save(out, self.transcriber.model.encode(np.load(log_mel)))
 
     def transcribe(self, path: str) -> tuple[float, str]:
         """Seconds from a file to its text, and the text."""

@@ -72,7 +72,7 @@ def error(
     ratios: list[float] = []
     for speech in speeches:
         mel = log_mel(change(speech), expected.manifest.sizes.n_mels)
-        a, b = (t.model.encode_audio(mel)[0, own] for t in (expected, found))
+        a, b = (t.model.encode(mel)[0, own] for t in (expected, found))
         ratios.append(float(np.linalg.norm(a - b) / np.linalg.norm(a)))
     return float(np.mean(ratios))
 

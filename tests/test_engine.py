@@ -16,7 +16,6 @@ from ark_asr_onnx import ArkError, DecodeError, Options, Segment, Splitting
 from ark_asr_onnx.clock import Clock
 from ark_asr_onnx.contract import Tokens
 from ark_asr_onnx.engine import End, Engine, Task
-from ark_asr_onnx.model import Model
 from ark_asr_onnx.split import Window
 
 F32 = np.ndarray
@@ -63,29 +62,26 @@ class Double:
         values[best], values[7] = 9, 5
         return values
 
-    def prefill(self, slot: int, inputs_embeds: F32) -> F32:
-        self.slots[slot] = list(self.scripts[int(inputs_embeds[0, 1, 0])])
+    def n_prompt(self, n_frames: int) -> int:
+        return 2 + max(1, (n_frames + 1) // 2 // 4)
+
+    def prefill(self, slot: int, audio_embeds: F32) -> F32:
+        self.slots[slot] = list(self.scripts[int(audio_embeds[0, 0, 0])])
         return self._logits(slot)
 
-    def step(self, inputs_embeds: F32) -> F32:
-        assert inputs_embeds.shape[1:] == (1, HIDDEN)
-        self.batches.append(len(inputs_embeds))
-        return np.stack([self._logits(slot) for slot in range(len(inputs_embeds))])
+    def step(self, ids: np.ndarray) -> F32:
+        self.batches.append(len(ids))
+        return np.stack([self._logits(slot) for slot in range(len(ids))])
 
     def move(self, source: int, target: int) -> None:
         self.slots[target], self.slots[source] = self.slots[source], None
 
 
-def embed(ids: np.ndarray) -> F32:
-    return np.repeat(ids[None, :, None], HIDDEN, axis=2).astype(np.float32)
-
-
 def engine(
     double: Double, slots: int = 4, splitting: Splitting | None = None, **options: Any
 ) -> Engine:
-    model = Model(double.encode, embed, cast("Any", double))
     return Engine(
-        model, MANIFEST, WORDS, Options(**options), splitting or Splitting(vad=None), slots, 30.0
+        double, MANIFEST, WORDS, Options(**options), splitting or Splitting(vad=None), slots, 30.0
     )
 
 
@@ -271,10 +267,10 @@ def test_where_nobody_looked_for_speech_it_is_looked_for_when_there_is_no_text()
 
 def test_a_step_that_fails_is_the_error_of_those_in_it_and_the_others_go_on() -> None:
     class Failing(Double):
-        def step(self, inputs_embeds: F32) -> F32:
+        def step(self, ids: np.ndarray) -> F32:
             if self.slots[0] == [7]:
                 raise DecodeError("graph")
-            return super().step(inputs_embeds)
+            return super().step(ids)
 
     double = Failing({100: [1, 7], 101: [2, 3], 102: [4, 5]})
     found = list(engine(double, 2).run([window(100), window(101), End(), window(102)]))

@@ -41,11 +41,6 @@ def logits(best: int, *runners_up: int) -> F32:
     return values
 
 
-def embed(ids: I64) -> F32:
-    """Rows ``[1, L, HIDDEN]`` that hold the id, so that a double can see what it was fed."""
-    return np.repeat(ids[None, :, None], HIDDEN, axis=2).astype(np.float32)
-
-
 class Script:
     """A decoding that answers with prepared logits and notes what it was given."""
 
@@ -59,14 +54,14 @@ class Script:
         self._buffer[0] = self._answers.pop(0)
         return self._buffer
 
-    def prefill(self, slot: int, inputs_embeds: F32) -> F32:
+    def prefill(self, slot: int, audio_embeds: F32) -> F32:
         assert slot == 0
-        self.prompts.append(inputs_embeds)
+        self.prompts.append(audio_embeds)
         return self._next()[0]
 
-    def step(self, inputs_embeds: F32) -> F32:
-        assert inputs_embeds.shape == (1, 1, HIDDEN)
-        self.steps.append(int(inputs_embeds[0, 0, 0]))
+    def step(self, ids: I64) -> F32:
+        assert ids.shape == (1,)
+        self.steps.append(int(ids[0]))
         return self._next()
 
     def move(self, source: int, target: int) -> None:
@@ -76,7 +71,7 @@ class Script:
 def run(
     script: Script, max_new_tokens: int = 99, tokens: Tokens = TOKENS, **guards: Any
 ) -> Utterance:
-    slots = Slots(script, 1, embed, token_mask(tokens, N))
+    slots = Slots(script, 1, token_mask(tokens, N))
     utterance = Utterance(tokens, max_new_tokens, **guards)
     slots.add(utterance, PROMPT)
     while slots.n_active:

@@ -9,7 +9,7 @@ import pytest
 
 from ark_asr_onnx import DecodeError, PackageError, open_package
 from ark_asr_onnx.layouts import native
-from ark_asr_onnx.model import Model
+from ark_asr_onnx.layouts.prompted import PromptedModel as Model
 
 
 @pytest.fixture(scope="module")

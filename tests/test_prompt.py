@@ -7,7 +7,7 @@ import numpy.typing as npt
 import pytest
 
 from ark_asr_onnx.contract import Tokens
-from ark_asr_onnx.prompt import prompt_ids, splice
+from ark_asr_onnx.layouts.prompt import prompt_ids, splice
 
 F32 = npt.NDArray[np.float32]
 I64 = npt.NDArray[np.int64]

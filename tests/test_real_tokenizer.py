@@ -10,7 +10,7 @@ from conftest import ROOT
 
 from ark_asr_onnx import PackageError
 from ark_asr_onnx.contract import Tokens
-from ark_asr_onnx.prompt import prompt_ids
+from ark_asr_onnx.layouts.prompt import prompt_ids
 from ark_asr_onnx.text import Text
 from ark_asr_onnx.vocabulary import decoding_tokens
 

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 import ark_asr_onnx
-from ark_asr_onnx import mel, prompt
+from ark_asr_onnx import mel
 from ark_asr_onnx.contract import Tokens
 
 F32 = npt.NDArray[np.float32]
@@ -61,7 +61,7 @@ class PackageEngine:
         self.tokens = self.manifest.tokens
         self.max_seconds = self.manifest.sizes.max_seconds
         self.merge_factor = self.manifest.sizes.merge_factor
-        self.positions = self._model.decoder.capacity
+        self.positions = self._model.capacity
 
     def log_mel(self, waveform: F32) -> F32:
         """See :class:`Engine`."""
@@ -69,7 +69,7 @@ class PackageEngine:
 
     def encode(self, log_mel: F32) -> F32:
         """See :class:`Engine`."""
-        return self._model.encode_audio(log_mel)
+        return self._model.encode(log_mel)
 
     def decode(self, waveform: F32, audio_embeds: F32, max_new_tokens: int) -> Decoded:
         """See :class:`Engine`."""
@@ -91,10 +91,8 @@ class PackageEngine:
 
     def score(self, audio_embeds: F32, token_ids: Sequence[int]) -> F32:
         """Teacher-forced logits ``[n_tokens, n_logits]`` before each of the tokens."""
-        model = self._model
-        inputs_embeds = prompt.splice(self.tokens, audio_embeds, model.embed, model.n_cached)
-        n_prompt = model.n_cached + inputs_embeds.shape[1]
-        decoding = model.decoder.start(1, n_prompt + len(token_ids) - 1)
-        first = decoding.prefill(0, inputs_embeds).copy()
-        steps = (decoding.step(model.embed(np.array([i])))[0].copy() for i in token_ids[:-1])
+        n_prompt = len(self.tokens.prefix) + audio_embeds.shape[1] + len(self.tokens.suffix)
+        decoding = self._model.start(1, n_prompt + len(token_ids) - 1)
+        first = decoding.prefill(0, audio_embeds).copy()
+        steps = (decoding.step(np.array([i]))[0].copy() for i in token_ids[:-1])
         return np.stack([first, *steps])

@@ -19,8 +19,9 @@ import numpy.typing as npt
 import soundfile  # pyright: ignore[reportMissingTypeStubs]
 import soxr  # pyright: ignore[reportMissingTypeStubs]
 
+from .arrays import F32
 from .errors import AudioError
-from .mel import F32, SAMPLE_RATE
+from .mel import SAMPLE_RATE
 
 _File: TypeAlias = str | os.PathLike[str] | bytes | BinaryIO
 AudioSource: TypeAlias = _File | npt.NDArray[Any]

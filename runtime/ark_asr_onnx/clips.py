@@ -7,11 +7,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from . import audio, mel, split
+from .arrays import F32
 from .audio import AudioSource
 from .clock import Clock
 from .engine import End, Task
 from .errors import ArkError, AudioError
-from .mel import F32
 from .split import Splitting, Window
 
 

@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
-from . import greedy, mel, prompt, vad
+from . import greedy, mel, vad
 from .clock import Clock
 from .contract import Manifest
 from .errors import ArkError, DecodeError
@@ -66,14 +66,13 @@ class Engine:
         self._model, self._manifest, self._text = model, manifest, text
         self._options, self._splitting = options, splitting
         sizes, tokens = manifest.sizes, manifest.tokens
-        n_slots = min(n_slots, model.decoder.max_slots)
-        n_prompt = self._n_prompt(round(max_seconds * mel.SAMPLE_RATE))
+        n_slots = min(n_slots, model.max_slots)
+        n_prompt = model.n_prompt(mel.n_frames(round(max_seconds * mel.SAMPLE_RATE)))
         # The last token is not fed back, so it needs no position.
         wanted = n_prompt + options.max_tokens(max_seconds) - 1
-        self._positions = max(n_prompt, min(wanted, model.decoder.capacity))
+        self._positions = max(n_prompt, min(wanted, model.capacity))
         mask = greedy.token_mask(tokens, sizes.n_logits, options.block_from_id)
-        decoding = model.decoder.start(n_slots, self._positions)
-        self._slots = Slots(decoding, n_slots, model.embed, mask)
+        self._slots = Slots(model.start(n_slots, self._positions), n_slots, mask)
         self._order: deque[_Job] = deque()  # as the audio goes
         self._again: deque[_Job] = deque()  # to be started first
         self._in_slots: dict[Utterance, _Job] = {}
@@ -126,11 +125,9 @@ class Engine:
             with clock.stage("features"):
                 log_mel = mel.log_mel(window.waveform, self._manifest.sizes.n_mels)
             with clock.stage("encode"):
-                audio_embeds = self._model.encode_audio(log_mel)
+                audio_embeds = self._model.encode(log_mel)
             with clock.stage("prefill"):
-                model = self._model
-                embeds = prompt.splice(tokens, audio_embeds, model.embed, model.n_cached)
-                room = self._positions - model.n_cached - embeds.shape[1] + 1
+                room = self._positions - self._model.n_prompt(log_mel.shape[2]) + 1
                 seconds = len(window.waveform) / mel.SAMPLE_RATE
                 job.utterance = Utterance(
                     tokens,
@@ -138,7 +135,7 @@ class Engine:
                     max_repeats=options.max_repeats,
                     forbid_empty=job.forbid_empty,
                 )
-                self._slots.add(job.utterance, embeds)
+                self._slots.add(job.utterance, audio_embeds)
         except ArkError as error:
             job.result = error
             return
@@ -217,10 +214,3 @@ class Engine:
             finish_reason=utterance.finish_reason,
             speech_seconds=window.speech_seconds,
         )
-
-    def _n_prompt(self, n_samples: int) -> int:
-        """Positions of the prompt for so much audio."""
-        tokens = self._manifest.tokens
-        n_frames = (n_samples // mel.HOP_LENGTH + 1) // 2
-        n_audio = max(1, n_frames // self._manifest.sizes.merge_factor)
-        return len(tokens.prefix) + n_audio + len(tokens.suffix)

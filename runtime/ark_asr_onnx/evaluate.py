@@ -19,11 +19,10 @@ from functools import cache
 from typing import Any, TypeAlias, cast
 
 import numpy as np
-import numpy.typing as npt
 
+from .arrays import I64
 from .errors import MissingExtraError
 
-I64: TypeAlias = npt.NDArray[np.int64]
 Interval: TypeAlias = tuple[float, float]  # 2.5th and 97.5th percentile of resampled rows
 
 N_RESAMPLES = 1_000  # of the bootstrap

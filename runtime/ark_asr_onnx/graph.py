@@ -10,13 +10,12 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, cast
 
-import numpy.typing as npt
 import onnxruntime  # pyright: ignore[reportMissingTypeStubs]
 
+from .arrays import Array
 from .contract import REMEDY, external_data_file
 from .errors import DecodeError, PackageError
 
-Array = npt.NDArray[Any]
 Shape = tuple[int | str | None, ...]
 
 ort = cast("Any", onnxruntime)  # ships no types

@@ -9,9 +9,9 @@ from typing import Literal
 
 import numpy as np
 
+from .arrays import F32
 from .contract import Tokens
 from .errors import DecodeError
-from .mel import F32
 
 # How a text ended: the model ended its turn; a limit of tokens was reached; it began to repeat
 # itself; or it ended its turn at once, though there is clear speech.

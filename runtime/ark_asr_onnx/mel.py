@@ -11,9 +11,8 @@ from functools import lru_cache
 import numpy as np
 import numpy.typing as npt
 
+from .arrays import F32
 from .errors import AudioError
-
-F32 = npt.NDArray[np.float32]
 
 SAMPLE_RATE = 16000  # Hz
 N_FFT = 400  # samples per window, 25 ms
@@ -37,7 +36,7 @@ def log_mel(waveform: F32, n_mels: int) -> F32:
         )
     padded = np.pad(waveform.astype(np.float32, copy=False), N_FFT // 2, mode="reflect")
     frames = np.lib.stride_tricks.sliding_window_view(padded, N_FFT)[::HOP_LENGTH]
-    frames = frames[: n_samples // HOP_LENGTH]  # drops the last one
+    frames = frames[: n_frames(n_samples)]  # drops the last one
     filters = mel_filters(n_mels)
     window = _hann_window()
     mel = np.empty((n_mels, frames.shape[0]), np.float32)
@@ -48,6 +47,11 @@ def log_mel(waveform: F32, n_mels: int) -> F32:
     np.log10(np.maximum(mel, 1e-10, out=mel), out=mel)
     np.maximum(mel, mel.max() - 8.0, out=mel)
     return ((mel + 4.0) / 4.0)[None]
+
+
+def n_frames(n_samples: int) -> int:
+    """Frames of a waveform of so many samples."""
+    return n_samples // HOP_LENGTH
 
 
 @lru_cache(maxsize=4)

@@ -1,31 +1,29 @@
-"""The seam between a layout and everything above it: three callables, and what a decoder is."""
+"""The seam between a layout and everything above it: audio in, ids in, logits out.
+
+What a prompt is, and how ids become embeddings, is a layout's business.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Protocol
 
-from .mel import F32
-from .prompt import I64
+from .arrays import F32, I64
 
 
 class Decoding(Protocol):
     """Utterances being decoded together: owns their KV caches, and dies with them."""
 
-    def prefill(self, slot: int, inputs_embeds: F32) -> F32:
-        """Read a prompt ``[1, L, H]``, without the ``n_cached`` positions before it, into a slot.
+    def prefill(self, slot: int, audio_embeds: F32) -> F32:
+        """Read the prompt around ``audio_embeds [1, N, H]`` into a slot.
 
-        Gives the logits ``[V]`` of its last position.
-
-        The result may be overwritten by the next call.
+        Gives the logits ``[V]`` of its last position. The next call may overwrite them.
         """
         ...
 
-    def step(self, inputs_embeds: F32) -> F32:
-        """Append one position ``[B, 1, H]`` to each of the first B slots; logits ``[B, V]``.
+    def step(self, ids: I64) -> F32:
+        """Append an id ``[B]`` to each of the first B slots; logits ``[B, V]``.
 
-        The result may be overwritten by the next call.
+        The next call may overwrite them.
         """
         ...
 
@@ -34,12 +32,12 @@ class Decoding(Protocol):
         ...
 
 
-class Decoder(Protocol):
-    """Loaded weights, without state of any utterance: shared by threads."""
+class Model(Protocol):
+    """A package ready to run: loaded weights without state of any utterance, shared by threads."""
 
     @property
     def capacity(self) -> int:
-        """Positions a slot can hold."""
+        """Positions a slot can hold, prompt and text."""
         ...
 
     @property
@@ -47,18 +45,14 @@ class Decoder(Protocol):
         """Utterances that can be decoded together."""
         ...
 
-    def start(self, slots: int, positions: int) -> Decoding:
-        """Caches for ``slots`` utterances of at most ``positions`` positions each, cached ones
-        included.
-        """
+    def n_prompt(self, n_frames: int) -> int:
+        """Positions of the prompt for so many mel frames."""
         ...
 
+    def encode(self, log_mel: F32) -> F32:
+        """``log_mel [1, n_mels, T]`` to ``audio_embeds [1, N, H]``."""
+        ...
 
-@dataclass(frozen=True, slots=True)
-class Model:
-    """A package ready to run."""
-
-    encode_audio: Callable[[F32], F32]  # log_mel [1, n_mels, T] -> audio_embeds [1, N, H]
-    embed: Callable[[I64], F32]  # ids [L] -> rows [1, L, H]
-    decoder: Decoder
-    n_cached: int = 0  # prompt positions whose keys and values the decoder has from the package
+    def start(self, slots: int, positions: int) -> Decoding:
+        """Caches for ``slots`` utterances of at most ``positions`` positions each."""
+        ...

@@ -6,25 +6,19 @@ than slots, only their slots are computed.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 
+from .arrays import F32
 from .errors import DecodeError
 from .greedy import Utterance
-from .mel import F32
 from .model import Decoding
-from .prompt import I64
 
 
 class Slots:
     """The slots of a decoding, and the utterances in them: the first ``n_active`` ones."""
 
-    def __init__(
-        self, decoding: Decoding, n_slots: int, embed: Callable[[I64], F32], mask: F32
-    ) -> None:
-        self._decoding, self._n_slots = decoding, n_slots
-        self._embed, self._mask = embed, mask
+    def __init__(self, decoding: Decoding, n_slots: int, mask: F32) -> None:
+        self._decoding, self._n_slots, self._mask = decoding, n_slots, mask
         self._active: list[Utterance] = []
 
     @property
@@ -37,9 +31,9 @@ class Slots:
         """Whether another utterance can be added."""
         return self.n_active < self._n_slots
 
-    def add(self, utterance: Utterance, inputs_embeds: F32) -> None:
-        """Read a prompt ``[1, L, H]`` and choose the first token."""
-        logits = self._decoding.prefill(self.n_active, inputs_embeds)
+    def add(self, utterance: Utterance, audio_embeds: F32) -> None:
+        """Read the prompt around ``audio_embeds [1, N, H]`` and choose the first token."""
+        logits = self._decoding.prefill(self.n_active, audio_embeds)
         utterance.choose(logits, self._mask)
         if utterance.finish_reason is None:
             self._active.append(utterance)
@@ -47,7 +41,7 @@ class Slots:
     def step(self) -> list[tuple[Utterance, DecodeError | None]]:
         """Choose the next token of each; gives those that have ended, or failed, with it."""
         ids = np.array([utterance.ids[-1] for utterance in self._active])
-        logits = self._decoding.step(np.swapaxes(self._embed(ids), 0, 1))
+        logits = self._decoding.step(ids)
         ended: dict[int, DecodeError | None] = {}
         for slot, utterance in enumerate(self._active):
             try:

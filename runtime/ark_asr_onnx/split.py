@@ -14,7 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from . import vad
-from .mel import F32, MIN_SAMPLES, SAMPLE_RATE
+from .arrays import F32
+from .mel import MIN_SAMPLES, SAMPLE_RATE
 from .vad import CHUNK, Detector
 
 _HYSTERESIS = 0.15  # speech goes on down to so much below the threshold, at most to half of it

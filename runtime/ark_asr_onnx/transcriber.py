@@ -15,6 +15,7 @@ from typing import Any, cast
 import numpy.typing as npt
 
 from . import audio, contract, mel, prepared
+from .arrays import F32
 from .audio import AudioSource
 from .clips import Clip, Job, tasks_of
 from .clock import Clock
@@ -23,7 +24,6 @@ from .errors import ArkError, PackageError
 from .graph import require_onnxruntime
 from .greedy import Options
 from .layouts import LAYOUTS
-from .mel import F32
 from .model import Model
 from .package import Package, open_package
 from .resident import Resident

@@ -11,7 +11,8 @@ from typing import Any, TypeAlias, cast
 
 import numpy as np
 
-from .mel import F32, SAMPLE_RATE
+from .arrays import F32
+from .mel import SAMPLE_RATE
 
 CHUNK = 512  # samples, 32 ms
 

@@ -9,14 +9,14 @@ from __future__ import annotations
 import numpy as np
 
 from .. import contract
+from ..arrays import F32, Array
 from ..contract import Sizes
 from ..cpu import adds_exactly
-from ..embedding import Embedding
 from ..errors import DecodeError, PackageError
-from ..graph import Array, Binding, Graph, Shape, open_graphs
-from ..mel import F32
-from ..model import Model
+from ..graph import Binding, Graph, Shape, open_graphs
 from ..package import Package
+from .embedding import Embedding
+from .prompted import PromptedModel
 
 # From so many frames on, the encoder's pages are given back after use: reading them again takes
 # less than a hundredth of the time.
@@ -45,12 +45,13 @@ def _audio_file(package: Package) -> str:
     )
 
 
-def build(package: Package, threads: int) -> Model:
+def build(package: Package, threads: int) -> PromptedModel:
     """Open the graphs of a native package."""
-    sizes = package.manifest.sizes
+    manifest = package.manifest
+    sizes = manifest.sizes
     for name in (contract.AUDIO_FILE, contract.DECODER_FILE):
         package.path(contract.external_data_file(name))  # listed, so that it was checked
-    if package.manifest.target not in ("any", "avx2"):
+    if manifest.target not in ("any", "avx2"):
         package.path(contract.CPU_CHECK_FILE)  # must be there
     # The audio graph last: encoding comes first.
     paths = [package.path(name) for name in graphs(package)]
@@ -61,21 +62,20 @@ def build(package: Package, threads: int) -> Model:
     if prefill:
         prefill.expect(_cache_inputs(sizes), contract.present_names(sizes.n_layers))
 
-    def encode_audio(log_mel: F32) -> F32:
+    def encode(log_mel: F32) -> F32:
         (audio_embeds,) = audio.run({contract.LOG_MEL: log_mel}, [contract.AUDIO_EMBEDS])
         if log_mel.shape[2] >= _LONG_AUDIO:
             audio.give_back()
         return audio_embeds
 
     prefix = _read_prefix(package)
-    return Model(
-        encode_audio=encode_audio,
-        embed=Embedding(
-            package.path(contract.embedding_files(package.manifest.embedding)[1]),
-            sizes.n_embeddings,
-            sizes.hidden_size,
-        ),
-        decoder=NativeDecoder(decoder, prefill, sizes, prefix),
+    table = package.path(contract.embedding_files(manifest.embedding)[1])
+    return PromptedModel(
+        encode,
+        Embedding(table, sizes.n_embeddings, sizes.hidden_size),
+        NativeDecoder(decoder, prefill, sizes, prefix),
+        manifest.tokens,
+        sizes.merge_factor,
         n_cached=prefix.shape[2],
     )
 
@@ -117,7 +117,7 @@ def _read_prefix(package: Package) -> F32:
 
 
 class NativeDecoder:
-    """The decoder graph and its sizes; see :class:`ark_asr_onnx.model.Decoder`."""
+    """The decoder graph and its sizes; see :class:`ark_asr_onnx.layouts.prompted.EmbedsDecoder`."""
 
     max_slots = 64  # a step over more than that gains nothing on a CPU
 
@@ -126,7 +126,7 @@ class NativeDecoder:
         self.capacity = sizes.max_positions
 
     def start(self, slots: int, positions: int) -> NativeDecoding:
-        """See :class:`ark_asr_onnx.model.Decoder`."""
+        """See :class:`ark_asr_onnx.layouts.prompted.EmbedsDecoder`."""
         return NativeDecoding(
             self._graph, self._prefill, self._sizes, self._prefix, slots, positions
         )
@@ -163,7 +163,7 @@ class NativeDecoding:
         self._steps: dict[int, Binding] = {}  # by how many slots go on
 
     def prefill(self, slot: int, inputs_embeds: F32) -> F32:
-        """See :class:`ark_asr_onnx.model.Decoding`."""
+        """See :class:`ark_asr_onnx.layouts.prompted.EmbedsDecoding`."""
         n_cached = self._prefix.shape[2]
         length = n_cached + inputs_embeds.shape[1]
         if length > self._positions:
@@ -189,7 +189,7 @@ class NativeDecoding:
         call()
 
     def step(self, inputs_embeds: F32) -> F32:
-        """See :class:`ark_asr_onnx.model.Decoding`."""
+        """See :class:`ark_asr_onnx.layouts.prompted.EmbedsDecoding`."""
         n = len(inputs_embeds)
         lengths = self._lengths[:n]
         if not lengths.all():
@@ -207,7 +207,7 @@ class NativeDecoding:
         return self._logits[:n, 0]
 
     def move(self, source: int, target: int) -> None:
-        """See :class:`ark_asr_onnx.model.Decoding`."""
+        """See :class:`ark_asr_onnx.layouts.prompted.EmbedsDecoding`."""
         length = self._lengths[source]
         self._cache[:, target, :, :length] = self._cache[:, source, :, :length]
         self._lengths[target] = length

@@ -11,13 +11,13 @@ from __future__ import annotations
 import numpy as np
 
 from .. import upstream
+from ..arrays import F32, Array
 from ..contract import Sizes
-from ..embedding import Embedding
 from ..errors import DecodeError, PackageError
-from ..graph import Array, Graph, open_graphs
-from ..mel import F32
-from ..model import Model
+from ..graph import Graph, open_graphs
 from ..package import Package
+from .embedding import Embedding
+from .prompted import PromptedModel
 
 
 def graphs(_: Package) -> tuple[str, ...]:
@@ -25,15 +25,17 @@ def graphs(_: Package) -> tuple[str, ...]:
     return upstream.ENCODER, upstream.ADAPTER, upstream.DECODER
 
 
-def build(package: Package, threads: int) -> Model:
+def build(package: Package, threads: int) -> PromptedModel:
     """Open the graphs of a published folder."""
     sizes = package.manifest.sizes
     paths = [package.path(name) for name in graphs(package)]
     encoder, adapter, decoder = open_graphs(paths, threads)
-    return Model(
-        encode_audio=_Audio(encoder, adapter, sizes),
-        embed=Embedding(package.path(upstream.EMBEDDING), sizes.n_embeddings, sizes.hidden_size),
-        decoder=_open_decoder(decoder, sizes),
+    return PromptedModel(
+        _Audio(encoder, adapter, sizes),
+        Embedding(package.path(upstream.EMBEDDING), sizes.n_embeddings, sizes.hidden_size),
+        _open_decoder(decoder, sizes),
+        package.manifest.tokens,
+        sizes.merge_factor,
     )
 
 
@@ -82,7 +84,7 @@ def _pairs(first: str, second: str, n_layers: int) -> list[str]:
 
 
 class StaticDecoder:
-    """The published decoder; see :class:`ark_asr_onnx.model.Decoder`."""
+    """The published decoder; see :class:`ark_asr_onnx.layouts.prompted.EmbedsDecoder`."""
 
     max_slots = 1
 
@@ -104,7 +106,7 @@ class StaticDecoder:
         self.graph, self.cache_shape = graph, (1, *cache[1:])
 
     def start(self, slots: int, positions: int) -> StaticDecoding:
-        """One empty cache; see :class:`ark_asr_onnx.model.Decoder`."""
+        """One empty cache; see :class:`ark_asr_onnx.layouts.prompted.EmbedsDecoder`."""
         _check_room(slots, positions, self.capacity)
         return StaticDecoding(self)
 
@@ -119,18 +121,18 @@ class StaticDecoding:
         self._length = 0
 
     def prefill(self, slot: int, inputs_embeds: F32) -> F32:
-        """See :class:`ark_asr_onnx.model.Decoding`."""
+        """See :class:`ark_asr_onnx.layouts.prompted.EmbedsDecoding`."""
         assert slot == 0
         self._length = 0
         self._mask[:] = 0
         return self._call(inputs_embeds)[0]
 
     def step(self, inputs_embeds: F32) -> F32:
-        """See :class:`ark_asr_onnx.model.Decoding`."""
+        """See :class:`ark_asr_onnx.layouts.prompted.EmbedsDecoding`."""
         return self._call(inputs_embeds)
 
     def move(self, source: int, target: int) -> None:
-        """See :class:`ark_asr_onnx.model.Decoding`; there is one slot."""
+        """See :class:`ark_asr_onnx.layouts.prompted.EmbedsDecoding`; there is one slot."""
         assert source == target == 0
 
     def _call(self, inputs_embeds: F32) -> F32:
@@ -152,7 +154,7 @@ class StaticDecoding:
 
 
 class GrowingDecoder:
-    """The re-exported decoder; see :class:`ark_asr_onnx.model.Decoder`."""
+    """The re-exported decoder; see :class:`ark_asr_onnx.layouts.prompted.EmbedsDecoder`."""
 
     max_slots = 1
 
@@ -173,7 +175,7 @@ class GrowingDecoder:
         self.graph, self.past_shape = graph, (1, sizes.n_kv_heads, 0, sizes.head_dim)
 
     def start(self, slots: int, positions: int) -> GrowingDecoding:
-        """An empty past; see :class:`ark_asr_onnx.model.Decoder`."""
+        """An empty past; see :class:`ark_asr_onnx.layouts.prompted.EmbedsDecoder`."""
         _check_room(slots, positions, self.capacity)
         return GrowingDecoding(self)
 
@@ -186,17 +188,17 @@ class GrowingDecoding:
         self._past: list[Array] = []
 
     def prefill(self, slot: int, inputs_embeds: F32) -> F32:
-        """See :class:`ark_asr_onnx.model.Decoding`."""
+        """See :class:`ark_asr_onnx.layouts.prompted.EmbedsDecoding`."""
         assert slot == 0
         self._past = [np.zeros(self._decoder.past_shape, np.float32)] * len(self._decoder.pasts)
         return self._call(inputs_embeds)[0]
 
     def step(self, inputs_embeds: F32) -> F32:
-        """See :class:`ark_asr_onnx.model.Decoding`."""
+        """See :class:`ark_asr_onnx.layouts.prompted.EmbedsDecoding`."""
         return self._call(inputs_embeds)
 
     def move(self, source: int, target: int) -> None:
-        """See :class:`ark_asr_onnx.model.Decoding`; there is one slot."""
+        """See :class:`ark_asr_onnx.layouts.prompted.EmbedsDecoding`; there is one slot."""
         assert source == target == 0
 
     def _call(self, inputs_embeds: F32) -> F32:

@@ -6,10 +6,9 @@ from pathlib import Path
 
 import numpy as np
 
-from .contract import REMEDY
-from .errors import PackageError
-from .mel import F32
-from .prompt import I64
+from ..arrays import F32, I64
+from ..contract import REMEDY
+from ..errors import PackageError
 
 
 class Embedding:

@@ -5,12 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
-import numpy.typing as npt
 
-from .contract import Tokens
-from .mel import F32
+from ..arrays import F32, I64
+from ..contract import Tokens
 
-I64 = npt.NDArray[np.int64]
+
+def n_audio(n_frames: int, merge_factor: int) -> int:
+    """Audio rows for so many mel frames: half as many from the encoder, merged."""
+    return max(1, (n_frames + 1) // 2 // merge_factor)
+
+
+def n_positions(tokens: Tokens, n_audio: int) -> int:
+    """Positions of the prompt for so many audio rows."""
+    return len(tokens.prefix) + n_audio + len(tokens.suffix)
 
 
 def prompt_ids(tokens: Tokens, n_audio: int) -> I64:
