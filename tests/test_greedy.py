@@ -71,8 +71,8 @@ class Script:
 def run(
     script: Script, max_new_tokens: int = 99, tokens: Tokens = TOKENS, **guards: Any
 ) -> Utterance:
-    slots = Slots(script, 1, token_mask(tokens, N))
-    utterance = Utterance(tokens, max_new_tokens, **guards)
+    slots = Slots(script)
+    utterance = Utterance(tokens, token_mask(tokens, N), max_new_tokens, **guards)
     slots.add(utterance, PROMPT)
     while slots.n_active:
         slots.step()

@@ -18,11 +18,13 @@ from .errors import (
     ManifestError,
     MissingExtraError,
     PackageError,
+    QueueFullError,
 )
 from .greedy import Options
+from .job import Job
 from .package import Package, open_package
 from .split import Splitting
-from .transcriber import Stream, Transcriber, load, prepare
+from .transcriber import Transcriber, load, prepare
 from .transcript import Segment, Timings, Transcript, transcript_to_json
 
 __version__ = "0.1.0"
@@ -34,14 +36,15 @@ __all__ = [
     "ClosedError",
     "DecodeError",
     "ExportError",
+    "Job",
     "ManifestError",
     "MissingExtraError",
     "Options",
     "Package",
     "PackageError",
+    "QueueFullError",
     "Segment",
     "Splitting",
-    "Stream",
     "Timings",
     "Transcriber",
     "Transcript",

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 
 from . import audio, mel, split
 from .arrays import F32
 from .audio import AudioSource
 from .clock import Clock
-from .engine import End, Task
 from .errors import ArkError, AudioError
+from .line import End, Line, Task
 from .split import Splitting, Window
 
 
@@ -25,7 +25,7 @@ class Clip:
     end_seconds: float | None = None
 
 
-class Job:
+class Take:
     """A clip on its way: its windows, and how much of it was read."""
 
     def __init__(
@@ -39,24 +39,32 @@ class Job:
             raise ValueError(f"max_seconds is {max_seconds}, must be positive and finite")
         splitting.longest(model_seconds)  # refused now, not when the first window is asked for
         self.clip, self.splitting, self.model_seconds = clip, splitting, model_seconds
-        self.clock = Clock()
+        self.clock, self.decoding = Clock(), Clock()  # of whoever reads, and of the pool
         self.seconds = 0.0  # of audio read
         self._max_seconds = max_seconds
 
-    def windows(self) -> Iterator[Window]:
-        """The audio's windows; errors come when the first one is asked for."""
+    def expected_seconds(self) -> float:
+        """Of audio, as its header says; 0 where none says it."""
+        clip = self.clip
+        whole = audio.duration(clip.source, clip.sample_rate) or 0.0
+        end = min(whole, math.inf if clip.end_seconds is None else clip.end_seconds)
+        return max(0.0, end - (clip.begin_seconds or 0.0))
+
+    def windows(self, is_unwanted: Callable[[], bool] = bool) -> Iterator[Window]:
+        """The audio's windows; errors come when the first one is asked for.
+
+        Reading ends where ``is_unwanted()`` is true.
+        """
         clip = self.clip
         if self._max_seconds is not None:  # told before work begins, where a header tells
-            whole = audio.duration(clip.source, clip.sample_rate) or 0.0
-            end = min(whole, math.inf if clip.end_seconds is None else clip.end_seconds)
-            self._check_duration(end - (clip.begin_seconds or 0.0))
+            self._check_duration(self.expected_seconds())
         blocks = audio.blocks(
             clip.source,
             clip.sample_rate,
             begin_seconds=clip.begin_seconds,
             end_seconds=clip.end_seconds,
         )
-        counted = self._counted(self.clock.each("read", blocks))
+        counted = self._counted(self.clock.each("read", blocks), is_unwanted)
         offset = clip.begin_seconds or 0.0
         found = split.windows(counted, self.splitting, self.model_seconds, offset)
         for window in self.clock.each("split", found):
@@ -67,9 +75,11 @@ class Job:
                 )
             yield window
 
-    def _counted(self, blocks: Iterator[F32]) -> Iterator[F32]:
+    def _counted(self, blocks: Iterator[F32], is_unwanted: Callable[[], bool]) -> Iterator[F32]:
         n_read = 0
         for block in blocks:
+            if is_unwanted():
+                return
             n_read += len(block)
             self.seconds = n_read / mel.SAMPLE_RATE
             self._check_duration(self.seconds)
@@ -83,11 +93,14 @@ class Job:
             )
 
 
-def tasks_of(job: Job, windows: Iterator[Window]) -> Iterator[Task | End]:
-    """Windows, and how they ended: what was heard before an error is finished."""
+def tasks_of(take: Take, line: Line) -> Generator[Task | End]:
+    """Windows for a line, until it is cancelled; and how they ended.
+
+    What was heard before an error is finished.
+    """
     try:
-        for window in windows:
-            yield Task(window, job.clock)
+        for window in take.windows(lambda: line.is_cancelled):
+            yield Task(window, take.decoding)
         yield End()
     except ArkError as error:
         yield End(error)

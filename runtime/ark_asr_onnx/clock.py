@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TypeVar
 
@@ -14,10 +14,12 @@ _STAGES = ("read", "split", "features", "encode", "prefill", "decode")
 
 
 class Clock:
-    """Adds up what each stage of one audio takes; stages within a stage count for themselves."""
+    """Adds up what each stage of one audio takes in one thread.
+
+    Stages within a stage count for themselves.
+    """
 
     def __init__(self) -> None:
-        self._begin = time.perf_counter()
         self.seconds: dict[str, float] = dict.fromkeys(_STAGES, 0.0)
 
     @contextmanager
@@ -40,10 +42,11 @@ class Clock:
                 return
             yield found[0]
 
-    def timings(self, *, wall: bool = False) -> Timings:
-        """So far; the total is that of the stages, or by the clock on the wall."""
-        elapsed = time.perf_counter() - self._begin
-        return Timings(**self.seconds, total=elapsed if wall else sum(self.seconds.values()))
+
+def timings(clocks: Sequence[Clock], total: float | None = None) -> Timings:
+    """What the clocks of one audio say together; ``total`` is the sum unless it is given."""
+    seconds = {stage: sum(clock.seconds[stage] for clock in clocks) for stage in _STAGES}
+    return Timings(**seconds, total=sum(seconds.values()) if total is None else total)
 
 
 def _at_most_one(iterator: Iterator[_T]) -> Iterator[_T]:

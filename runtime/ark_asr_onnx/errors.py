@@ -7,7 +7,8 @@
     ├── ManifestError (ValueError)       a list of audio, or what was written for it, cannot be used
     ├── AudioError (ValueError)          the audio cannot be read or cannot be transcribed
     ├── DecodeError (RuntimeError)       the model ran and could not go on
-    ├── ClosedError (RuntimeError)       a transcriber was used after it was closed
+    ├── ClosedError (RuntimeError)       a transcriber was closed, before or while it was used
+    ├── QueueFullError (RuntimeError)    more work waits than was allowed; says when to come again
     ├── MissingExtraError (ImportError)  an optional dependency is not installed
     └── ExportError (ValueError)         a checkpoint cannot be exported (raised by ark_onnx_export)
 
@@ -38,7 +39,15 @@ class DecodeError(ArkError, RuntimeError):
 
 
 class ClosedError(ArkError, RuntimeError):
-    """A transcriber that was closed and is used all the same."""
+    """A transcriber was closed, before it was used or in the middle of the work."""
+
+
+class QueueFullError(ArkError, RuntimeError):
+    """As much work waits as was allowed; ``retry_after`` is when there should be room, seconds."""
+
+    def __init__(self, message: str, retry_after: float) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
 
 
 class MissingExtraError(ArkError, ImportError):

@@ -10,6 +10,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, cast
 
+# Before the import: onnxruntime 1.32 opens a database, looks up a host, and has threads for that.
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"
+
 import onnxruntime  # pyright: ignore[reportMissingTypeStubs]
 
 from .arrays import Array

@@ -79,12 +79,13 @@ def choose(logits: F32, mask: F32) -> tuple[int, float]:
 class Utterance:
     """The tokens of one utterance so far, and whether it has ended.
 
-    ``forbid_empty``: the first token is not end of turn.
+    ``mask`` is that of :func:`token_mask`. ``forbid_empty``: the first token is not end of turn.
     """
 
     def __init__(
         self,
         tokens: Tokens,
+        mask: F32,
         max_new_tokens: int,
         *,
         max_repeats: int | None = None,
@@ -94,11 +95,12 @@ class Utterance:
         self.logprobs: list[float] = []  # natural log, among the ids that may be chosen
         self.finish_reason: FinishReason | None = None
         self.n_kept = 0  # ids before a loop went round again
-        self._tokens, self._max_new_tokens = tokens, max_new_tokens
+        self._tokens, self._mask, self._max_new_tokens = tokens, mask, max_new_tokens
         self._max_repeats, self._forbid_empty = max_repeats, forbid_empty
 
-    def choose(self, logits: F32, mask: F32) -> None:
+    def choose(self, logits: F32) -> None:
         """Append the likeliest id for the logits ``[V]``."""
+        mask = self._mask
         if self._forbid_empty and not self.ids:
             mask = mask.copy()
             mask[list(self._tokens.eos)] = -np.inf

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import threading
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
@@ -22,11 +23,24 @@ class Resident(Generic[_T]):
         if idle_seconds is not None and idle_seconds < 0:
             raise ValueError(f"idle_unload_seconds is {idle_seconds}, must not be negative")
         self._open, self._idle_seconds = open_it, idle_seconds
+        self._closed = False
+        self._begin()
+
+    def _begin(self) -> None:
         self._lock = threading.Lock()
         self._held: _T | None = None
         self._users = 0
         self._timer: threading.Timer | None = None
-        self._closed = False
+
+    def after_fork(self) -> None:
+        """In a child, where the threads of what was opened do not run: open it anew when needed.
+
+        The old one is kept, also from the end of the interpreter: to let go of it is to wait for
+        its threads.
+        """
+        if self._held is not None:
+            ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._held))
+        self._begin()
 
     @property
     def is_open(self) -> bool:

@@ -15,10 +15,10 @@ from .model import Decoding
 
 
 class Slots:
-    """The slots of a decoding, and the utterances in them: the first ``n_active`` ones."""
+    """The utterances in a decoding's slots, the first ``n_active`` ones."""
 
-    def __init__(self, decoding: Decoding, n_slots: int, mask: F32) -> None:
-        self._decoding, self._n_slots, self._mask = decoding, n_slots, mask
+    def __init__(self, decoding: Decoding) -> None:
+        self._decoding = decoding
         self._active: list[Utterance] = []
 
     @property
@@ -26,15 +26,10 @@ class Slots:
         """Utterances that have not ended."""
         return len(self._active)
 
-    @property
-    def has_room(self) -> bool:
-        """Whether another utterance can be added."""
-        return self.n_active < self._n_slots
-
     def add(self, utterance: Utterance, audio_embeds: F32) -> None:
         """Read the prompt around ``audio_embeds [1, N, H]`` and choose the first token."""
         logits = self._decoding.prefill(self.n_active, audio_embeds)
-        utterance.choose(logits, self._mask)
+        utterance.choose(logits)
         if utterance.finish_reason is None:
             self._active.append(utterance)
 
@@ -45,18 +40,26 @@ class Slots:
         ended: dict[int, DecodeError | None] = {}
         for slot, utterance in enumerate(self._active):
             try:
-                utterance.choose(logits[slot], self._mask)
+                utterance.choose(logits[slot])
             except DecodeError as error:  # its numbers; the others' may be good
                 ended[slot] = error
             if utterance.finish_reason is not None:
                 ended[slot] = None
         found = [(self._active[slot], error) for slot, error in ended.items()]
         for slot in sorted(ended, reverse=True):
-            last = self._active.pop()
-            if slot < self.n_active:
-                self._decoding.move(self.n_active, slot)
-                self._active[slot] = last
+            self._free(slot)
         return found
+
+    def remove(self, utterance: Utterance) -> None:
+        """Forget an utterance that has not ended."""
+        self._free(self._active.index(utterance))
+
+    def _free(self, slot: int) -> None:
+        """Let the last one go on in the place of one that is gone."""
+        last = self._active.pop()
+        if slot < self.n_active:
+            self._decoding.move(self.n_active, slot)
+            self._active[slot] = last
 
     def clear(self) -> None:
         """Forget the utterances that have not ended."""

@@ -70,6 +70,11 @@ class Window:
     is_whole: bool = False  # it is all of the audio
 
     @property
+    def seconds(self) -> float:
+        """Of the waveform."""
+        return len(self.waveform) / SAMPLE_RATE
+
+    @property
     def speech_seconds(self) -> float:
         """Seconds of speech; all of it where nobody looked."""
         if self.spans is None:

@@ -15,7 +15,7 @@ import ark_asr_onnx
 from ark_asr_onnx import ArkError, Options, PackageError, Splitting, Transcriber
 
 from .contract import Manifest
-from .transcriber import DEFAULT_SLOTS
+from .pool import DEFAULT_SLOTS
 
 MODEL_VARIABLE = "ARK_ASR_MODEL"
 PREPARED_VARIABLE = "ARK_ASR_PREPARED_DIR"

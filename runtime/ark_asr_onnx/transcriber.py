@@ -2,37 +2,37 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import warnings
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import replace
-from itertools import chain
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy.typing as npt
 
 from . import audio, contract, mel, prepared
 from .arrays import F32
 from .audio import AudioSource
-from .clips import Clip, Job, tasks_of
-from .clock import Clock
-from .engine import End, Engine, Task
-from .errors import ArkError, PackageError
+from .clips import Clip, Take, tasks_of
+from .clock import Clock, timings
+from .errors import ArkError, ClosedError, PackageError
 from .graph import require_onnxruntime
 from .greedy import Options
+from .job import Job, feed
 from .layouts import LAYOUTS
+from .line import End, Task
 from .model import Model
 from .package import Package, open_package
+from .pool import DEFAULT_SLOTS, Pool, check_slots
 from .resident import Resident
 from .split import Splitter, Splitting, Window
 from .text import Text
 from .threads import default_threads
 from .transcript import Segment, Transcript, join
-
-DEFAULT_SLOTS = 8
 
 
 def load(
@@ -43,6 +43,8 @@ def load(
     local_files_only: bool = False,
     prepared_dir: str | os.PathLike[str] | None = None,
     idle_unload_seconds: float | None = None,
+    max_waiting: int | None = None,
+    max_waiting_seconds: float | None = None,
 ) -> Transcriber:
     """Open a package folder, or a Hugging Face id, and return a :class:`Transcriber` for it.
 
@@ -53,7 +55,9 @@ def load(
     the checksums of the weights too. ``prepared_dir`` is where :func:`prepare` keeps graphs packed
     for this CPU: they are used from there, and made there first if they are missing, stale or
     damaged. ``idle_unload_seconds`` gives the memory back after so long without work; the next
-    call opens the model again. Raises :class:`PackageError`.
+    call opens the model again. When ``max_waiting`` jobs, or jobs of ``max_waiting_seconds`` of
+    audio together, wait for the model, further ones are refused with :class:`QueueFullError`.
+    Raises :class:`PackageError`.
     """
     package = open_package(model, verify=verify, local_files_only=local_files_only)
     threads = default_threads() if threads is None else threads
@@ -62,7 +66,13 @@ def load(
             package = _prepared(package, prepared_dir, threads, verify=verify)
         except PackageError as error:
             warnings.warn(f"{error}; opened without", stacklevel=2)
-    return Transcriber(package, threads, idle_unload_seconds=idle_unload_seconds)
+    return Transcriber(
+        package,
+        threads,
+        idle_unload_seconds=idle_unload_seconds,
+        max_waiting=max_waiting,
+        max_waiting_seconds=max_waiting_seconds,
+    )
 
 
 def prepare(
@@ -100,7 +110,13 @@ class Transcriber:
     """
 
     def __init__(
-        self, package: Package, threads: int, *, idle_unload_seconds: float | None = None
+        self,
+        package: Package,
+        threads: int,
+        *,
+        idle_unload_seconds: float | None = None,
+        max_waiting: int | None = None,
+        max_waiting_seconds: float | None = None,
     ) -> None:
         manifest = package.manifest
         _check_usable(package, threads)
@@ -118,8 +134,9 @@ class Transcriber:
         with ThreadPoolExecutor(1) as pool:
             opening = pool.submit(lambda: self.model)
             wait([opening], timeout=0.02)
-            self._text = Text(package.path(contract.TOKENIZER_FILE).parent)
+            text = Text(package.path(contract.TOKENIZER_FILE).parent)
             opening.result()
+        self._pool = Pool(self._resident, manifest, text, max_waiting, max_waiting_seconds)
 
     @property
     def model(self) -> Model:
@@ -128,10 +145,11 @@ class Transcriber:
             return model
 
     def close(self) -> None:
-        """Give the memory back, at once or when the calls in progress have ended.
+        """End the work in progress after its step, and give the memory back.
 
-        Further calls raise :class:`ClosedError`.
+        Calls that wait for it, and further ones, raise :class:`ClosedError`.
         """
+        self._pool.close()
         self._resident.close()
 
     def __enter__(self) -> Transcriber:
@@ -172,9 +190,10 @@ class Transcriber:
             splitting=splitting,
             slots=slots,
         )
-        for segment in stream:
-            if on_progress is not None:
-                on_progress(segment.end - (begin_seconds or 0.0))
+        with contextlib.closing(stream):
+            for segment in stream:
+                if on_progress is not None:
+                    on_progress(segment.end - (begin_seconds or 0.0))
         transcript = stream.transcript()
         if on_progress is not None:
             on_progress(transcript.duration)
@@ -191,16 +210,49 @@ class Transcriber:
         options: Options | None = None,
         splitting: Splitting | None = None,
         slots: int = DEFAULT_SLOTS,
-    ) -> Stream:
+    ) -> Job:
         """The segments of :meth:`transcribe`, in order, each as soon as it is finished.
 
-        Closing the iterator stops the work after the step in progress. Errors are raised where
-        they occur: the segments before them stand.
+        The work begins when the first is asked for, and goes on in the background. Closing stops it
+        after the step in progress. Errors are raised where they occur: the segments before them
+        stand.
         """
         clip = Clip(source, sample_rate, begin_seconds, end_seconds)
-        job = Job(clip, splitting or Splitting(), self.manifest.sizes.max_seconds, max_seconds)
-        _check_slots(slots)
-        return Stream(job, self._segments(job, options or Options(), slots))
+        how, cut = options or Options(), splitting or Splitting()
+        check_slots(slots)
+        take = self._take(clip, cut, max_seconds)
+        return Job(
+            self._pool, take, lambda: self._pool.open(how, cut, slots, take.expected_seconds)
+        )
+
+    def submit(
+        self,
+        source: AudioSource,
+        sample_rate: int | None = None,
+        *,
+        begin_seconds: float | None = None,
+        end_seconds: float | None = None,
+        max_seconds: float | None = None,
+        options: Options | None = None,
+        splitting: Splitting | None = None,
+        slots: int = DEFAULT_SLOTS,
+    ) -> Job:
+        """As :meth:`stream`, begun at once: the job of a service that has many.
+
+        Raises :class:`QueueFullError` when as much waits as :func:`load` was told to allow.
+        """
+        job = self.stream(
+            source,
+            sample_rate,
+            begin_seconds=begin_seconds,
+            end_seconds=end_seconds,
+            max_seconds=max_seconds,
+            options=options,
+            splitting=splitting,
+            slots=slots,
+        )
+        job.start()
+        return job
 
     def listen(
         self,
@@ -238,53 +290,36 @@ class Transcriber:
         A clip that fails gives its error as a value: those after it are transcribed all the same.
         The timings of a transcript are its share of the work.
         """
-        _check_slots(slots)
+        check_slots(slots)
         return self._many(iter(clips), options or Options(), splitting or Splitting(), slots)
 
-    def _segments(self, job: Job, options: Options, slots: int) -> Iterator[Segment]:
-        first = next(windows := job.windows(), None)
-        if first is None:
-            return
-        with self._resident.use() as model:
-            longest = job.splitting.longest(job.model_seconds)
-            if first.is_whole:  # no more room than it needs
-                slots, longest = 1, len(first.waveform) / mel.SAMPLE_RATE
-            engine = self._engine(model, options, job.splitting, slots, longest)
-            for result in engine.run(tasks_of(job, chain([first], windows))):
-                if isinstance(result, End):
-                    if result.error is not None:
-                        raise result.error
-                elif isinstance(result, ArkError):
-                    raise result
-                else:
-                    yield result
-
     def _many(
-        self, clips: Iterator[Clip], options: Options, splitting: Splitting, slots: int
-    ) -> Iterator[Transcript | ArkError]:
-        max_seconds = self.manifest.sizes.max_seconds
-        started: deque[Job] = deque()
+        self, clips: Iterable[Clip], options: Options, splitting: Splitting, slots: int
+    ) -> Generator[Transcript | ArkError]:
+        started: deque[Take] = deque()
 
-        def tasks() -> Iterator[Task | End]:
+        def items() -> Generator[Task | End]:
             for clip in clips:
-                job = Job(clip, splitting, max_seconds)
-                started.append(job)
-                yield from tasks_of(job, job.windows())
+                started.append(self._take(clip, splitting))
+                yield from tasks_of(started[-1], line)
 
-        with self._resident.use() as model:
-            longest = splitting.longest(max_seconds)
-            engine = self._engine(model, options, splitting, slots, longest)
+        line = self._pool.open(options, splitting, slots)
+        try:
+            feed(line, items())
             segments: list[Segment] = []
             error: ArkError | None = None
-            for result in engine.run(tasks()):
+            while (result := line.take()) is not None:
                 if isinstance(result, Segment):
                     segments.append(result)
                 elif isinstance(result, ArkError):
                     error = error or result
                 else:
-                    job, error = started.popleft(), error or result.error
-                    yield error or join(segments, job.seconds, job.clock.timings())
+                    take, error = started.popleft(), error or result.error
+                    spent = timings((take.clock, take.decoding))
+                    yield error or join(segments, take.seconds, spent)
                     segments, error = [], None
+        finally:
+            line.cancel()
 
     def _listen(
         self,
@@ -292,21 +327,21 @@ class Transcriber:
         options: Options,
         splitting: Splitting,
         partial_seconds: float | None,
-    ) -> Iterator[Segment]:
-        max_seconds = self.manifest.sizes.max_seconds
-        splitter = Splitter(splitting, max_seconds)
-        with self._resident.use() as model:
-            longest = splitting.longest(max_seconds)
-            engine = self._engine(model, options, splitting, 1, longest)
+    ) -> Generator[Segment]:
+        splitter = Splitter(splitting, self.manifest.sizes.max_seconds)
+        line = self._pool.open(options, splitting, 1)
 
-            def texts(windows: Iterable[Window]) -> Iterator[Segment]:
-                for result in engine.run(Task(window, Clock()) for window in windows):
-                    if isinstance(result, ArkError):
-                        raise result
-                    assert isinstance(result, Segment)
+        def texts(windows: Iterable[Window]) -> Iterator[Segment]:
+            for window in windows:
+                line.put(Task(window, Clock()))
+                line.put(End())
+                while not isinstance(result := line.take(), End):
+                    if not isinstance(result, Segment):
+                        raise result or ClosedError("the transcriber was closed")
                     yield result
 
-            n_since = 0
+        n_since = 0
+        try:
             for block in blocks:
                 found = splitter.push(block)
                 yield from texts(found)
@@ -317,32 +352,11 @@ class Transcriber:
                             yield replace(segment, is_final=False)
                     n_since = 0
             yield from texts(splitter.flush())
+        finally:
+            line.cancel()
 
-    def _engine(
-        self, model: Model, options: Options, splitting: Splitting, slots: int, max_seconds: float
-    ) -> Engine:
-        return Engine(model, self.manifest, self._text, options, splitting, slots, max_seconds)
-
-
-class Stream(Iterator[Segment]):
-    """Segments as they are finished; ends when it is closed, at once."""
-
-    def __init__(self, job: Job, segments: Iterator[Segment]) -> None:
-        self._job, self._segments = job, segments
-        self._finished: list[Segment] = []
-
-    def __next__(self) -> Segment:
-        segment = next(self._segments)
-        self._finished.append(segment)
-        return segment
-
-    def close(self) -> None:
-        """Stop working; what is finished stays."""
-        cast("Generator[Segment]", self._segments).close()
-
-    def transcript(self) -> Transcript:
-        """What is finished so far."""
-        return join(self._finished, self._job.seconds, self._job.clock.timings(wall=True))
+    def _take(self, clip: Clip, splitting: Splitting, max_seconds: float | None = None) -> Take:
+        return Take(clip, splitting, self.manifest.sizes.max_seconds, max_seconds)
 
 
 def _check_usable(package: Package, threads: int) -> None:
@@ -356,8 +370,3 @@ def _check_usable(package: Package, threads: int) -> None:
             f"{', '.join(LAYOUTS)}; upgrade ark-asr-onnx"
         )
     require_onnxruntime(package.manifest.min_onnxruntime)
-
-
-def _check_slots(slots: int) -> None:
-    if slots < 1:
-        raise ValueError(f"slots is {slots}, must be at least 1")

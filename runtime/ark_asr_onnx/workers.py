@@ -198,9 +198,15 @@ def _work(connection: Connection, transcribe: _Transcribe) -> None:
     warnings.simplefilter("always", UserWarning)
     warnings.showwarning = _show_warning
 
+    sending = threading.Lock()  # clips are asked for in a thread of their own
+
+    def send(message: object) -> None:
+        with sending:
+            connection.send(message)
+
     def asked() -> Iterator[tuple[int, Clip]]:
         while True:
-            connection.send(None)
+            send(None)
             numbered = connection.recv()
             if numbered is None:
                 return
@@ -208,9 +214,9 @@ def _work(connection: Connection, transcribe: _Transcribe) -> None:
 
     try:
         for numbered in transcribe(asked()):
-            connection.send(numbered)
+            send(numbered)
     except ArkError as error:
-        connection.send(error)
+        send(error)
 
 
 def _show_warning(message: Warning | str, *_: object, **__: object) -> None:

@@ -1,30 +1,43 @@
-"""Windows to segments: in order, in any number of slots, doubtful ones again.
+"""Windows to segments: in order, in any number of slots, doubtful ones again, many lines at once.
 
 The model is a double that says what a script has for the length of the window.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import itertools
+import threading
+import time
+from collections.abc import Generator, Iterable, Iterator
 from types import SimpleNamespace
 from typing import Any, cast
 
 import numpy as np
 import pytest
 
-from ark_asr_onnx import ArkError, DecodeError, Options, Segment, Splitting
-from ark_asr_onnx.clock import Clock
+from ark_asr_onnx import (
+    ArkError,
+    DecodeError,
+    Options,
+    PackageError,
+    Segment,
+    Splitting,
+    line,
+    pool,
+)
+from ark_asr_onnx.clock import Clock, timings
 from ark_asr_onnx.contract import Tokens
-from ark_asr_onnx.engine import End, Engine, Task
+from ark_asr_onnx.job import feed
+from ark_asr_onnx.line import CancelledError, End, Result, Task
+from ark_asr_onnx.pool import Pool
+from ark_asr_onnx.resident import Resident
 from ark_asr_onnx.split import Window
 
 F32 = np.ndarray
 RATE = 16000
 N, EOS, HIDDEN = 40, 39, 4
 TOKENS = Tokens((30,), 31, (32,), (EOS,), (EOS,), ((30, 38),), 38)
-MANIFEST: Any = SimpleNamespace(
-    tokens=TOKENS, sizes=SimpleNamespace(n_mels=8, merge_factor=4, n_logits=N)
-)
+SIZES = SimpleNamespace(n_mels=8, merge_factor=4, n_logits=N, max_seconds=30.0)
 WORDS: Any = SimpleNamespace(
     decode=lambda ids: " ".join("." if i == EOS else chr(97 + i) for i in ids)
 )
@@ -41,9 +54,11 @@ class Double:
         self.batches: list[int] = []  # slots of each step
         self.n_encoded: list[int] = []  # frames of each window
         self.slots: list[list[int] | None] = []
+        self.may_start = threading.Event()
 
     def start(self, slots: int, positions: int) -> Double:
         assert 0 < positions <= self.capacity
+        assert self.may_start.wait(5)
         self.slots = [None] * slots
         return self
 
@@ -77,12 +92,44 @@ class Double:
         self.slots[target], self.slots[source] = self.slots[source], None
 
 
-def engine(
-    double: Double, slots: int = 4, splitting: Splitting | None = None, **options: Any
-) -> Engine:
-    return Engine(
-        double, MANIFEST, WORDS, Options(**options), splitting or Splitting(vad=None), slots, 30.0
-    )
+@pytest.fixture
+def is_filled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All windows wait before the first is admitted, and are admitted before the first step."""
+    monkeypatch.setattr(line, "_AHEAD", 100)
+    monkeypatch.setattr(pool, "_SHARE", 0.0)
+
+
+class Caller:
+    """A pool, and how one caller uses it."""
+
+    def __init__(
+        self, double: Double, slots: int = 4, splitting: Splitting | None = None, **options: Any
+    ) -> None:
+        manifest = SimpleNamespace(tokens=TOKENS, sizes=SIZES)
+        self.double, self.is_filled = double, line._AHEAD > 2
+        self.pool = Pool(Resident(lambda: double), cast("Any", manifest), WORDS)
+        self.options, self.slots = Options(**options), slots
+        self.splitting = splitting or Splitting(vad=None)
+
+    def run(self, items: Iterable[Task | End]) -> Iterator[Result]:
+        """Results of a line of its own."""
+
+        def all_items() -> Generator[Task | End]:
+            yield from items
+            self.double.may_start.set()
+
+        if not self.is_filled:
+            self.double.may_start.set()
+        own = self.pool.open(self.options, self.splitting, self.slots)
+        try:
+            feed(own, all_items())
+            while (result := own.take()) is not None:
+                yield result
+        finally:
+            own.cancel()
+
+
+engine = Caller
 
 
 def window(n_frames: int, start: float = 0.0, *, speech: float | None = None) -> Task:
@@ -96,6 +143,7 @@ def texts(results: Iterable[object]) -> list[str]:
     return [result.text for result in results if isinstance(result, Segment)]
 
 
+@pytest.mark.usefixtures("is_filled")
 def test_results_come_in_the_order_of_the_windows() -> None:
     scripts = {100 + i: [i] * (20 - 2 * i) + [EOS] for i in range(8)}
     expected = [" ".join([chr(97 + i)] * (20 - 2 * i)) for i in range(8)]
@@ -108,6 +156,7 @@ def test_results_come_in_the_order_of_the_windows() -> None:
         assert max(double.batches) == min(slots, 8)
 
 
+@pytest.mark.usefixtures("is_filled")
 def test_a_slot_that_ended_is_refilled_at_once() -> None:
     double = Double({100: [1] * 9, 101: [2], 102: [3], 103: [4]})
     assert len(list(engine(double, 2).run(window(n) for n in (100, 101, 102, 103)))) == 4
@@ -115,6 +164,7 @@ def test_a_slot_that_ended_is_refilled_at_once() -> None:
     assert sum(double.batches) == 9 + 3  # a step for each token that is fed back
 
 
+@pytest.mark.usefixtures("is_filled")
 def test_only_slots_in_use_are_computed() -> None:
     double = Double({100: [1] * 9, 101: [2]})
     list(engine(double, 8).run([window(100), window(101)]))
@@ -127,18 +177,22 @@ def test_a_layout_with_one_slot_has_one() -> None:
     assert set(double.batches) == {1}
 
 
-def test_a_window_is_asked_for_when_there_is_room() -> None:
+def test_only_a_few_windows_are_read_ahead() -> None:
     asked: list[int] = []
 
-    def items() -> Iterator[Task]:
+    def items() -> Generator[Task]:
         for n in range(100, 120):
             asked.append(n)
             yield window(n)
 
     double = Double({n: [1, 2] for n in range(100, 120)})
-    results = engine(double, 3).run(items())
-    next(results)
-    assert len(asked) <= 4
+    caller = engine(double, 3)
+    own = caller.pool.open(caller.options, caller.splitting, 3)
+    feed(own, items())
+    time.sleep(0.1)
+    assert len(asked) == 4  # one on its way into its slot, two that wait, one in hand
+    double.may_start.set()
+    own.cancel()
 
 
 def test_closing_ends_the_work_and_frees_the_slots() -> None:
@@ -169,10 +223,11 @@ def test_what_fails_is_a_value_and_the_others_go_on() -> None:
     assert texts(found) == ["d e"]
 
 
+@pytest.mark.usefixtures("is_filled")
 def test_time_is_shared_by_those_who_took_it() -> None:
     tasks = [window(100), window(101)]
     list(engine(Double({100: [1] * 9, 101: [2] * 9})).run(tasks))
-    a, b = (task.clock.timings() for task in tasks)
+    a, b = (timings([task.clock]) for task in tasks)
     assert a.decode == b.decode > 0
     assert min(a.encode, a.features, a.prefill) > 0
     assert a.total == pytest.approx(a.read + a.split + a.features + a.encode + a.prefill + a.decode)
@@ -193,6 +248,7 @@ def test_a_window_that_ends_by_length_is_cut_in_two() -> None:
     assert sum(double.n_encoded) in (799, 800)  # both halves may end within a frame
 
 
+@pytest.mark.usefixtures("is_filled")
 def test_halves_stand_where_their_window_stood() -> None:
     double = Double({n: [8] for n in range(100, 301)} | {400: [1] * 9, 50: [2], 60: [3]})
     tasks = [window(50), window(400), window(60)]
@@ -265,6 +321,7 @@ def test_where_nobody_looked_for_speech_it_is_looked_for_when_there_is_no_text()
     assert cast("Segment", found).finish_reason == "stop"
 
 
+@pytest.mark.usefixtures("is_filled")
 def test_a_step_that_fails_is_the_error_of_those_in_it_and_the_others_go_on() -> None:
     class Failing(Double):
         def step(self, ids: np.ndarray) -> F32:
@@ -290,4 +347,100 @@ def test_audios_without_windows_do_not_keep_others_waiting() -> None:
 
     first = next(engine(double, 4).run(items()))
     assert texts([first]) == ["b c d"]
-    assert len(taken) < 6
+    assert len(taken) <= 64
+
+
+# Many lines --------------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("is_filled")
+def test_lines_take_turns() -> None:
+    double = Double({n: [1, 2] for n in (*range(100, 110), 200)}, max_slots=1)
+    caller = engine(double)
+    first, second = (caller.pool.open(caller.options, caller.splitting, 4) for _ in range(2))
+    for n in range(100, 110):
+        first.put(window(n))
+    second.put(window(200))
+    third = caller.pool.open(caller.options, caller.splitting, 4)
+    assert [caller.pool.n_before(one) for one in (second, third)] == [0, 1]
+    double.may_start.set()
+    assert isinstance(second.take(5), Segment)
+    assert double.n_encoded.index(200) == 1
+    for one in (first, second, third):
+        one.cancel()
+
+
+def test_texts_go_on_between_admissions() -> None:
+    events: list[str] = []
+
+    class Slow(Double):
+        def encode(self, log_mel: F32) -> F32:
+            events.append("encode")
+            time.sleep(0.02)
+            return super().encode(log_mel)
+
+        def step(self, ids: np.ndarray) -> F32:
+            events.append("step")
+            time.sleep(0.0005)
+            return super().step(ids)
+
+    double = Slow({n: [1] * 200 + [EOS] for n in range(100, 104)})
+    found = list(engine(double, max_repeats=None, max_tokens_per_second=None).run(
+        window(n) for n in range(100, 104)
+    ))  # fmt: skip
+    assert len(found) == 4
+    admissions = [i for i, event in enumerate(events) if event == "encode"]
+    assert all(1 <= b - a - 1 <= 20 for a, b in itertools.pairwise(admissions))
+
+
+def test_a_line_that_is_cancelled_leaves_its_slots_at_the_next_step() -> None:
+    going_on = threading.Event()
+
+    class Endless(Double):
+        def step(self, ids: np.ndarray) -> F32:
+            going_on.set()
+            return super().step(ids)
+
+    double = Endless({100: [1, 2] * 3000, 101: [3, 4, 5] * 2000})
+    caller = engine(double, max_repeats=None, max_tokens_per_second=None, max_new_tokens=4000)
+    first, second = (caller.pool.open(caller.options, caller.splitting, 4) for _ in range(2))
+    first.put(window(100))
+    second.put(window(101))
+    double.may_start.set()
+    assert going_on.wait(5)
+    first.cancel()
+    with pytest.raises(CancelledError):
+        first.put(window(100))
+    assert first.take(5) is None
+    second.complete()
+    assert isinstance(second.take(20), Segment)
+    assert double.batches[-1] == 1
+
+
+def test_options_belong_to_the_line() -> None:
+    double = Double({100: [1, 2, 3, 4, 5, 6]})
+    caller = engine(double)
+    double.may_start.set()
+    lines = [
+        caller.pool.open(Options(max_new_tokens=n, retry=False), caller.splitting, 4)
+        for n in (2, 100, 4)
+    ]
+    for one in lines:
+        one.put(window(100))
+        one.complete()
+    assert [texts([cast("Result", one.take(5))]) for one in lines] == [
+        ["b c"], ["b c d e f g"], ["b c d e"],
+    ]  # fmt: skip
+
+
+def test_a_model_that_cannot_be_opened_is_everybodys_error() -> None:
+    caller = engine(Double({}))
+
+    def fail() -> Any:
+        raise PackageError("gone")
+
+    caller.pool._resident._open = fail
+    with pytest.raises(PackageError, match="gone"):
+        list(caller.run([window(100)]))
+    with pytest.raises(PackageError, match="gone"):
+        list(caller.run([window(100)]))
