@@ -24,7 +24,7 @@ import onnxruntime
 import torch
 from tqdm import tqdm
 
-from ark_asr_onnx.audio import read
+from ark_asr_onnx.audio.sources import read
 from ark_onnx_export import pipeline, verify
 from ark_onnx_export.engines import PackageEngine
 from ark_onnx_export.oracle import TorchEngine

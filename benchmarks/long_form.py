@@ -60,12 +60,12 @@ class Sentence:
 
 def sentences(speech: Path) -> list[Sentence]:
     """The dev split of AN4."""
-    from ark_asr_onnx import audio
+    from ark_asr_onnx.audio import sources
 
     rows = (speech / "sentences" / "dev.jsonl").read_text(encoding="utf-8").splitlines()
     found: list[Sentence] = []
     for row in map(json.loads, rows):
-        waveform = audio.read(speech / "sentences" / row["audio"])
+        waveform = sources.read(speech / "sentences" / row["audio"])
         found.append(Sentence(waveform, row["text"], *bounds(waveform)))
     return found
 

@@ -28,7 +28,7 @@ from real_peers import read_clips
 from subjects import AUDIO, HIDDEN
 from torch import nn
 
-from ark_asr_onnx import audio, mel
+from ark_asr_onnx.audio import mel, sources
 from ark_onnx_export.checkpoint import load_network, open_checkpoint
 from ark_onnx_export.config import AudioConfig
 from ark_onnx_export.modeling import AudioTower
@@ -130,7 +130,7 @@ def main() -> int:
         tower = load_network(open_checkpoint(options.checkpoint), 1024).tower
         clips = read_clips(options.speech, options.clips + _N_CALIBRATION)
         n_mels = tower.config.n_mels
-        all_mels = [mel.log_mel(audio.read(clip.path), n_mels) for clip in clips]
+        all_mels = [mel.log_mel(sources.read(clip.path), n_mels) for clip in clips]
         calibration, log_mels = all_mels[:_N_CALIBRATION], all_mels[_N_CALIBRATION:]
     else:
         tower = random_tower(options.layers)

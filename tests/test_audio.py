@@ -1,4 +1,4 @@
-"""What ``audio.read`` makes of files, bytes, streams and arrays, and what it refuses."""
+"""What ``sources.read`` makes of files, bytes, streams and arrays, and what it refuses."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ import pytest
 import soundfile
 import soxr
 
-from ark_asr_onnx import AudioError, audio
+from ark_asr_onnx import AudioError
+from ark_asr_onnx.audio import sources
 
 Samples = npt.NDArray[np.floating]
 F32 = npt.NDArray[np.float32]
@@ -85,7 +86,7 @@ WAV_ENCODINGS = {
 @pytest.mark.parametrize(("subtype", "tolerance"), WAV_ENCODINGS.items())
 def test_every_wav_encoding_is_read(subtype: str, tolerance: float) -> None:
     original = swell()
-    waveform = audio.read(encoded(original, subtype=subtype))
+    waveform = sources.read(encoded(original, subtype=subtype))
     assert waveform.dtype == np.float32
     # Block codecs fill their last block.
     assert len(original) <= len(waveform) < len(original) + 512
@@ -100,7 +101,7 @@ def test_no_wav_encoding_is_forgotten() -> None:
 @pytest.mark.parametrize("kind", ["FLAC", "AIFF", "AU", "CAF", "W64", "RF64"])
 def test_containers_of_16_bit_samples_are_read_exactly(kind: str) -> None:
     exact = np.round(swell() * 2**15).astype(np.float32) / 2**15
-    np.testing.assert_array_equal(audio.read(encoded(exact, kind=kind)), exact)
+    np.testing.assert_array_equal(sources.read(encoded(exact, kind=kind)), exact)
 
 
 @pytest.mark.parametrize("rate", [8000, 16000, 48000])
@@ -109,7 +110,7 @@ def test_containers_of_16_bit_samples_are_read_exactly(kind: str) -> None:
 )
 def test_lossy_encodings_are_read(kind: str, subtype: str, rate: int) -> None:
     # They promise the sound, not the samples: same length, level and shape.
-    waveform = audio.read(encoded(swell(2 * rate, rate), rate, kind, subtype))
+    waveform = sources.read(encoded(swell(2 * rate, rate), rate, kind, subtype))
     original = swell(2 * RATE)
     assert abs(len(waveform) - len(original)) <= 1
     n = min(len(waveform), len(original))
@@ -120,7 +121,7 @@ def test_lossy_encodings_are_read(kind: str, subtype: str, rate: int) -> None:
 def test_the_content_decides_and_not_the_name(tmp_path: Path) -> None:
     path = tmp_path / "really_a_wav.mp3"
     path.write_bytes(wav(swell()))
-    np.testing.assert_array_equal(audio.read(path), swell())
+    np.testing.assert_array_equal(sources.read(path), swell())
 
 
 # Rates and channels ------------------------------------------------------------------------------
@@ -129,7 +130,7 @@ def test_the_content_decides_and_not_the_name(tmp_path: Path) -> None:
 @pytest.mark.parametrize("n", [4321, 30000])
 @pytest.mark.parametrize("rate", [8000, 11025, 16000, 22050, 44100, 48000, 96000])
 def test_a_sine_of_any_rate_stays_the_same_sine(rate: int, n: int) -> None:
-    waveform = audio.read(wav(tone(440, n, rate), rate))
+    waveform = sources.read(wav(tone(440, n, rate), rate))
     assert abs(len(waveform) - round(n * RATE / rate)) <= 1
     middle = slice(320, -320)  # resampling rings 20 ms into both ends, where the tone is cut
     expected = tone(440, len(waveform))
@@ -138,7 +139,7 @@ def test_a_sine_of_any_rate_stays_the_same_sine(rate: int, n: int) -> None:
 
 
 def test_what_16_khz_cannot_hold_is_removed() -> None:
-    waveform = audio.read(tone(10000, 44100, 44100), 44100)
+    waveform = sources.read(tone(10000, 44100, 44100), 44100)
     assert np.abs(waveform[320:-320]).max() < 2**-19
 
 
@@ -146,13 +147,13 @@ def test_what_16_khz_cannot_hold_is_removed() -> None:
 def test_channels_are_averaged(n_channels: int) -> None:
     channels = np.stack([tone(200 * (i + 1), 4000) for i in range(n_channels)], axis=1)
     expected = channels.mean(axis=1)
-    np.testing.assert_allclose(audio.read(wav(channels)), expected, atol=1e-7)
-    np.testing.assert_allclose(audio.read(channels, RATE), expected, atol=1e-7)
+    np.testing.assert_allclose(sources.read(wav(channels)), expected, atol=1e-7)
+    np.testing.assert_allclose(sources.read(channels, RATE), expected, atol=1e-7)
 
 
 def test_opposite_channels_cancel_at_any_rate() -> None:
     left = tone(440, 4410, 44100)
-    waveform = audio.read(np.stack([left, -left], axis=1), 44100)
+    waveform = sources.read(np.stack([left, -left], axis=1), 44100)
     assert len(waveform) == 1600
     assert not waveform.any()
 
@@ -165,21 +166,21 @@ def test_a_path_a_string_bytes_and_a_stream_are_the_same_audio(tmp_path: Path) -
     path = tmp_path / "clip.wav"
     path.write_bytes(data)
     for source in (path, str(path), data, io.BytesIO(data)):
-        np.testing.assert_array_equal(audio.read(source), swell())
+        np.testing.assert_array_equal(sources.read(source), swell())
     with path.open("rb") as stream:
-        np.testing.assert_array_equal(audio.read(stream), swell())
+        np.testing.assert_array_equal(sources.read(stream), swell())
 
 
 def test_a_stream_that_cannot_seek_is_read() -> None:
     pipe = io.BufferedReader(Pipe(wav(swell())))
     assert not pipe.seekable()
-    np.testing.assert_array_equal(audio.read(pipe), swell())
+    np.testing.assert_array_equal(sources.read(pipe), swell())
 
 
 def test_a_stream_is_read_from_its_beginning_and_left_open() -> None:
     stream = io.BytesIO(wav(swell()))
     stream.seek(1000)
-    np.testing.assert_array_equal(audio.read(stream), swell())
+    np.testing.assert_array_equal(sources.read(stream), swell())
     assert not stream.closed
 
 
@@ -200,12 +201,12 @@ def test_a_stream_is_read_from_its_beginning_and_left_open() -> None:
 def test_arrays_are_scaled_by_the_range_of_their_type(
     array: npt.NDArray[Any], expected: list[float]
 ) -> None:
-    np.testing.assert_array_equal(audio.read(array, RATE), np.array(expected, np.float32))
+    np.testing.assert_array_equal(sources.read(array, RATE), np.array(expected, np.float32))
 
 
 def test_the_waveform_belongs_to_the_reader() -> None:
     array = swell()
-    waveform = audio.read(array, RATE)
+    waveform = sources.read(array, RATE)
     waveform[:] = 0
     np.testing.assert_array_equal(array, swell())
 
@@ -229,8 +230,8 @@ def test_begin_and_end_select_a_part(
 ) -> None:
     path = tmp_path / "clip.wav"
     path.write_bytes(wav(swell()))
-    from_file = audio.read(path, begin_seconds=begin, end_seconds=end)
-    from_array = audio.read(swell(), RATE, begin_seconds=begin, end_seconds=end)
+    from_file = sources.read(path, begin_seconds=begin, end_seconds=end)
+    from_array = sources.read(swell(), RATE, begin_seconds=begin, end_seconds=end)
     np.testing.assert_array_equal(from_file, swell()[part])
     np.testing.assert_array_equal(from_array, swell()[part])
 
@@ -250,14 +251,14 @@ def test_begin_and_end_select_a_part(
 )
 def test_a_part_of_a_compressed_file_is_the_part_of_the_whole(kind: str, subtype: str) -> None:
     data = encoded(swell(), kind=kind, subtype=subtype)
-    part = audio.read(data, begin_seconds=0.25, end_seconds=0.5)
+    part = sources.read(data, begin_seconds=0.25, end_seconds=0.5)
     # Exact but for MP3, whose decoder starts in the middle with another rounding.
-    np.testing.assert_allclose(part, audio.read(data)[4000:8000], rtol=0, atol=1e-6)
+    np.testing.assert_allclose(part, sources.read(data)[4000:8000], rtol=0, atol=1e-6)
 
 
 def test_times_are_those_of_the_source_and_not_of_its_rate() -> None:
     clip = np.concatenate([tone(440, 24000, 48000), np.zeros(24000, np.float32)])
-    silent = audio.read(wav(clip, 48000), 48000, begin_seconds=0.5)
+    silent = sources.read(wav(clip, 48000), 48000, begin_seconds=0.5)
     assert len(silent) == 8000
     assert not silent.any()
 
@@ -266,7 +267,7 @@ def test_times_are_those_of_the_source_and_not_of_its_rate() -> None:
 def test_a_part_past_the_end_is_refused(begin: float) -> None:
     for source, rate in ((swell(), RATE), (wav(swell()), None)):
         with pytest.raises(AudioError, match=rf"no samples from {begin} s on"):
-            audio.read(source, rate, begin_seconds=begin)
+            sources.read(source, rate, begin_seconds=begin)
 
 
 @pytest.mark.parametrize(("begin", "end"), [(-1.0, None), (0.5, 0.5), (0.5, 0.2), (None, 0.0)])
@@ -274,16 +275,16 @@ def test_a_part_that_ends_before_it_begins_is_refused(
     begin: float | None, end: float | None
 ) -> None:
     with pytest.raises(AudioError, match="begin must be"):
-        audio.read(swell(), RATE, begin_seconds=begin, end_seconds=end)
+        sources.read(swell(), RATE, begin_seconds=begin, end_seconds=end)
 
 
 @pytest.mark.parametrize("odd", [float("nan"), float("inf")])
 def test_times_must_be_finite(odd: float) -> None:
     for source in (swell(), wav(swell())):
         with pytest.raises(AudioError, match=f"{odd} s"):
-            audio.read(source, RATE, begin_seconds=odd)
+            sources.read(source, RATE, begin_seconds=odd)
         with pytest.raises(AudioError, match=f"{odd} s"):
-            audio.read(source, RATE, end_seconds=odd)
+            sources.read(source, RATE, end_seconds=odd)
 
 
 # Files that are no audio -------------------------------------------------------------------------
@@ -291,17 +292,17 @@ def test_times_must_be_finite(odd: float) -> None:
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(AudioError, match=r"gone\.wav: no such file"):
-        audio.read(tmp_path / "gone.wav")
+        sources.read(tmp_path / "gone.wav")
 
 
 def test_a_folder_is_no_audio(tmp_path: Path) -> None:
     with pytest.raises(AudioError, match="is a folder, expected an audio file"):
-        audio.read(tmp_path)
+        sources.read(tmp_path)
 
 
 def test_an_impossible_path_is_refused() -> None:
     with pytest.raises(AudioError, match="cannot be opened"):
-        audio.read("clip\0.wav")
+        sources.read("clip\0.wav")
 
 
 NO_AUDIO = {
@@ -319,26 +320,26 @@ def test_a_file_that_holds_no_audio_is_refused_by_name(tmp_path: Path, case: str
     path = tmp_path / f"{case}.wav"
     path.write_bytes(data)
     with pytest.raises(AudioError, match=rf"{case}\.wav: {message}"):
-        audio.read(path)
+        sources.read(path)
     with pytest.raises(AudioError, match=f"audio bytes: {message}"):
-        audio.read(data)
+        sources.read(data)
     with pytest.raises(AudioError, match=f"audio stream: {message}"):
-        audio.read(io.BytesIO(data))
+        sources.read(io.BytesIO(data))
 
 
 def test_a_raw_file_is_refused_because_it_does_not_know_its_rate(tmp_path: Path) -> None:
     path = tmp_path / "clip.raw"
     path.write_bytes((swell() * 2**15).astype("<i2").tobytes())
     with pytest.raises(AudioError, match=r"clip\.raw: not readable as audio"):
-        audio.read(path)
+        sources.read(path)
 
 
 @pytest.mark.filterwarnings("ignore:.*ends too early")
 def test_a_wav_cut_short_gives_the_samples_that_are_there() -> None:
     data = encoded(swell())  # a header of 44 bytes, then 2 bytes a sample
-    whole = audio.read(data)
-    np.testing.assert_array_equal(audio.read(data[: 44 + 2000]), whole[:1000])
-    np.testing.assert_array_equal(audio.read(data[: 44 + 2001]), whole[:1000])
+    whole = sources.read(data)
+    np.testing.assert_array_equal(sources.read(data[: 44 + 2000]), whole[:1000])
+    np.testing.assert_array_equal(sources.read(data[: 44 + 2001]), whole[:1000])
 
 
 @pytest.mark.parametrize("kind", ["WAV", "OGG"])
@@ -346,8 +347,8 @@ def test_a_file_that_was_cut_off_says_so(kind: str) -> None:
     noise = np.random.default_rng(0).uniform(-0.5, 0.5, 10 * RATE)
     data = encoded(noise, kind=kind, subtype=None)
     with pytest.warns(UserWarning, match="audio bytes: the file ends too early .* copy it again"):
-        assert len(audio.read(data[: len(data) // 2])) < 6 * RATE
-    audio.read(data[: len(data) // 2], end_seconds=0.5)  # of no concern in a part that is there
+        assert len(sources.read(data[: len(data) // 2])) < 6 * RATE
+    sources.read(data[: len(data) // 2], end_seconds=0.5)  # of no concern in a part that is there
 
 
 def test_a_file_that_is_damaged_says_where() -> None:
@@ -355,13 +356,13 @@ def test_a_file_that_is_damaged_says_where() -> None:
     data = bytearray(encoded(noise, kind="FLAC"))
     data[len(data) // 2 : len(data) // 2 + 40000] = bytes(40000)
     with pytest.raises(AudioError, match=r"damaged after \d+\.\d s .*; copy it again"):
-        audio.read(bytes(data))
+        sources.read(bytes(data))
 
 
 def test_a_wav_written_to_a_pipe_gives_all_its_samples() -> None:
     data = bytearray(encoded(swell()))
     data[4:8] = data[40:44] = b"\xff\xff\xff\xff"  # the writer could not go back to its header
-    np.testing.assert_array_equal(audio.read(bytes(data)), audio.read(encoded(swell())))
+    np.testing.assert_array_equal(sources.read(bytes(data)), sources.read(encoded(swell())))
 
 
 @pytest.mark.parametrize("n_claimed", [0, 2**36 - 1], ids=["unknown", "years"])
@@ -371,7 +372,7 @@ def test_a_flac_whose_header_lies_about_its_length_gives_all_its_samples(n_claim
     fields = int.from_bytes(data[18:26], "big") >> 36 << 36
     data[18:26] = (fields | n_claimed).to_bytes(8, "big")
     np.testing.assert_array_equal(
-        audio.read(bytes(data)), audio.read(encoded(swell(), kind="FLAC"))
+        sources.read(bytes(data)), sources.read(encoded(swell(), kind="FLAC"))
     )
 
 
@@ -381,7 +382,7 @@ def test_a_rate_no_recording_has_is_refused(rate: int) -> None:
     data[24:28] = rate.to_bytes(4, "little")
     for source in (bytes(data), swell(100)):
         with pytest.raises(AudioError, match=rf"rate.* {rate}\b"):
-            audio.read(source, rate)
+            sources.read(source, rate)
 
 
 # Values ------------------------------------------------------------------------------------------
@@ -394,7 +395,7 @@ def test_nan_and_infinity_are_refused_where_they_stand(value: float) -> None:
     stereo = np.stack([samples, tone(440, 16000, 8000)], axis=1)
     for source in (samples, stereo, wav(samples, 8000), wav(stereo, 8000)):
         with pytest.raises(AudioError, match=r"sample 1000 \(0\.125 s\) is NaN or infinite"):
-            audio.read(source, 8000)
+            sources.read(source, 8000)
 
 
 @pytest.mark.parametrize(
@@ -404,13 +405,13 @@ def test_nan_and_infinity_are_refused_where_they_stand(value: float) -> None:
 )
 def test_values_that_overflow_are_refused_without_a_warning(array: Samples) -> None:
     with pytest.raises(AudioError, match=r"sample 0 .* is NaN or infinite"):
-        audio.read(array, RATE)
+        sources.read(array, RATE)
 
 
 def test_values_beyond_one_are_kept() -> None:
     loud = swell() * 4
-    np.testing.assert_array_equal(audio.read(loud, RATE), loud)
-    np.testing.assert_array_equal(audio.read(wav(loud)), loud)
+    np.testing.assert_array_equal(sources.read(loud, RATE), loud)
+    np.testing.assert_array_equal(sources.read(wav(loud)), loud)
 
 
 # Arrays and objects that are no audio ------------------------------------------------------------
@@ -418,13 +419,13 @@ def test_values_beyond_one_are_kept() -> None:
 
 def test_an_array_needs_its_sample_rate() -> None:
     with pytest.raises(AudioError, match=r"needs its sample rate.*sample_rate="):
-        audio.read(swell())
+        sources.read(swell())
 
 
 @pytest.mark.parametrize("rate", [0, -16000])
 def test_a_sample_rate_must_be_positive(rate: int) -> None:
     with pytest.raises(AudioError, match=rf"rate is {rate}\b"):
-        audio.read(swell(), rate)
+        sources.read(swell(), rate)
 
 
 @pytest.mark.parametrize(
@@ -454,19 +455,19 @@ def test_a_sample_rate_must_be_positive(rate: int) -> None:
 )
 def test_an_array_that_is_no_audio_is_refused(array: npt.NDArray[Any], message: str) -> None:
     with pytest.raises(AudioError, match=f"audio array.*{message}"):
-        audio.read(array, RATE)
+        sources.read(array, RATE)
 
 
 @pytest.mark.parametrize("source", [None, 7, [0.0, 0.1], bytearray(b"RIFF")], ids=repr)
 def test_an_object_that_is_no_audio_is_refused_with_what_can_be_passed(source: object) -> None:
     kind = type(source).__name__
     with pytest.raises(AudioError, match=f"from {kind}; pass a path, bytes, a binary file object"):
-        audio.read(cast("Any", source))
+        sources.read(cast("Any", source))
 
 
 def test_a_text_stream_is_refused() -> None:
     with pytest.raises(AudioError, match=r"audio stream: .*(text|binary)"):
-        audio.read(cast("Any", io.StringIO("RIFF, but as text")))
+        sources.read(cast("Any", io.StringIO("RIFF, but as text")))
 
 
 # In parts ----------------------------------------------------------------------------------------
@@ -477,7 +478,7 @@ def test_a_text_stream_is_refused() -> None:
 def test_the_parts_together_are_the_whole(kind: str, rate: int) -> None:
     sound = np.concatenate([swell(), swell()[::-1]])
     data = encoded(np.tile(sound, 6), rate, kind=kind, subtype=None)
-    parts = list(audio.blocks(data))
+    parts = list(sources.blocks(data))
     assert len(parts) > 2
     assert all(0 < len(part) <= 17000 for part in parts)
     samples, found = soundfile.read(io.BytesIO(data), dtype="float32")
@@ -489,8 +490,8 @@ def test_arrays_of_any_length_that_come_one_by_one_are_one_audio() -> None:
     sound = swell(20000)
     pieces = np.split(sound, [0, 1, 700, 701, 12000])
     for begin, end in [(None, None), (0.02, None), (0.1, 1.0), (None, 0.5), (1.2, 9)]:
-        found = audio.blocks(iter(pieces), RATE, begin_seconds=begin, end_seconds=end)
-        expected = audio.read(sound, RATE, begin_seconds=begin, end_seconds=end)
+        found = sources.blocks(iter(pieces), RATE, begin_seconds=begin, end_seconds=end)
+        expected = sources.read(sound, RATE, begin_seconds=begin, end_seconds=end)
         np.testing.assert_array_equal(np.concatenate(list(found)), expected)
 
 
@@ -501,7 +502,7 @@ def test_nothing_is_read_before_it_is_asked_for() -> None:
             yield np.zeros(1600, np.float32)
 
     taken: list[int] = []
-    parts = audio.blocks(endless(), RATE)
+    parts = sources.blocks(endless(), RATE)
     assert not taken
     next(parts)
     assert len(taken) == 1
@@ -511,15 +512,15 @@ def test_a_bad_sample_far_in_is_named_by_its_place_in_the_file() -> None:
     sound = np.zeros(5 * RATE, np.float32)
     sound[70000] = np.nan
     with pytest.raises(AudioError, match=r"sample 70000 \(4\.375 s\) is NaN"):
-        list(audio.blocks(sound, RATE))
+        list(sources.blocks(sound, RATE))
 
 
 def test_the_length_is_known_where_a_header_tells_it(tmp_path: Path) -> None:
     path = tmp_path / "a.wav"
     path.write_bytes(encoded(swell(8000)))
-    assert audio.duration(path) == audio.duration(path.read_bytes()) == 0.5
-    assert audio.duration(swell(8000), RATE) == 0.5
-    assert audio.duration(io.BytesIO(path.read_bytes())) is None
+    assert sources.duration(path) == sources.duration(path.read_bytes()) == 0.5
+    assert sources.duration(swell(8000), RATE) == 0.5
+    assert sources.duration(io.BytesIO(path.read_bytes())) is None
 
 
 class Breaking(io.BytesIO):
@@ -544,4 +545,4 @@ def test_a_disk_that_fails_and_ctrl_c_are_no_end_of_the_audio(kind: str) -> None
         (KeyboardInterrupt(), KeyboardInterrupt),
     ):
         with pytest.raises(expected):
-            list(audio.blocks(Breaking(data, len(data) // 2, raised)))
+            list(sources.blocks(Breaking(data, len(data) // 2, raised)))

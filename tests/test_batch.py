@@ -28,9 +28,9 @@ from ark_asr_onnx import (
     ManifestError,
     Options,
     Transcriber,
-    workers,
 )
-from ark_asr_onnx.batch import BatchResult, run_batch
+from ark_asr_onnx.corpus import workers
+from ark_asr_onnx.corpus.batch import BatchResult, run_batch
 
 posix = pytest.mark.skipif(os.name != "posix", reason="signals and locks of POSIX")
 

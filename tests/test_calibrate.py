@@ -14,8 +14,9 @@ pytest.importorskip("torch")
 from make_checkpoint import make_checkpoint
 
 import ark_asr_onnx
-from ark_asr_onnx import audio, contract, mel
+from ark_asr_onnx.audio import mel, sources
 from ark_asr_onnx.errors import PackageError
+from ark_asr_onnx.package import contract
 from ark_onnx_export import calibrate, pipeline
 from ark_onnx_export.cli import main
 
@@ -144,7 +145,7 @@ def test_a_cpu_that_saturates_is_given_the_narrow_graph_and_hears_the_same(
     wide = ark_asr_onnx.load(tiny_package)
     monkeypatch.setattr(contract, "EXACT_SUM", contract.EXACT_SUM + 1)  # as if it had saturated
     narrow = ark_asr_onnx.load(tiny_package)
-    log_mel = mel.log_mel(audio.read(samples[0].path), 80)
+    log_mel = mel.log_mel(sources.read(samples[0].path), 80)
     found, expected = (t.model.encode_audio(log_mel) for t in (narrow, wide))
     # Sums in another order, a few codes rounded the other way: less than half of what INT8 costs.
     assert 0 < np.linalg.norm(found - expected) < 0.01 * np.linalg.norm(expected)

@@ -14,7 +14,7 @@ import soundfile
 from conftest import DEMO, ROOT, Sample
 
 import ark_asr_onnx
-from ark_asr_onnx import cli, cli_infer
+from ark_asr_onnx.commands import cli, cli_infer
 
 SCRIPT = ROOT / "infer_ark_audio_onnx.py"
 

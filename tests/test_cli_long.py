@@ -19,7 +19,9 @@ import soundfile
 from conftest import DEMO, Sample
 
 import ark_asr_onnx
-from ark_asr_onnx import Segment, Transcriber, audio, cli
+from ark_asr_onnx import Segment, Transcriber
+from ark_asr_onnx.audio import sources
+from ark_asr_onnx.commands import cli
 from ark_asr_onnx.writers import WRITERS
 
 RATE = 16000
@@ -31,7 +33,7 @@ def meeting(samples: list[Sample], tmp_path_factory: pytest.TempPathFactory) -> 
     """A file of half a minute: the samples with silence between them."""
     parts: list[np.ndarray] = []
     for sample in samples:
-        parts += [audio.read(sample.path), np.zeros(3 * RATE, np.float32)]
+        parts += [sources.read(sample.path), np.zeros(3 * RATE, np.float32)]
     path = tmp_path_factory.mktemp("audio") / "meeting.wav"
     soundfile.write(path, np.concatenate(parts), RATE)
     return path
@@ -133,7 +135,7 @@ def test_folders_and_patterns_are_the_audio_files_in_them(
 def test_a_file_that_breaks_off_keeps_what_was_heard(
     samples: list[Sample], tmp_path: Path, capsys: Capture
 ) -> None:
-    broken = np.concatenate([audio.read(s.path) for s in samples] * 2)
+    broken = np.concatenate([sources.read(s.path) for s in samples] * 2)
     broken[-RATE] = np.nan
     path = tmp_path / "broken.wav"
     soundfile.write(path, broken, RATE, subtype="FLOAT")
@@ -250,7 +252,7 @@ def test_a_real_ctrl_c_ends_the_command_within_a_step(
     meeting: Path, samples: list[Sample], tmp_path: Path
 ) -> None:
     long = tmp_path / "long.wav"
-    soundfile.write(long, np.tile(audio.read(meeting), 60), RATE)
+    soundfile.write(long, np.tile(sources.read(meeting), 60), RATE)
     command = [sys.executable, "-m", "ark_asr_onnx", "transcribe", "-m", str(DEMO), str(long)]
     environment = {**os.environ, "PYTHONPATH": str(Path(ark_asr_onnx.__file__).parent.parent)}
     with subprocess.Popen(

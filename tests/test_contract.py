@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from ark_asr_onnx import PackageError
-from ark_asr_onnx.contract import (
+from ark_asr_onnx.package.contract import (
     File,
     Manifest,
     Provenance,

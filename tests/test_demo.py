@@ -10,7 +10,7 @@ import pytest
 from conftest import DEMO, ROOT, SPEECH
 
 import ark_asr_onnx
-from ark_asr_onnx.audio import read
+from ark_asr_onnx.audio.sources import read
 
 
 def test_the_package_is_at_most_8_mb() -> None:
@@ -19,7 +19,7 @@ def test_the_package_is_at_most_8_mb() -> None:
 
 
 def test_the_package_was_exported_from_the_checkpoint_beside_it() -> None:
-    from ark_asr_onnx.contract import file_sha256
+    from ark_asr_onnx.package.contract import file_sha256
 
     recorded = ark_asr_onnx.open_package(DEMO).manifest.provenance.source_sha256
     assert recorded == {"model.safetensors": file_sha256(DEMO / "checkpoint" / "model.safetensors")}

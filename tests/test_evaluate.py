@@ -11,8 +11,17 @@ import numpy as np
 import pytest
 from conftest import ROOT
 
-from ark_asr_onnx import MissingExtraError, evaluate
-from ark_asr_onnx.evaluate import Comparison, Difference, Report, Score, compare, report, score
+from ark_asr_onnx import MissingExtraError
+from ark_asr_onnx.corpus import evaluate
+from ark_asr_onnx.corpus.evaluate import (
+    Comparison,
+    Difference,
+    Report,
+    Score,
+    compare,
+    report,
+    score,
+)
 
 pytest.importorskip("jiwer")
 pytest.importorskip("whisper_normalizer")
@@ -282,11 +291,10 @@ def test_the_normaliser_is_not_needed_when_nothing_is_normalised(
 
 def test_the_normaliser_is_imported_without_its_warnings(tmp_path: Path) -> None:
     # Compiled anew, its invalid escape is a warning, and under -W error a SyntaxError.
-    code = (
-        f"import sys; sys.path.insert(0, {str(ROOT / 'runtime')!r}); import ark_asr_onnx.evaluate"
-    )
+    path = str(ROOT / "runtime")
+    code = f"import sys; sys.path.insert(0, {path!r}); import ark_asr_onnx.corpus.evaluate"
     options = ["-W", "error::SyntaxWarning", "-W", "error:invalid escape:DeprecationWarning"]
-    call = "; ark_asr_onnx.evaluate.normalizer('en')('a')"
+    call = "; ark_asr_onnx.corpus.evaluate.normalizer('en')('a')"
     subprocess.run(
         [sys.executable, *options, "-X", f"pycache_prefix={tmp_path}", "-c", code + call],
         check=True,

@@ -19,9 +19,9 @@ from make_checkpoint import make_checkpoint  # noqa: E402
 from safetensors.torch import load_file, save_file  # noqa: E402
 
 import ark_asr_onnx  # noqa: E402
-from ark_asr_onnx import contract  # noqa: E402
-from ark_asr_onnx.cli import main  # noqa: E402
+from ark_asr_onnx.commands.cli import main  # noqa: E402
 from ark_asr_onnx.errors import ExportError  # noqa: E402
+from ark_asr_onnx.package import contract  # noqa: E402
 from ark_onnx_export import cli, parity, pipeline, reference, write  # noqa: E402
 from ark_onnx_export.checkpoint import load_network, open_checkpoint, open_text  # noqa: E402
 

@@ -9,10 +9,11 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from ark_asr_onnx import DecodeError, Options, greedy
-from ark_asr_onnx.contract import Tokens
-from ark_asr_onnx.greedy import Utterance, choose, token_mask
-from ark_asr_onnx.slots import Slots
+from ark_asr_onnx import DecodeError, Options
+from ark_asr_onnx.decoding import greedy
+from ark_asr_onnx.decoding.greedy import Utterance, choose, token_mask
+from ark_asr_onnx.decoding.slots import Slots
+from ark_asr_onnx.package.contract import Tokens
 
 F32 = npt.NDArray[np.float32]
 I64 = npt.NDArray[np.int64]

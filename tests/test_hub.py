@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from conftest import DEMO, ROOT
 
-from ark_asr_onnx import hub
+from ark_asr_onnx.package import hub
 
 COMMIT = "a" * 40
 

@@ -19,7 +19,8 @@ import pytest
 from conftest import DEMO, ROOT, Sample
 
 import ark_asr_onnx
-from ark_asr_onnx import AudioError, Clip, ClosedError, Job, QueueFullError, Transcriber, audio
+from ark_asr_onnx import AudioError, Clip, ClosedError, Job, QueueFullError, Transcriber
+from ark_asr_onnx.audio import sources
 
 RATE = 16000
 
@@ -33,7 +34,7 @@ def demo() -> Iterator[Transcriber]:
 @pytest.fixture(scope="module")
 def long_audio(samples: list[Sample]) -> np.ndarray:
     """Ten minutes of the sample clips with silences."""
-    once = [np.append(audio.read(s.path), np.zeros(RATE, np.float32)) for s in samples]
+    once = [np.append(sources.read(s.path), np.zeros(RATE, np.float32)) for s in samples]
     return np.tile(np.concatenate(once), 25)
 
 
@@ -268,7 +269,7 @@ def test_work_of_the_parent_is_lost_to_a_child_and_it_is_told(samples: list[Samp
         import os, warnings, numpy as np, ark_asr_onnx
         warnings.simplefilter("ignore", DeprecationWarning)
         transcriber = ark_asr_onnx.load({str(DEMO)!r}, threads=1)
-        waveform = np.tile(ark_asr_onnx.audio.read({str(samples[0].path)!r}), 100)
+        waveform = np.tile(ark_asr_onnx.audio.sources.read({str(samples[0].path)!r}), 100)
         job = transcriber.submit(waveform, 16000)
         next(job)
         if (pid := os.fork()) == 0:
@@ -287,7 +288,7 @@ def test_work_in_progress_does_not_keep_the_interpreter(samples: list[Sample]) -
     code = f"""
         import numpy as np, time, ark_asr_onnx
         transcriber = ark_asr_onnx.load({str(DEMO)!r}, threads=2)
-        waveform = np.tile(ark_asr_onnx.audio.read({str(samples[0].path)!r}), 500)
+        waveform = np.tile(ark_asr_onnx.audio.sources.read({str(samples[0].path)!r}), 500)
         job = transcriber.submit(waveform, 16000)
         next(job)
         print("end")

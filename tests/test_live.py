@@ -17,7 +17,9 @@ import soundfile
 from conftest import DEMO, Sample
 
 import ark_asr_onnx
-from ark_asr_onnx import AudioError, MissingExtraError, Transcriber, audio, cli, microphone, pcm
+from ark_asr_onnx import AudioError, MissingExtraError, Transcriber
+from ark_asr_onnx.audio import microphone, pcm, sources
+from ark_asr_onnx.commands import cli
 
 RATE = 16000
 QUIET = np.zeros(round(1.5 * RATE), np.float32)
@@ -63,7 +65,7 @@ def stream(data: bytes) -> Any:
 def test_a_wav_is_read_as_it_comes_in_every_width(width: int, channels: int) -> None:
     expected = np.random.default_rng(0).uniform(-0.9, 0.9, (5000, channels))
     blocks, rate = pcm.blocks(stream(wav(expected, 22050, width)))
-    parts = list(audio.blocks(blocks, rate)) if channels == 1 else list(blocks)
+    parts = list(sources.blocks(blocks, rate)) if channels == 1 else list(blocks)
     assert rate == 22050
     if channels == 2:
         whole = np.concatenate(parts)
@@ -304,7 +306,7 @@ def test_a_wav_of_another_encoding_is_read_to_its_end(
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
     data = io.BytesIO()
-    soundfile.write(data, audio.read(samples[0].path), RATE, format="WAV", subtype=subtype)
+    soundfile.write(data, sources.read(samples[0].path), RATE, format="WAV", subtype=subtype)
     monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=stream(data.getvalue())))
     assert cli.main(["transcribe", "-m", str(DEMO), "-"]) == 0
     assert capsys.readouterr().out == f"{samples[0].text}\n"

@@ -13,8 +13,9 @@ from conftest import DEMO, SPEECH, Sample
 from long_form import Sentence, joined, peak_memory, rates, sentences, write_long
 
 import ark_asr_onnx
-from ark_asr_onnx import ArkError, AudioError, Clip, Splitting, Transcriber, Transcript, audio
-from ark_asr_onnx.cli import main
+from ark_asr_onnx import ArkError, AudioError, Clip, Splitting, Transcriber, Transcript
+from ark_asr_onnx.audio import sources
+from ark_asr_onnx.commands.cli import main
 
 RATE = 16000
 needs_speech = pytest.mark.skipif(not SPEECH.is_dir(), reason="the speech corpus is not here")
@@ -28,7 +29,7 @@ def demo(demo_package_of_each_layout: Path) -> Transcriber:
 @pytest.fixture(scope="module")
 def meeting(samples: list[Sample]) -> tuple[np.ndarray, list[Sentence]]:
     """Two minutes of the sample clips with silences."""
-    clips = [Sentence(audio.read(s.path), s.text, 0, 0) for s in samples]
+    clips = [Sentence(sources.read(s.path), s.text, 0, 0) for s in samples]
     return joined(clips, 2, (0.8, 2.0))
 
 
@@ -58,7 +59,7 @@ def test_read_chapters_of_more_than_a_minute_run_end_to_end(demo: Transcriber) -
     assert len(speakers) == 5
     for speaker in speakers:
         paths = [SPEECH / "read" / row["audio"] for row in rows if row["speaker"] == speaker]
-        chapter = np.concatenate([audio.read(p) for p in sorted(paths)])
+        chapter = np.concatenate([sources.read(p) for p in sorted(paths)])
         assert len(chapter) > 60 * RATE
         transcript = demo.transcribe(chapter, RATE)
         assert transcript.duration == pytest.approx(len(chapter) / RATE)

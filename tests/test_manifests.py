@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from ark_asr_onnx.corpus.manifests import Record, read_records
 from ark_asr_onnx.errors import ArkError, ManifestError
-from ark_asr_onnx.manifests import Record, read_records
 
 
 def manifest(folder: Path, *lines: str | dict[str, object]) -> Path:

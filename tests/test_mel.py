@@ -9,7 +9,8 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from ark_asr_onnx import AudioError, mel
+from ark_asr_onnx import AudioError
+from ark_asr_onnx.audio import mel
 
 F32 = npt.NDArray[np.float32]
 Extractor = Callable[[F32, int], F32]

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from ark_asr_onnx import DecodeError, PackageError, open_package
-from ark_asr_onnx.layouts import native
-from ark_asr_onnx.layouts.prompted import PromptedModel as Model
+from ark_asr_onnx.model.layouts import native
+from ark_asr_onnx.model.layouts.prompted import PromptedModel as Model
 
 
 @pytest.fixture(scope="module")

@@ -15,8 +15,8 @@ import pytest
 
 import ark_asr_onnx
 from ark_asr_onnx import PackageError
-from ark_asr_onnx.contract import MANIFEST_FILE, file_sha256
-from ark_asr_onnx.package import open_package
+from ark_asr_onnx.package.contract import MANIFEST_FILE, file_sha256
+from ark_asr_onnx.package.opening import open_package
 
 FILES = [
     "REPORT.md",
@@ -153,7 +153,9 @@ def test_a_flipped_byte_in_large_weights_is_found_only_by_verifying(
     package: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = package / "audio.onnx.data"
-    monkeypatch.setattr("ark_asr_onnx.package._ALWAYS_HASHED_BYTES", path.stat().st_size - 1)
+    monkeypatch.setattr(
+        "ark_asr_onnx.package.opening._ALWAYS_HASHED_BYTES", path.stat().st_size - 1
+    )
     flip_byte(path)
     open_package(package)
     with pytest.raises(PackageError, match=r"audio\.onnx\.data: checksum differs"):

@@ -15,23 +15,15 @@ from typing import Any, cast
 import numpy as np
 import pytest
 
-from ark_asr_onnx import (
-    ArkError,
-    DecodeError,
-    Options,
-    PackageError,
-    Segment,
-    Splitting,
-    line,
-    pool,
-)
-from ark_asr_onnx.clock import Clock, timings
-from ark_asr_onnx.contract import Tokens
-from ark_asr_onnx.job import feed
-from ark_asr_onnx.line import CancelledError, End, Result, Task
-from ark_asr_onnx.pool import Pool
-from ark_asr_onnx.resident import Resident
-from ark_asr_onnx.split import Window
+from ark_asr_onnx import ArkError, DecodeError, Options, PackageError, Segment, Splitting
+from ark_asr_onnx.audio.split import Window
+from ark_asr_onnx.decoding import line, pool
+from ark_asr_onnx.decoding.clock import Clock, timings
+from ark_asr_onnx.decoding.job import feed
+from ark_asr_onnx.decoding.line import CancelledError, End, Result, Task
+from ark_asr_onnx.decoding.pool import Pool
+from ark_asr_onnx.model.resident import Resident
+from ark_asr_onnx.package.contract import Tokens
 
 F32 = np.ndarray
 RATE = 16000

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from onnx import TensorProto, helper, numpy_helper
 
 import ark_asr_onnx
-from ark_asr_onnx.layouts import native
+from ark_asr_onnx.model.layouts import native
 from ark_onnx_export import pipeline, prefill, quantize, write
 from ark_onnx_export.calibrate import product
 

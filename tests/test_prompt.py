@@ -6,8 +6,8 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from ark_asr_onnx.contract import Tokens
-from ark_asr_onnx.layouts.prompt import prompt_ids, splice
+from ark_asr_onnx.model.layouts.prompt import prompt_ids, splice
+from ark_asr_onnx.package.contract import Tokens
 
 F32 = npt.NDArray[np.float32]
 I64 = npt.NDArray[np.int64]

@@ -19,8 +19,8 @@ from conftest import export_tiny, unguarded
 
 import ark_asr_onnx
 from ark_asr_onnx import PackageError, Transcriber
-from ark_asr_onnx.layouts.published import merge
-from ark_asr_onnx.mel import log_mel
+from ark_asr_onnx.audio.mel import log_mel
+from ark_asr_onnx.model.layouts.published import merge
 from ark_onnx_export import pipeline, reference
 from ark_onnx_export.checkpoint import load_network, open_checkpoint, open_text
 

@@ -18,7 +18,7 @@ import pytest
 from conftest import DEMO, ROOT
 
 import ark_asr_onnx
-from ark_asr_onnx.batch import run_batch
+from ark_asr_onnx.corpus.batch import run_batch
 
 # Not imported: Ray warns, logs and leaves threads, which are no business of the other tests.
 if importlib.util.find_spec("ray") is None:

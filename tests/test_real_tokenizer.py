@@ -9,10 +9,10 @@ import pytest
 from conftest import ROOT
 
 from ark_asr_onnx import PackageError
-from ark_asr_onnx.contract import Tokens
-from ark_asr_onnx.layouts.prompt import prompt_ids
-from ark_asr_onnx.text import Text
-from ark_asr_onnx.vocabulary import decoding_tokens
+from ark_asr_onnx.model.layouts.prompt import prompt_ids
+from ark_asr_onnx.package.contract import Tokens
+from ark_asr_onnx.package.text import Text
+from ark_asr_onnx.package.vocabulary import decoding_tokens
 
 QWEN2 = ROOT.parent / "shared" / "tokenizer" / "qwen2"
 pytestmark = pytest.mark.skipif(not QWEN2.is_dir(), reason="the real tokenizer is not here")

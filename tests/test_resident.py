@@ -9,7 +9,7 @@ import weakref
 import pytest
 
 from ark_asr_onnx.errors import ClosedError
-from ark_asr_onnx.resident import Resident
+from ark_asr_onnx.model.resident import Resident
 
 
 class Thing:

@@ -10,7 +10,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from ark_asr_onnx import contract  # noqa: E402
+from ark_asr_onnx.package import contract  # noqa: E402
 from ark_onnx_export import quantize, trace  # noqa: E402
 from ark_onnx_export.checkpoint import (  # noqa: E402
     Checkpoint,

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from conftest import Sample
 
-from ark_asr_onnx import Splitting, audio, split, vad
-from ark_asr_onnx.split import Splitter, Window, quietest, windows
+from ark_asr_onnx import Splitting
+from ark_asr_onnx.audio import sources, split, vad
+from ark_asr_onnx.audio.split import Splitter, Window, quietest, windows
 
 RATE = 16000
 F32 = np.ndarray
@@ -216,7 +217,7 @@ def test_a_window_longer_than_the_model_hears_is_refused() -> None:
 
 
 def test_silero_tells_speech_from_silence_and_noise(samples: list[Sample]) -> None:
-    speech = audio.read(samples[0].path)
+    speech = sources.read(samples[0].path)
     assert vad.speech_seconds(speech, vad.silero()) > 1
     assert vad.speech_seconds(sound((3, 0.01)), vad.silero()) < 0.1
     assert vad.speech_seconds(np.zeros(100, np.float32), vad.silero()) == 0

@@ -8,7 +8,7 @@ import pytest
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 from ark_asr_onnx import PackageError
-from ark_asr_onnx.text import Text, clean
+from ark_asr_onnx.package.text import Text, clean
 
 END, AUDIO = "<|im_end|>", "<|audio|>"
 

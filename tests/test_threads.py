@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from ark_asr_onnx import threads
+from ark_asr_onnx.model import threads
 
 
 def write(root: Path, files: dict[str, str]) -> Path:

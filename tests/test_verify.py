@@ -19,7 +19,7 @@ pytest.importorskip("torch")
 from make_checkpoint import make_checkpoint
 
 import ark_asr_onnx
-from ark_asr_onnx.audio import read
+from ark_asr_onnx.audio.sources import read
 from ark_onnx_export import cli, verify
 from ark_onnx_export.engines import PackageEngine
 from ark_onnx_export.mask import blocked

@@ -8,8 +8,8 @@ import pytest
 
 pytest.importorskip("torch")
 
-from ark_asr_onnx.text import Text
-from ark_asr_onnx.vocabulary import INSTRUCTION, decoding_tokens
+from ark_asr_onnx.package.text import Text
+from ark_asr_onnx.package.vocabulary import INSTRUCTION, decoding_tokens
 
 
 @pytest.fixture(scope="module")

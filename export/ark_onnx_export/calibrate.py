@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ark_asr_onnx.contract import Tokens
+from ark_asr_onnx.package.contract import Tokens
 
 from .checkpoint import Network
 from .costs import costs

@@ -18,10 +18,10 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from ark_asr_onnx.contract import Tokens
 from ark_asr_onnx.errors import ExportError, PackageError
-from ark_asr_onnx.text import Text
-from ark_asr_onnx.vocabulary import decoding_tokens
+from ark_asr_onnx.package.contract import Tokens
+from ark_asr_onnx.package.text import Text
+from ark_asr_onnx.package.vocabulary import decoding_tokens
 
 from .config import ArkConfig
 from .modeling import AudioTower, Decoder

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import ark_asr_onnx
-from ark_asr_onnx.audio import read
+from ark_asr_onnx.audio.sources import read
 from ark_asr_onnx.errors import ArkError, ExportError
 
 _EXTRA = ("torch", "onnx", "onnx_ir", "onnxscript", "safetensors", "tqdm", "librosa", "jiwer")

@@ -11,8 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 import ark_asr_onnx
-from ark_asr_onnx import mel
-from ark_asr_onnx.contract import Tokens
+from ark_asr_onnx.audio import mel
+from ark_asr_onnx.package.contract import Tokens
 
 F32 = npt.NDArray[np.float32]
 

@@ -13,8 +13,8 @@ import onnx_ir as ir
 import onnxruntime as ort
 from torch import Tensor
 
-from ark_asr_onnx import contract
-from ark_asr_onnx.contract import File, Manifest, Provenance, Sizes, Tokens
+from ark_asr_onnx.package import contract
+from ark_asr_onnx.package.contract import File, Manifest, Provenance, Sizes, Tokens
 
 from . import dynamic, narrow, parity, prefill, published, quantize, trace, write
 from .checkpoint import Checkpoint, Network, graph_weight

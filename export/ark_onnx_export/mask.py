@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from ark_asr_onnx.contract import Tokens
+from ark_asr_onnx.package.contract import Tokens
 
 
 def blocked(tokens: Tokens, vocab_size: int) -> npt.NDArray[np.bool_]:

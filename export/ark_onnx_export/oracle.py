@@ -12,8 +12,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from ark_asr_onnx.contract import Provenance, Tokens, file_sha256
-from ark_asr_onnx.text import Text, clean
+from ark_asr_onnx.package.contract import Provenance, Tokens, file_sha256
+from ark_asr_onnx.package.text import Text, clean
 
 from . import reference
 from .checkpoint import Checkpoint, Network, load_network, open_checkpoint, open_text

@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 import ark_asr_onnx
-from ark_asr_onnx import contract
-from ark_asr_onnx.contract import Provenance, Sizes, Tokens, file_sha256
-from ark_asr_onnx.cpu import adds_exactly
+from ark_asr_onnx.audio.mel import SAMPLE_RATE
 from ark_asr_onnx.errors import ExportError
-from ark_asr_onnx.mel import SAMPLE_RATE
-from ark_asr_onnx.vocabulary import INSTRUCTION, open_end
+from ark_asr_onnx.model.cpu import adds_exactly
+from ark_asr_onnx.package import contract
+from ark_asr_onnx.package.contract import Provenance, Sizes, Tokens, file_sha256
+from ark_asr_onnx.package.vocabulary import INSTRUCTION, open_end
 
 from . import calibrate, choose, parity, plans, proof, quantize, reference, smoothing, verify, write
 from .calibrate import Calibration

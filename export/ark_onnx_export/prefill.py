@@ -20,7 +20,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
-from ark_asr_onnx import contract
+from ark_asr_onnx.package import contract
 
 from .quantize import LEVELS, Levels, zero_point
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from ark_asr_onnx.audio import read
+from ark_asr_onnx.audio.sources import read
 from ark_asr_onnx.errors import ExportError
 
 F32 = npt.NDArray[np.float32]

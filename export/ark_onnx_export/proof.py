@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ark_asr_onnx.contract import File, file_sha256
+from ark_asr_onnx.package.contract import File, file_sha256
 
 from .calibrate import Finding
 from .choose import FASTEST, Choice

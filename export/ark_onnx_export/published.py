@@ -19,7 +19,7 @@ import onnx_ir as ir
 import torch
 from torch import Tensor, nn
 
-from ark_asr_onnx.contract import Tokens
+from ark_asr_onnx.package.contract import Tokens
 
 from .checkpoint import Checkpoint, Network
 from .config import ArkConfig

@@ -9,8 +9,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from ark_asr_onnx.contract import Tokens
-from ark_asr_onnx.mel import log_mel
+from ark_asr_onnx.audio.mel import log_mel
+from ark_asr_onnx.package.contract import Tokens
 
 from .checkpoint import Network
 from .mask import blocked

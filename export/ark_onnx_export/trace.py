@@ -18,7 +18,7 @@ import onnxscript.optimizer
 import torch
 from torch import Tensor, nn
 
-from ark_asr_onnx import contract
+from ark_asr_onnx.package import contract
 
 from .config import AudioConfig, DecoderConfig
 from .modeling import AudioTower, Decoder

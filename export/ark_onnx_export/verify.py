@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ark_asr_onnx import audio
-from ark_asr_onnx.contract import Tokens
+from ark_asr_onnx.audio import sources
+from ark_asr_onnx.audio.mel import HOP_LENGTH, MIN_SAMPLES, SAMPLE_RATE
 from ark_asr_onnx.errors import ArkError, AudioError, ExportError
-from ark_asr_onnx.mel import HOP_LENGTH, MIN_SAMPLES, SAMPLE_RATE
+from ark_asr_onnx.package.contract import Tokens
 
 from .engines import Decoded, Engine, PackageEngine
 from .mask import blocked
@@ -175,7 +175,7 @@ def _attempt(
 ) -> Clip | Failure:
     try:
         longest = min(found.max_seconds, expected.max_seconds)
-        waveform = audio.read(path, end_seconds=longest)
+        waveform = sources.read(path, end_seconds=longest)
         n_tokens = min(max_new_tokens, room(found, waveform), room(expected, waveform))
         led = lead(expected, str(path), waveform, n_tokens)
         return judge(found, led, n_tokens)

@@ -15,9 +15,9 @@ import onnx_ir as ir
 from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor
 
-from ark_asr_onnx import contract
-from ark_asr_onnx.contract import File, Manifest, file_sha256, manifest_to_json
 from ark_asr_onnx.errors import ExportError
+from ark_asr_onnx.package import contract
+from ark_asr_onnx.package.contract import File, Manifest, file_sha256, manifest_to_json
 
 _INLINE_BYTES = 1024  # smaller weights (constants of shape logic) stay inside the graph
 

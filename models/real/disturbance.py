@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from ark_asr_onnx.mel import SAMPLE_RATE
+from ark_asr_onnx.audio.mel import SAMPLE_RATE
 
 F32 = npt.NDArray[np.float32]
 Rng = np.random.Generator

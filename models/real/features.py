@@ -23,7 +23,7 @@ from torch import Tensor
 from voices import speak
 from whisper_half import HEAD_DIM
 
-from ark_asr_onnx.mel import SAMPLE_RATE, log_mel
+from ark_asr_onnx.audio.mel import SAMPLE_RATE, log_mel
 
 Rng = np.random.Generator
 Tensors = dict[str, Tensor]

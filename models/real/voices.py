@@ -17,7 +17,7 @@ import numpy.typing as npt
 import soundfile
 import soxr
 
-from ark_asr_onnx.mel import SAMPLE_RATE
+from ark_asr_onnx.audio.mel import SAMPLE_RATE
 
 F32 = npt.NDArray[np.float32]
 Rng = np.random.Generator

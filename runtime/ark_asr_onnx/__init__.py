@@ -8,7 +8,10 @@
 from __future__ import annotations
 
 from . import writers as writers
-from .clips import Clip
+from .audio.split import Splitting
+from .decoding.clips import Clip
+from .decoding.greedy import Options
+from .decoding.job import Job
 from .errors import (
     ArkError,
     AudioError,
@@ -20,10 +23,7 @@ from .errors import (
     PackageError,
     QueueFullError,
 )
-from .greedy import Options
-from .job import Job
-from .package import Package, open_package
-from .split import Splitting
+from .package.opening import Package, open_package
 from .transcriber import Transcriber, load, prepare
 from .transcript import Segment, Timings, Transcript, transcript_to_json
 

@@ -14,24 +14,25 @@ from typing import Any
 
 import numpy.typing as npt
 
-from . import audio, contract, mel, prepared
 from .arrays import F32
-from .audio import AudioSource
-from .clips import Clip, Take, tasks_of
-from .clock import Clock, timings
+from .audio import mel, sources
+from .audio.sources import AudioSource
+from .audio.split import Splitter, Splitting, Window
+from .decoding.clips import Clip, Take, tasks_of
+from .decoding.clock import Clock, timings
+from .decoding.greedy import Options
+from .decoding.job import Job, feed
+from .decoding.line import End, Task
+from .decoding.pool import DEFAULT_SLOTS, Pool, check_slots
 from .errors import ArkError, ClosedError, PackageError
-from .graph import require_onnxruntime
-from .greedy import Options
-from .job import Job, feed
-from .layouts import LAYOUTS
-from .line import End, Task
-from .model import Model
-from .package import Package, open_package
-from .pool import DEFAULT_SLOTS, Pool, check_slots
-from .resident import Resident
-from .split import Splitter, Splitting, Window
-from .text import Text
-from .threads import default_threads
+from .model.graph import require_onnxruntime
+from .model.layouts import LAYOUTS
+from .model.resident import Resident
+from .model.seam import Model
+from .model.threads import default_threads
+from .package import contract, prepared
+from .package.opening import Package, open_package
+from .package.text import Text
 from .transcript import Segment, Transcript, join
 
 
@@ -274,7 +275,7 @@ class Transcriber:
         splitting = splitting or Splitting()
         splitting.longest(self.manifest.sizes.max_seconds)
         return self._listen(
-            audio.blocks(blocks, sample_rate), options or Options(), splitting, partial_seconds
+            sources.blocks(blocks, sample_rate), options or Options(), splitting, partial_seconds
         )
 
     def transcribe_many(

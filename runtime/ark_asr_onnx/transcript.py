@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
-from .greedy import FinishReason
+from .decoding.greedy import FinishReason
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,7 +30,7 @@ from tokenizers import (
     trainers,
 )
 
-from ark_asr_onnx.mel import log_mel
+from ark_asr_onnx.audio.mel import log_mel
 from ark_onnx_export.modeling import AudioTower, Decoder
 
 INSTRUCTION = "Please transcribe this audio."

@@ -1,7 +1,7 @@
 """What disturbs a training clip: noise, rooms, channels, other vocal tracts, masked stripes.
 
 Also Whisper's log-mel in two halves, so that filters can be applied to the power spectrum between
-them; undisturbed, the result is ``ark_asr_onnx.mel.log_mel`` bit for bit.
+them; undisturbed, the result is ``ark_asr_onnx.audio.mel.log_mel`` bit for bit.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from functools import cache
 import numpy as np
 import numpy.typing as npt
 
-from ark_asr_onnx.mel import HOP_LENGTH, N_FFT, SAMPLE_RATE, mel_filters
+from ark_asr_onnx.audio.mel import HOP_LENGTH, N_FFT, SAMPLE_RATE, mel_filters
 
 F32 = npt.NDArray[np.float32]
 Rng = np.random.Generator

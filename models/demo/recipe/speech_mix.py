@@ -17,7 +17,7 @@ import soundfile
 import soxr
 from disturb import F32, Rng, disturbed_log_mel, level_of, noise, pad, reverberate, scaled
 
-from ark_asr_onnx.mel import HOP_LENGTH, SAMPLE_RATE
+from ark_asr_onnx.audio.mel import HOP_LENGTH, SAMPLE_RATE
 
 
 @dataclass(frozen=True, slots=True)

@@ -40,7 +40,7 @@ from speech_mix import Clip, Example, SpeechMix, cut_between_words, read_split  
 from tokenizers import Tokenizer  # noqa: E402
 from torch import Tensor  # noqa: E402
 
-from ark_asr_onnx.mel import mel_filters  # noqa: E402
+from ark_asr_onnx.audio.mel import mel_filters  # noqa: E402
 from ark_onnx_export.config import ArkConfig  # noqa: E402
 
 N_PROCESSES = 2

@@ -1,0 +1,1 @@
+"""Audio in: sources of every kind, log-mel, the speech detector, windows."""

@@ -1,0 +1,1 @@
+"""Many audios: lists of records, batches, worker processes, error rates."""

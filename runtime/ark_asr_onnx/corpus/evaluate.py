@@ -1,0 +1,298 @@
+"""References and hypotheses in, error rates out: how many words and characters are wrong.
+
+Error counts are jiwer's, normalisation is Whisper's (``whisper-normalizer``), as on the Open ASR
+leaderboard; both come with the extra ``eval`` and are imported when first needed. Nothing is
+transcribed or read here. Rates are in per cent, differences of rates in points.
+
+References with Chinese, Japanese or Korean in them are counted by characters, as open-audio-opd's
+evaluation does. Unlike there, words heard where the reference is empty are errors: they add to the
+errors and nothing to the length of the reference.
+"""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, TypeAlias, cast
+
+import numpy as np
+
+from ..arrays import I64
+from ..errors import MissingExtraError
+
+Interval: TypeAlias = tuple[float, float]  # 2.5th and 97.5th percentile of resampled rows
+
+N_RESAMPLES = 1_000  # of the bootstrap
+N_FLIPS = 10_000  # of the permutation test
+_SEED = 0
+_MAX_CELLS = 1 << 22  # random numbers drawn at a time: 32 MB
+
+_BY_CHARACTER = {"zh", "cmn", "yue", "ja", "ko"}
+_LANGUAGE = re.compile(r"([a-z]{2,3})([-_].*)?", re.IGNORECASE)
+_CJK = re.compile(
+    "[\u3005-\u3007\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"  # ideographs
+    "\u3041-\u309f\u30a1-\u30fa\u30fc-\u30ff\u31f0-\u31ff\uff66-\uff9f"  # kana
+    "\u1100-\u11ff\u3131-\u318e\ua960-\ua97f\uac00-\ud7ff]"  # hangul
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """The errors of one row."""
+
+    ref_clean: str  # what was compared: the texts after normalisation
+    pred_clean: str
+    wer_errors: int  # substitutions, deletions and insertions of words
+    ref_words: int  # words of the reference; characters where these are counted instead
+    cer_errors: int  # the same of characters, spaces left out
+    ref_chars: int
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """The error rates of many rows: sum of errors over sum of reference lengths."""
+
+    n_rows: int
+    n_failed: int  # rows without a transcript, scored as if nothing had been heard
+    wer: float  # per cent
+    wer_interval: Interval
+    cer: float  # per cent
+    cer_interval: Interval
+    ref_words: int
+    wer_errors: int
+    ref_chars: int
+    cer_errors: int
+    rtfx: float | None  # seconds of audio per second of work; None: nothing was transcribed
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """How much higher one system's error rate is than another's on the same rows."""
+
+    points: float  # negative: ours errs less
+    interval: Interval
+    p_value: float  # two-sided; of a difference as large as this if the systems were alike
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """Two systems on the same rows."""
+
+    n_rows: int
+    wer: Difference
+    cer: Difference
+    n_better: int  # rows in which ours has fewer word errors
+    n_worse: int
+    n_equal: int
+
+
+def score(
+    reference: str, hypothesis: str, language: str | None = None, normalize: bool = True
+) -> Score:
+    """The errors of a hypothesis, by words, or by characters in Chinese, Japanese and Korean.
+
+    ``language`` is a code such as ``en``, ``zh`` or ``pt-BR``; without one, references with CJK
+    ideographs, kana or hangul are taken for Chinese, all others for English. Raises
+    :class:`ValueError` for what is no code, :class:`MissingExtraError` without the extra ``eval``.
+    """
+    language = language or ("zh" if _CJK.search(reference) else "en")
+    clean = normalizer(language, normalize)
+    ref_clean, pred_clean = clean(reference), clean(hypothesis)
+    ref_chars, pred_chars = ref_clean.replace(" ", ""), pred_clean.replace(" ", "")
+    try:
+        import jiwer
+    except ImportError as error:
+        raise _missing("jiwer") from error
+    found = jiwer.process_characters(ref_chars, pred_chars)
+    cer_errors = found.substitutions + found.deletions + found.insertions
+    if _primary(language) in _BY_CHARACTER:
+        wer_errors, ref_words = cer_errors, len(ref_chars)
+    else:
+        found = jiwer.process_words(ref_clean, pred_clean)
+        wer_errors = found.substitutions + found.deletions + found.insertions
+        ref_words = len(ref_clean.split())
+    return Score(ref_clean, pred_clean, wer_errors, ref_words, cer_errors, len(ref_chars))
+
+
+@cache
+def normalizer(language: str | None, normalize: bool = True) -> Callable[[str], str]:
+    """What makes texts of a language comparable; None is English.
+
+    Whisper's ``EnglishTextNormalizer``, for other languages its ``BasicTextNormalizer``, or with
+    ``normalize`` off nothing; then white space is stripped and collapsed. Raises as :func:`score`.
+    """
+    primary = _primary(language or "en")
+    if not normalize:
+        return _collapsed
+    try:
+        with warnings.catch_warnings():
+            # 0.1.15 has a docstring with an invalid escape: a warning wherever it is compiled.
+            warnings.simplefilter("ignore")
+            from whisper_normalizer import basic, english  # pyright: ignore[reportMissingTypeStubs]
+    except ImportError as error:
+        raise _missing("whisper-normalizer") from error
+    whisper = english.EnglishTextNormalizer if primary == "en" else basic.BasicTextNormalizer
+    clean = cast(Callable[[str], str], whisper())
+    return lambda text: _collapsed(clean(text))
+
+
+def report(
+    scores: Sequence[Score], audio_seconds: float, elapsed_seconds: float, n_failed: int = 0
+) -> Report:
+    """Error rates over all rows, with 95 % bootstrap intervals over rows.
+
+    Rows that failed belong into ``scores`` with an empty hypothesis; ``n_failed`` says how many
+    these are. Raises :class:`ValueError` when no reference has a word in it.
+    """
+    counts = _counts(scores)
+    wer_errors, ref_words, cer_errors, ref_chars = (int(count) for count in counts.sum(axis=0))
+    wer_interval, cer_interval = _intervals(counts)
+    return Report(
+        n_rows=len(scores),
+        n_failed=n_failed,
+        wer=100 * wer_errors / ref_words,
+        wer_interval=wer_interval,
+        cer=100 * cer_errors / ref_chars,
+        cer_interval=cer_interval,
+        ref_words=ref_words,
+        wer_errors=wer_errors,
+        ref_chars=ref_chars,
+        cer_errors=cer_errors,
+        rtfx=audio_seconds / elapsed_seconds if elapsed_seconds > 0 else None,
+    )
+
+
+def compare(ours: Sequence[Score], others: Sequence[Score]) -> Comparison:
+    """Ours minus others, row by row: the difference, its 95 % interval, and its p-value.
+
+    The interval is a bootstrap over rows that takes both systems' errors of a row together. The
+    p-value is a permutation test, which exchanges the systems in a random half of the rows.
+    Raises :class:`ValueError` when the rows are not the same, or no reference has a word in it.
+    """
+    if len(ours) != len(others):
+        raise ValueError(f"{len(ours)} rows cannot be compared with {len(others)}: not the same")
+    for number, (a, b) in enumerate(zip(ours, others, strict=True), start=1):
+        if (a.ref_clean, a.ref_words) != (b.ref_clean, b.ref_words):
+            raise ValueError(
+                f"row {number} has the reference {a.ref_clean!r} ({a.ref_words} words) in one "
+                f"system and {b.ref_clean!r} ({b.ref_words}) in the other; they must be the same"
+            )
+    differences = _counts(ours)
+    differences[:, [0, 2]] -= _counts(others)[:, [0, 2]]
+    wer_errors, ref_words, cer_errors, ref_chars = (int(n) for n in differences.sum(axis=0))
+    wer_interval, cer_interval = _intervals(differences)
+    wer_p, cer_p = _p_values(differences[:, [0, 2]])
+    n_better, n_worse = int((differences[:, 0] < 0).sum()), int((differences[:, 0] > 0).sum())
+    wer = Difference(100 * wer_errors / ref_words, wer_interval, wer_p)
+    cer = Difference(100 * cer_errors / ref_chars, cer_interval, cer_p)
+    return Comparison(len(ours), wer, cer, n_better, n_worse, len(ours) - n_better - n_worse)
+
+
+def row(record: Mapping[str, Any], score: Score) -> dict[str, Any]:
+    """A row as open-audio-opd writes it: the record's keys, then its texts and counts."""
+    return {
+        **record,
+        "ref_text": record["text"],
+        "ref_text_clean": score.ref_clean,
+        "pred_text_clean": score.pred_clean,
+        "cer_errors": score.cer_errors,
+        "wer_errors": score.wer_errors,
+        "ref_words": score.ref_words,
+        "ref_chars": score.ref_chars,
+    }
+
+
+def sort_rows(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The worst rows first: by character errors, then word errors; ties stay in order."""
+    return sorted(rows, key=lambda row: (row["cer_errors"], row["wer_errors"]), reverse=True)
+
+
+def summary(report: Report) -> str:
+    """A report in lines for people."""
+    failed = f", {report.n_failed} of them failed" if report.n_failed else ""
+    wer, cer = ("{:.1f} to {:.1f}".format(*i) for i in (report.wer_interval, report.cer_interval))
+    return (
+        f"{report.n_rows} rows{failed}, {report.ref_words} words, {report.ref_chars} characters\n"
+        f"WER {report.wer:.2f} % (95 %: {wer})\n"
+        f"CER {report.cer:.2f} % (95 %: {cer})"
+    ) + ("" if report.rtfx is None else f"\nRTFx {report.rtfx:.2f}")
+
+
+def comparison_summary(comparison: Comparison, names: tuple[str, str]) -> str:
+    """A comparison in lines for people; ``names`` are ours and the other's."""
+    ours, other = names
+    equal = f"{comparison.n_equal} of {comparison.n_rows} rows equal"
+    return (
+        f"WER of {ours} minus {other}: {_difference(comparison.wer)}, {equal}\n"
+        f"CER of {ours} minus {other}: {_difference(comparison.cer)}\n"
+        f"fewer word errors: {ours} in {comparison.n_better} rows, {other} in {comparison.n_worse}"
+    )
+
+
+def _primary(language: str) -> str:
+    """``en`` of ``en``, ``EN-us`` or ``en_us``."""
+    if code := _LANGUAGE.fullmatch(language):
+        return code[1].lower()
+    raise ValueError(f"language {language!r} is no code such as en, zh or pt-BR")
+
+
+def _collapsed(text: str) -> str:
+    return " ".join(text.split())
+
+
+def _missing(name: str) -> MissingExtraError:
+    return MissingExtraError(
+        f"evaluating needs {name}, which is not installed: pip install 'ark-asr-onnx[eval]'"
+    )
+
+
+def _counts(scores: Sequence[Score]) -> I64:
+    """``[n_rows, 4]``: word errors, words, character errors, characters."""
+    rows = [(s.wer_errors, s.ref_words, s.cer_errors, s.ref_chars) for s in scores]
+    counts = np.array(rows, np.int64).reshape(-1, 4)
+    if not counts[:, 1].any():
+        raise ValueError(f"no words in the references of {len(rows)} rows: there is no error rate")
+    return counts
+
+
+def _intervals(counts: I64) -> tuple[Interval, Interval]:
+    """Where 95 % of the word and of the character rates lie when rows are drawn again."""
+    rng, n_rows = np.random.default_rng(_SEED), len(counts)
+    sums: list[I64] = []
+    for n_draws in _portions(N_RESAMPLES, n_rows):
+        drawn = rng.integers(n_rows, size=(n_draws, n_rows)) + n_rows * np.arange(n_draws)[:, None]
+        times = np.bincount(drawn.ravel(), minlength=n_draws * n_rows).reshape(n_draws, n_rows)
+        sums.append(times @ counts)
+    drawn_sums = np.concatenate(sums)
+    # A draw of rows with empty references alone has no rate.
+    wer_errors, ref_words, cer_errors, ref_chars = drawn_sums[drawn_sums[:, 1] > 0].T
+    wer_low, wer_high = np.percentile(100 * wer_errors / ref_words, (2.5, 97.5))
+    cer_low, cer_high = np.percentile(100 * cer_errors / ref_chars, (2.5, 97.5))
+    return (float(wer_low), float(wer_high)), (float(cer_low), float(cer_high))
+
+
+def _p_values(differences: I64) -> tuple[float, float]:
+    """Of the sums of both columns of ``[n_rows, 2]``, under random exchange of the systems."""
+    differences = differences[differences.any(axis=1)]  # the others contribute nothing
+    observed, rng, n_extreme = differences.sum(axis=0), np.random.default_rng(_SEED), np.zeros(2)
+    for n_draws in _portions(N_FLIPS, len(differences)):
+        kept = rng.integers(2, size=(n_draws, len(differences)))
+        n_extreme += (abs(2 * kept @ differences - observed) >= abs(observed)).sum(axis=0)
+    wer_p, cer_p = (1 + n_extreme) / (1 + N_FLIPS)
+    return float(wer_p), float(cer_p)
+
+
+def _portions(n_draws: int, n_rows: int) -> Iterator[int]:
+    size = max(1, _MAX_CELLS // max(1, n_rows))
+    for start in range(0, n_draws, size):
+        yield min(size, n_draws - start)
+
+
+def _difference(difference: Difference) -> str:
+    # Adding zero turns -0.0 into 0.0.
+    points, low, high = (round(x, 2) + 0.0 for x in (difference.points, *difference.interval))
+    p = "p < 0.001" if difference.p_value < 0.001 else f"p = {difference.p_value:.2g}"
+    return f"{points:+.2f} points (95 %: {low:+.2f} to {high:+.2f}), {p}"

@@ -1,0 +1,1 @@
+"""From windows to texts: greedy choice, slots, the pool, jobs."""

@@ -1,0 +1,106 @@
+"""A clip on its way to the model: opened, counted, and cut into windows."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Generator, Iterator
+from dataclasses import dataclass
+
+from ..arrays import F32
+from ..audio import mel, sources, split
+from ..audio.sources import AudioSource
+from ..audio.split import Splitting, Window
+from ..errors import ArkError, AudioError
+from .clock import Clock
+from .line import End, Line, Task
+
+
+@dataclass(frozen=True, slots=True)
+class Clip:
+    """Audio to transcribe, whole or in part; see :meth:`Transcriber.transcribe`."""
+
+    source: AudioSource
+    sample_rate: int | None = None
+    begin_seconds: float | None = None
+    end_seconds: float | None = None
+
+
+class Take:
+    """A clip on its way: its windows, and how much of it was read."""
+
+    def __init__(
+        self,
+        clip: Clip,
+        splitting: Splitting,
+        model_seconds: float,
+        max_seconds: float | None = None,
+    ) -> None:
+        if max_seconds is not None and not 0 < max_seconds < math.inf:
+            raise ValueError(f"max_seconds is {max_seconds}, must be positive and finite")
+        splitting.longest(model_seconds)  # refused now, not when the first window is asked for
+        self.clip, self.splitting, self.model_seconds = clip, splitting, model_seconds
+        self.clock, self.decoding = Clock(), Clock()  # of whoever reads, and of the pool
+        self.seconds = 0.0  # of audio read
+        self._max_seconds = max_seconds
+
+    def expected_seconds(self) -> float:
+        """Of audio, as its header says; 0 where none says it."""
+        clip = self.clip
+        whole = sources.duration(clip.source, clip.sample_rate) or 0.0
+        end = min(whole, math.inf if clip.end_seconds is None else clip.end_seconds)
+        return max(0.0, end - (clip.begin_seconds or 0.0))
+
+    def windows(self, is_unwanted: Callable[[], bool] = bool) -> Iterator[Window]:
+        """The audio's windows; errors come when the first one is asked for.
+
+        Reading ends where ``is_unwanted()`` is true.
+        """
+        clip = self.clip
+        if self._max_seconds is not None:  # told before work begins, where a header tells
+            self._check_duration(self.expected_seconds())
+        blocks = sources.blocks(
+            clip.source,
+            clip.sample_rate,
+            begin_seconds=clip.begin_seconds,
+            end_seconds=clip.end_seconds,
+        )
+        counted = self._counted(self.clock.each("read", blocks), is_unwanted)
+        offset = clip.begin_seconds or 0.0
+        found = split.windows(counted, self.splitting, self.model_seconds, offset)
+        for window in self.clock.each("split", found):
+            if len(window.waveform) < mel.MIN_SAMPLES:
+                raise AudioError(
+                    f"{sources.describe(clip.source)}: too short, {len(window.waveform)} samples "
+                    f"at 16 kHz; at least {mel.MIN_SAMPLES} (0.013 s) are needed"
+                )
+            yield window
+
+    def _counted(self, blocks: Iterator[F32], is_unwanted: Callable[[], bool]) -> Iterator[F32]:
+        n_read = 0
+        for block in blocks:
+            if is_unwanted():
+                return
+            n_read += len(block)
+            self.seconds = n_read / mel.SAMPLE_RATE
+            self._check_duration(self.seconds)
+            yield block
+
+    def _check_duration(self, seconds: float) -> None:
+        if self._max_seconds is not None and seconds > self._max_seconds:
+            raise AudioError(
+                f"{sources.describe(self.clip.source)}: longer than the {self._max_seconds:g} s "
+                "that are allowed; raise the limit or select a part with begin and end"
+            )
+
+
+def tasks_of(take: Take, line: Line) -> Generator[Task | End]:
+    """Windows for a line, until it is cancelled; and how they ended.
+
+    What was heard before an error is finished.
+    """
+    try:
+        for window in take.windows(lambda: line.is_cancelled):
+            yield Task(window, take.decoding)
+        yield End()
+    except ArkError as error:
+        yield End(error)

@@ -1,0 +1,130 @@
+"""Greedy decoding: which ids may be chosen, and which, or what else, end the text."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from ..arrays import F32
+from ..errors import DecodeError
+from ..package.contract import Tokens
+
+# How a text ended: the model ended its turn; a limit of tokens was reached; it began to repeat
+# itself; or it ended its turn at once, though there is clear speech.
+FinishReason = Literal["stop", "length", "loop", "empty"]
+
+_FREE_TOKENS = 10  # allowed beyond those of max_tokens_per_second
+_LOOP_TOKENS = 16  # fewer tokens are never taken for a loop
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """How to decode. Override with ``dataclasses.replace``."""
+
+    max_new_tokens: int = 256  # most tokens of one pass, the end-of-turn token included
+    block_from_id: int | None = None  # every id from here up is blocked; None: the package's
+    max_tokens_per_second: float | None = 25.0  # of audio, beyond 10 tokens; None: no such limit
+    max_repeats: int | None = 5  # of the same ids (any n-gram) in a row; None: no limit
+    retry: bool = True  # once more for text that ended by length or loop, or is empty on speech
+
+    def __post_init__(self) -> None:
+        if self.max_new_tokens < 1:
+            raise ValueError(f"max_new_tokens is {self.max_new_tokens}, must be at least 1")
+        if self.block_from_id is not None and self.block_from_id < 0:
+            raise ValueError(f"block_from_id is {self.block_from_id}, must not be negative")
+        if self.max_tokens_per_second is not None and not self.max_tokens_per_second > 0:
+            raise ValueError(
+                f"max_tokens_per_second is {self.max_tokens_per_second}, must be positive"
+            )
+        if self.max_repeats is not None and self.max_repeats < 1:
+            raise ValueError(f"max_repeats is {self.max_repeats}, must be at least 1")
+
+    def max_tokens(self, seconds: float) -> int:
+        """Most tokens for so much audio."""
+        if self.max_tokens_per_second is None:
+            return self.max_new_tokens
+        return min(self.max_new_tokens, _FREE_TOKENS + int(self.max_tokens_per_second * seconds))
+
+
+def token_mask(tokens: Tokens, n_logits: int, block_from_id: int | None = None) -> F32:
+    """``[n_logits]``: 0 for ids that may be chosen, -inf for the others.
+
+    Only end of turn escapes: an id that stops decoding but is blocked stays blocked. (On plain
+    speech the raw first choice of this model is often ``<|user|>``, itself a stop id.)
+    """
+    mask = np.zeros(n_logits, np.float32)
+    for first, last in tokens.blocked:
+        mask[first : last + 1] = -np.inf
+    mask[tokens.block_from_id if block_from_id is None else block_from_id :] = -np.inf
+    mask[list(tokens.eos)] = 0.0
+    return mask
+
+
+def choose(logits: F32, mask: F32) -> tuple[int, float]:
+    """The likeliest id that may be chosen, lowest first among equals, and its log-probability."""
+    masked = logits + mask
+    best = int(masked.argmax())  # the first NaN, if there is one
+    if not np.isfinite(masked[best]):
+        raise DecodeError(
+            f"the model gave {logits[best]} for id {best}; check the package with "
+            "ark-asr inspect --verify"
+        )
+    return best, -float(np.log(np.exp(masked - masked[best]).sum(dtype=np.float64)))
+
+
+class Utterance:
+    """The tokens of one utterance so far, and whether it has ended.
+
+    ``mask`` is that of :func:`token_mask`. ``forbid_empty``: the first token is not end of turn.
+    """
+
+    def __init__(
+        self,
+        tokens: Tokens,
+        mask: F32,
+        max_new_tokens: int,
+        *,
+        max_repeats: int | None = None,
+        forbid_empty: bool = False,
+    ) -> None:
+        self.ids: list[int] = []
+        self.logprobs: list[float] = []  # natural log, among the ids that may be chosen
+        self.finish_reason: FinishReason | None = None
+        self.n_kept = 0  # ids before a loop went round again
+        self._tokens, self._mask, self._max_new_tokens = tokens, mask, max_new_tokens
+        self._max_repeats, self._forbid_empty = max_repeats, forbid_empty
+
+    def choose(self, logits: F32) -> None:
+        """Append the likeliest id for the logits ``[V]``."""
+        mask = self._mask
+        if self._forbid_empty and not self.ids:
+            mask = mask.copy()
+            mask[list(self._tokens.eos)] = -np.inf
+        token_id, logprob = choose(logits, mask)
+        self.ids.append(token_id)
+        self.logprobs.append(logprob)
+        self.n_kept = len(self.ids)
+        if token_id in self._tokens.stop:
+            self.finish_reason = "stop"
+        elif self._max_repeats is not None and (n := loop(self.ids, self._max_repeats)):
+            self.n_kept -= n
+            self.finish_reason = "loop"
+        elif len(self.ids) == self._max_new_tokens:
+            self.finish_reason = "length"
+
+
+def loop(ids: Sequence[int], max_repeats: int) -> int:
+    """How many of the last ids only repeat those before them, if more often than is allowed.
+
+    An n-gram stands there more than ``max_repeats`` times in a row, in 16 ids or more; else 0.
+    """
+    for n in range(1, len(ids) // (max_repeats + 1) + 1):
+        n_repeats = max(max_repeats, math.ceil(_LOOP_TOKENS / n) - 1)
+        span = n * n_repeats
+        if len(ids) >= span + n and ids[-span:] == ids[-span - n : -n]:
+            return span
+    return 0

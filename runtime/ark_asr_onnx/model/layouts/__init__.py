@@ -1,0 +1,24 @@
+"""The ways a package can store the model. Nothing above this dictionary knows there are several."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from ...package.opening import Package
+from ..seam import Model
+from . import native, published
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """How to open a package of one layout."""
+
+    build: Callable[[Package, int], Model]  # package and threads
+    graphs: Callable[[Package], tuple[str, ...]]  # the graphs that it opens, as Package.path has it
+
+
+LAYOUTS = {
+    "native": Layout(native.build, native.graphs),
+    "published": Layout(published.build, published.graphs),
+}

@@ -1,0 +1,33 @@
+"""The embedding table as a memory map: rows are read when an id is looked up, never the whole."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from ...arrays import F32, I64
+from ...errors import PackageError
+from ...package.contract import REMEDY
+
+
+class Embedding:
+    """Table ``[n_rows, hidden]``, float32 or float16, row-major from offset 0 of its file."""
+
+    def __init__(self, path: Path, n_rows: int, hidden_size: int) -> None:
+        n_bytes, n_values = path.stat().st_size, n_rows * hidden_size
+        types = {n_values * np.dtype(kind).itemsize: kind for kind in (np.float32, np.float16)}
+        if n_bytes not in types:
+            raise PackageError(
+                f"{path}: {n_bytes} bytes, expected {4 * n_values} for {n_rows} x {hidden_size} "
+                f"float32, or half of that for float16; {REMEDY}"
+            )
+        shape = (n_rows, hidden_size)
+        try:
+            self._table = np.memmap(path, types[n_bytes], mode="r", shape=shape)
+        except OSError as error:
+            raise PackageError(f"{path}: cannot be mapped ({error.strerror}); {REMEDY}") from error
+
+    def __call__(self, ids: I64) -> F32:
+        """Rows ``[1, L, hidden]`` float32 for ids ``[L]``; a copy the caller owns."""
+        return self._table[ids].astype(np.float32)[None]

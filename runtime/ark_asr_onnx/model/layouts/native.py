@@ -1,0 +1,226 @@
+"""Our layout: one audio graph, and a decoder that attends over a KV buffer it shares with us.
+
+``GroupQueryAttention`` takes past and present at the same address and then writes only the new
+rows, so nothing is copied from step to step. A slot is the slice ``[b : b + 1]`` of the buffer.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ...arrays import F32, Array
+from ...errors import DecodeError, PackageError
+from ...package import contract
+from ...package.contract import Sizes
+from ...package.opening import Package
+from ..cpu import adds_exactly
+from ..graph import Binding, Graph, Shape, open_graphs
+from .embedding import Embedding
+from .prompted import PromptedModel
+
+# From so many frames on, the encoder's pages are given back after use: reading them again takes
+# less than a hundredth of the time.
+_LONG_AUDIO = 1000
+# A prompt of fewer positions is through the decoder itself as soon.
+_LONG_PROMPT = 96
+
+
+def graphs(package: Package) -> tuple[str, ...]:
+    """The graphs that :func:`build` opens on this CPU."""
+    prefill = (contract.PREFILL_FILE,) if contract.PREFILL_FILE in package.paths else ()
+    return (contract.DECODER_FILE, *prefill, _audio_file(package))
+
+
+def _audio_file(package: Package) -> str:
+    """The audio graph whose products this CPU adds exactly; without one, refuse the package."""
+    if contract.CPU_CHECK_FILE not in package.paths:
+        return contract.AUDIO_FILE
+    if adds_exactly(package.path(contract.CPU_CHECK_FILE)):
+        return contract.AUDIO_FILE
+    if contract.AUDIO_NARROW_FILE in package.paths:
+        return contract.AUDIO_NARROW_FILE
+    raise PackageError(
+        f"{package.directory}: this package was made for CPUs of kind {package.manifest.target!r}, "
+        "and this CPU would compute it wrongly; export it with --target any"
+    )
+
+
+def build(package: Package, threads: int) -> PromptedModel:
+    """Open the graphs of a native package."""
+    manifest = package.manifest
+    sizes = manifest.sizes
+    for name in (contract.AUDIO_FILE, contract.DECODER_FILE):
+        package.path(contract.external_data_file(name))  # listed, so that it was checked
+    if manifest.target not in ("any", "avx2"):
+        package.path(contract.CPU_CHECK_FILE)  # must be there
+    # The audio graph last: encoding comes first.
+    paths = [package.path(name) for name in graphs(package)]
+    decoder, *others, audio = open_graphs(paths, threads, prepared=package.prepared)
+    audio.expect({contract.LOG_MEL: (1, sizes.n_mels, None)}, [contract.AUDIO_EMBEDS])
+    _check_decoder(decoder, sizes)
+    prefill = others[0] if others else None
+    if prefill:
+        prefill.expect(_cache_inputs(sizes), contract.present_names(sizes.n_layers))
+
+    def encode(log_mel: F32) -> F32:
+        (audio_embeds,) = audio.run({contract.LOG_MEL: log_mel}, [contract.AUDIO_EMBEDS])
+        if log_mel.shape[2] >= _LONG_AUDIO:
+            audio.give_back()
+        return audio_embeds
+
+    prefix = _read_prefix(package)
+    table = package.path(contract.embedding_files(manifest.embedding)[1])
+    return PromptedModel(
+        encode,
+        Embedding(table, sizes.n_embeddings, sizes.hidden_size),
+        NativeDecoder(decoder, prefill, sizes, prefix),
+        manifest.tokens,
+        sizes.merge_factor,
+        n_cached=prefix.shape[2],
+    )
+
+
+def _check_decoder(graph: Graph, sizes: Sizes) -> None:
+    """Refuse a decoder graph that is not as the manifest says."""
+    outputs = [contract.LOGITS, *contract.present_names(sizes.n_layers)]
+    graph.expect(_cache_inputs(sizes), outputs)
+    n_logits = graph.outputs[contract.LOGITS][-1]
+    if n_logits != sizes.n_logits:
+        raise PackageError(
+            f"{graph.path}: {n_logits} logits, the manifest says {sizes.n_logits}; "
+            f"{contract.REMEDY}"
+        )
+
+
+def _cache_inputs(sizes: Sizes) -> dict[str, Shape]:
+    cache = (None, sizes.n_kv_heads, None, sizes.head_dim)
+    return {
+        contract.INPUTS_EMBEDS: (None, None, sizes.hidden_size),
+        contract.SEQLENS_K: (None,),
+        contract.TOTAL_SEQUENCE_LENGTH: (),
+        **dict.fromkeys(contract.past_names(sizes.n_layers), cache),
+    }
+
+
+def _read_prefix(package: Package) -> F32:
+    """Keys and values ``[2 n_layers, n_kv_heads, P, head_dim]`` of the prompt's prefix."""
+    sizes, path = package.manifest.sizes, package.path(contract.PREFIX_FILE)
+    n_positions = len(package.manifest.tokens.prefix)
+    shape = (2 * sizes.n_layers, sizes.n_kv_heads, n_positions, sizes.head_dim)
+    numbers = np.fromfile(path, "<f4")
+    if numbers.size != np.prod(shape):
+        raise PackageError(
+            f"{path}: {numbers.size} numbers, expected {' x '.join(map(str, shape))}; "
+            f"{contract.REMEDY}"
+        )
+    return numbers.astype(np.float32, copy=False).reshape(shape)
+
+
+class NativeDecoder:
+    """The decoder graph and its sizes; see :class:`.prompted.EmbedsDecoder`."""
+
+    max_slots = 64  # a step over more than that gains nothing on a CPU
+
+    def __init__(self, graph: Graph, prefill: Graph | None, sizes: Sizes, prefix: F32) -> None:
+        self._graph, self._prefill, self._sizes, self._prefix = graph, prefill, sizes, prefix
+        self.capacity = sizes.max_positions
+
+    def start(self, slots: int, positions: int) -> NativeDecoding:
+        """See :class:`.prompted.EmbedsDecoder`."""
+        return NativeDecoding(
+            self._graph, self._prefill, self._sizes, self._prefix, slots, positions
+        )
+
+
+class NativeDecoding:
+    """Caches ``[slots, n_kv_heads, positions, head_dim]`` for each layer, key and value."""
+
+    def __init__(
+        self,
+        graph: Graph,
+        prefill: Graph | None,
+        sizes: Sizes,
+        prefix: F32,
+        slots: int,
+        positions: int,
+    ) -> None:
+        if not 0 < positions <= sizes.max_positions:
+            raise DecodeError(
+                f"{positions} positions wanted, this model holds {sizes.max_positions}; "
+                "use shorter audio or a smaller max_new_tokens"
+            )
+        self._graph, self._prefill = graph, prefill
+        self._prefix, self._positions = prefix, positions
+        shape = (2 * sizes.n_layers, slots, sizes.n_kv_heads, positions, sizes.head_dim)
+        self._cache = np.zeros(shape, np.float32)
+        self._past = contract.past_names(sizes.n_layers)
+        self._present = contract.present_names(sizes.n_layers)
+        self._logits = np.empty((slots, 1, sizes.n_logits), np.float32)
+        self._embeds = np.empty((slots, 1, sizes.hidden_size), np.float32)
+        self._seqlens = np.zeros(slots, np.int32)  # positions held, less one after each call
+        self._total = np.zeros((), np.int32)
+        self._lengths = np.zeros(slots, np.int32)
+        self._steps: dict[int, Binding] = {}  # by how many slots go on
+
+    def prefill(self, slot: int, inputs_embeds: F32) -> F32:
+        """See :class:`.prompted.EmbedsDecoding`."""
+        n_cached = self._prefix.shape[2]
+        length = n_cached + inputs_embeds.shape[1]
+        if length > self._positions:
+            raise DecodeError(f"prompt of {length} positions, the cache holds {self._positions}")
+        # fp32, from the export: what attends to the first token attends to the true one.
+        self._cache[:, slot, :, :n_cached] = self._prefix
+        self._lengths[slot] = n_cached
+        rest = inputs_embeds
+        if self._prefill and rest.shape[1] > _LONG_PROMPT:
+            self._append(self._prefill, slot, rest[:, :-1], {})
+            rest = rest[:, -1:]
+        self._append(self._graph, slot, rest, {contract.LOGITS: self._logits[slot : slot + 1]})
+        return self._logits[slot, 0]
+
+    def _append(
+        self, graph: Graph, slot: int, inputs_embeds: F32, outputs: dict[str, Array]
+    ) -> None:
+        """Run positions ``[1, L, H]`` after those that a slot holds."""
+        call = self._bind(graph, slice(slot, slot + 1), outputs)
+        call.set(contract.INPUTS_EMBEDS, np.ascontiguousarray(inputs_embeds))
+        self._lengths[slot] += inputs_embeds.shape[1]
+        self._seqlens[slot], self._total[...] = self._lengths[slot] - 1, self._lengths[slot]
+        call()
+
+    def step(self, inputs_embeds: F32) -> F32:
+        """See :class:`.prompted.EmbedsDecoding`."""
+        n = len(inputs_embeds)
+        lengths = self._lengths[:n]
+        if not lengths.all():
+            raise DecodeError(f"slot {int(lengths.argmin())} has no prompt yet")
+        if lengths.max() >= self._positions:
+            raise DecodeError(f"the cache of {self._positions} positions is full")
+        self._embeds[:n] = inputs_embeds
+        self._seqlens[:n] = lengths
+        lengths += 1
+        self._total[...] = lengths.max()
+        if n not in self._steps:
+            part = slice(0, n)
+            self._steps[n] = self._bind(self._graph, part, {contract.LOGITS: self._logits[part]})
+        self._steps[n]()
+        return self._logits[:n, 0]
+
+    def move(self, source: int, target: int) -> None:
+        """See :class:`.prompted.EmbedsDecoding`."""
+        length = self._lengths[source]
+        self._cache[:, target, :, :length] = self._cache[:, source, :, :length]
+        self._lengths[target] = length
+
+    def _bind(self, graph: Graph, part: slice, outputs: dict[str, Array]) -> Binding:
+        """A call over some slots, with their caches and lengths bound in place."""
+        caches = [cache[part] for cache in self._cache]
+        return graph.bind(
+            {
+                contract.INPUTS_EMBEDS: self._embeds[part],
+                contract.SEQLENS_K: self._seqlens[part],
+                contract.TOTAL_SEQUENCE_LENGTH: self._total,
+                **dict(zip(self._past, caches, strict=True)),
+            },
+            {**outputs, **dict(zip(self._present, caches, strict=True))},
+        )

@@ -1,0 +1,99 @@
+"""A decoder of embeddings as a model of :mod:`ark_asr_onnx.model.seam`: with a prompt."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+import numpy as np
+
+from ...arrays import F32, I64
+from ...package.contract import Tokens
+from . import prompt
+from .embedding import Embedding
+
+
+class EmbedsDecoding(Protocol):
+    """As :class:`ark_asr_onnx.model.seam.Decoding`, fed with embeddings."""
+
+    def prefill(self, slot: int, inputs_embeds: F32) -> F32:
+        """Read a prompt ``[1, L, H]``, without the cached positions before it; logits ``[V]``."""
+        ...
+
+    def step(self, inputs_embeds: F32) -> F32:
+        """Append one position ``[B, 1, H]`` to each of the first B slots; logits ``[B, V]``."""
+        ...
+
+    def move(self, source: int, target: int) -> None:
+        """Let one slot go on with the utterance of another, which it replaces."""
+        ...
+
+
+class EmbedsDecoder(Protocol):
+    """Loaded weights of a decoder that reads embeddings."""
+
+    @property
+    def capacity(self) -> int:
+        """Positions a slot can hold."""
+        ...
+
+    @property
+    def max_slots(self) -> int:
+        """Utterances that can be decoded together."""
+        ...
+
+    def start(self, slots: int, positions: int) -> EmbedsDecoding:
+        """Caches for so many utterances of so many positions, cached ones included."""
+        ...
+
+
+class PromptedModel:
+    """See :class:`ark_asr_onnx.model.seam.Model`.
+
+    ``n_cached`` positions of the prompt's prefix are in the decoder already.
+    """
+
+    def __init__(
+        self,
+        encode: Callable[[F32], F32],
+        embed: Embedding,
+        decoder: EmbedsDecoder,
+        tokens: Tokens,
+        merge_factor: int,
+        n_cached: int = 0,
+    ) -> None:
+        self.embed, self.decoder, self.n_cached = embed, decoder, n_cached
+        self.capacity, self.max_slots = decoder.capacity, decoder.max_slots
+        self._encode, self._tokens, self._merge_factor = encode, tokens, merge_factor
+
+    def n_prompt(self, n_frames: int) -> int:
+        """See :class:`ark_asr_onnx.model.seam.Model`."""
+        return prompt.n_positions(self._tokens, prompt.n_audio(n_frames, self._merge_factor))
+
+    def encode(self, log_mel: F32) -> F32:
+        """See :class:`ark_asr_onnx.model.seam.Model`."""
+        return self._encode(log_mel)
+
+    def start(self, slots: int, positions: int) -> PromptedDecoding:
+        """See :class:`ark_asr_onnx.model.seam.Model`."""
+        return PromptedDecoding(self, self.decoder.start(slots, positions))
+
+    def inputs_embeds(self, audio_embeds: F32) -> F32:
+        """The prompt around ``audio_embeds``, ``[1, L, H]``, without what is cached."""
+        return prompt.splice(self._tokens, audio_embeds, self.embed, self.n_cached)
+
+
+class PromptedDecoding:
+    """See :class:`ark_asr_onnx.model.seam.Decoding`."""
+
+    def __init__(self, model: PromptedModel, decoding: EmbedsDecoding) -> None:
+        self._model, self._decoding = model, decoding
+        self.move = decoding.move
+
+    def prefill(self, slot: int, audio_embeds: F32) -> F32:
+        """See :class:`ark_asr_onnx.model.seam.Decoding`."""
+        return self._decoding.prefill(slot, self._model.inputs_embeds(audio_embeds))
+
+    def step(self, ids: I64) -> F32:
+        """See :class:`ark_asr_onnx.model.seam.Decoding`."""
+        return self._decoding.step(np.swapaxes(self._model.embed(ids), 0, 1))

@@ -1,0 +1,237 @@
+"""Upstream's layout: two audio graphs with a merge between them, and a cache fed whole.
+
+Two kinds of decoder are told apart by their inputs. The published one takes every cache buffer
+``[1, P, n_kv_heads, head_dim]`` (sequence-major) at each call and gives back the new rows, which
+we write in place. A re-export seen in the wild takes ``past_key_i [1, n_kv_heads, past, head_dim]``
+and gives back the whole present.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ...arrays import F32, Array
+from ...errors import DecodeError, PackageError
+from ...package import upstream
+from ...package.contract import Sizes
+from ...package.opening import Package
+from ..graph import Graph, open_graphs
+from .embedding import Embedding
+from .prompted import PromptedModel
+
+
+def graphs(_: Package) -> tuple[str, ...]:
+    """The graphs that :func:`build` opens."""
+    return upstream.ENCODER, upstream.ADAPTER, upstream.DECODER
+
+
+def build(package: Package, threads: int) -> PromptedModel:
+    """Open the graphs of a published folder."""
+    sizes = package.manifest.sizes
+    paths = [package.path(name) for name in graphs(package)]
+    encoder, adapter, decoder = open_graphs(paths, threads)
+    return PromptedModel(
+        _Audio(encoder, adapter, sizes),
+        Embedding(package.path(upstream.EMBEDDING), sizes.n_embeddings, sizes.hidden_size),
+        _open_decoder(decoder, sizes),
+        package.manifest.tokens,
+        sizes.merge_factor,
+    )
+
+
+class _Audio:
+    """Encoder, merge by ``merge_factor`` on the host, adapter."""
+
+    def __init__(self, encoder: Graph, adapter: Graph, sizes: Sizes) -> None:
+        self._encoder, self._adapter = encoder, adapter
+        self._encoder.expect({"audios": (1, sizes.n_mels, None)}, ["encoded_audio_features"])
+        self._adapter.expect({"merged_audio_features": (1, None, None)}, ["audio_embeddings"])
+        self._factor = sizes.merge_factor
+
+    def __call__(self, log_mel: F32) -> F32:
+        encoded = self._encoder.run({"audios": log_mel}, ["encoded_audio_features"])[0]
+        merged = merge(encoded, self._factor)
+        return self._adapter.run({"merged_audio_features": merged}, ["audio_embeddings"])[0]
+
+
+def merge(encoded: F32, factor: int) -> F32:
+    """``[1, S, d]`` to ``[1, max(S // factor, 1), factor * d]``; a short clip is zero-filled."""
+    _, length, width = encoded.shape
+    n_audio = max(length // factor, 1)
+    rows = np.zeros((1, n_audio * factor, width), np.float32)
+    n_kept = min(length, n_audio * factor)
+    rows[:, :n_kept] = encoded[:, :n_kept]
+    return rows.reshape(1, n_audio, factor * width)
+
+
+def _open_decoder(graph: Graph, sizes: Sizes) -> StaticDecoder | GrowingDecoder:
+    if "past_key_0" in graph.inputs:
+        return GrowingDecoder(graph, sizes)
+    return StaticDecoder(graph, sizes)
+
+
+def _check_logits(graph: Graph, sizes: Sizes) -> None:
+    n_logits = graph.outputs["logits"][-1]
+    if n_logits != sizes.n_logits:
+        raise PackageError(
+            f"{graph.path}: {n_logits} logits, the embedding has {sizes.n_embeddings} rows; "
+            "the files belong to different models"
+        )
+
+
+def _pairs(first: str, second: str, n_layers: int) -> list[str]:
+    return [f"{name}_{i}" for i in range(n_layers) for name in (first, second)]
+
+
+class StaticDecoder:
+    """The published decoder; see :class:`.prompted.EmbedsDecoder`."""
+
+    max_slots = 1
+
+    def __init__(self, graph: Graph, sizes: Sizes) -> None:
+        self.capacity = _static_size(graph, "cache_key_0", 1)
+        self.caches = _pairs("cache_key", "cache_value", sizes.n_layers)
+        self.deltas = _pairs("key_delta", "value_delta", sizes.n_layers)
+        cache = (None, self.capacity, sizes.n_kv_heads, sizes.head_dim)
+        graph.expect(
+            {
+                "inputs_embeds": (None, None, sizes.hidden_size),
+                "attention_mask": (None, self.capacity),
+                "cache_position": (None,),
+                **dict.fromkeys(self.caches, cache),
+            },
+            ["logits", *self.deltas],
+        )
+        _check_logits(graph, sizes)
+        self.graph, self.cache_shape = graph, (1, *cache[1:])
+
+    def start(self, slots: int, positions: int) -> StaticDecoding:
+        """One empty cache; see :class:`.prompted.EmbedsDecoder`."""
+        _check_room(slots, positions, self.capacity)
+        return StaticDecoding(self)
+
+
+class StaticDecoding:
+    """Caches ``[1, P, n_kv_heads, head_dim]`` for each layer, key and value, written in place."""
+
+    def __init__(self, decoder: StaticDecoder) -> None:
+        self._decoder = decoder
+        self._caches = {name: np.zeros(decoder.cache_shape, np.float32) for name in decoder.caches}
+        self._mask = np.zeros((1, decoder.capacity), np.int64)
+        self._length = 0
+
+    def prefill(self, slot: int, inputs_embeds: F32) -> F32:
+        """See :class:`.prompted.EmbedsDecoding`."""
+        assert slot == 0
+        self._length = 0
+        self._mask[:] = 0
+        return self._call(inputs_embeds)[0]
+
+    def step(self, inputs_embeds: F32) -> F32:
+        """See :class:`.prompted.EmbedsDecoding`."""
+        return self._call(inputs_embeds)
+
+    def move(self, source: int, target: int) -> None:
+        """See :class:`.prompted.EmbedsDecoding`; there is one slot."""
+        assert source == target == 0
+
+    def _call(self, inputs_embeds: F32) -> F32:
+        begin, end = self._length, self._length + inputs_embeds.shape[1]
+        if end > self._decoder.capacity:
+            raise DecodeError(f"the cache of {self._decoder.capacity} positions is full")
+        self._mask[0, :end] = 1
+        feeds: dict[str, Array] = {
+            "inputs_embeds": inputs_embeds,
+            "attention_mask": self._mask,
+            "cache_position": np.arange(begin, end),
+            **self._caches,
+        }
+        logits, *deltas = self._decoder.graph.run(feeds, ["logits", *self._decoder.deltas])
+        for cache, delta in zip(self._caches.values(), deltas, strict=True):
+            cache[:, begin:end] = delta
+        self._length = end
+        return logits[:, -1]
+
+
+class GrowingDecoder:
+    """The re-exported decoder; see :class:`.prompted.EmbedsDecoder`."""
+
+    max_slots = 1
+
+    def __init__(self, graph: Graph, sizes: Sizes) -> None:
+        self.capacity = sizes.max_positions
+        self.pasts = _pairs("past_key", "past_value", sizes.n_layers)
+        self.presents = _pairs("present_key", "present_value", sizes.n_layers)
+        past = (None, sizes.n_kv_heads, None, sizes.head_dim)
+        graph.expect(
+            {
+                "inputs_embeds": (None, None, sizes.hidden_size),
+                "cache_position": (None,),
+                **dict.fromkeys(self.pasts, past),
+            },
+            ["logits", *self.presents],
+        )
+        _check_logits(graph, sizes)
+        self.graph, self.past_shape = graph, (1, sizes.n_kv_heads, 0, sizes.head_dim)
+
+    def start(self, slots: int, positions: int) -> GrowingDecoding:
+        """An empty past; see :class:`.prompted.EmbedsDecoder`."""
+        _check_room(slots, positions, self.capacity)
+        return GrowingDecoding(self)
+
+
+class GrowingDecoding:
+    """Past arrays, replaced by the present ones after each call."""
+
+    def __init__(self, decoder: GrowingDecoder) -> None:
+        self._decoder = decoder
+        self._past: list[Array] = []
+
+    def prefill(self, slot: int, inputs_embeds: F32) -> F32:
+        """See :class:`.prompted.EmbedsDecoding`."""
+        assert slot == 0
+        self._past = [np.zeros(self._decoder.past_shape, np.float32)] * len(self._decoder.pasts)
+        return self._call(inputs_embeds)[0]
+
+    def step(self, inputs_embeds: F32) -> F32:
+        """See :class:`.prompted.EmbedsDecoding`."""
+        return self._call(inputs_embeds)
+
+    def move(self, source: int, target: int) -> None:
+        """See :class:`.prompted.EmbedsDecoding`; there is one slot."""
+        assert source == target == 0
+
+    def _call(self, inputs_embeds: F32) -> F32:
+        begin = self._past[0].shape[2]
+        end = begin + inputs_embeds.shape[1]
+        if end > self._decoder.capacity:
+            raise DecodeError(f"the cache of {self._decoder.capacity} positions is full")
+        feeds: dict[str, Array] = {
+            "inputs_embeds": inputs_embeds,
+            "cache_position": np.arange(begin, end),
+            **dict(zip(self._decoder.pasts, self._past, strict=True)),
+        }
+        outputs = ["logits", *self._decoder.presents]
+        logits, *self._past = self._decoder.graph.run(feeds, outputs)
+        return logits[:, -1]
+
+
+def _check_room(slots: int, positions: int, capacity: int) -> None:
+    if slots != 1:
+        raise DecodeError(f"{slots} utterances at once wanted, this layout decodes one")
+    if not 0 < positions <= capacity:
+        raise DecodeError(
+            f"{positions} positions wanted, this model holds {capacity}; use shorter audio or a "
+            "smaller max_new_tokens"
+        )
+
+
+def _static_size(graph: Graph, name: str, axis: int) -> int:
+    """A fixed axis of an input, or an error that names what was found."""
+    shape = graph.inputs.get(name)
+    if shape is None:
+        raise PackageError(f"{graph.path}: no input {name!r}; this is no ARK-ASR decoder")
+    size = shape[axis] if len(shape) > axis else None
+    if not isinstance(size, int):
+        raise PackageError(f"{graph.path}: input {name!r} is {shape}, expected a fixed axis {axis}")
+    return size

@@ -1,0 +1,95 @@
+"""A model that is opened when it is needed and let go of when it is not."""
+
+from __future__ import annotations
+
+import ctypes
+import threading
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from typing import Generic, TypeVar
+
+from ..errors import ClosedError
+
+_T = TypeVar("_T")
+
+
+class Resident(Generic[_T]):
+    """Holds what ``open_it`` gives while it is in use and ``idle_seconds`` longer (None: for good).
+
+    Safe to use from several threads; the first user opens, the others wait for it.
+    """
+
+    def __init__(self, open_it: Callable[[], _T], idle_seconds: float | None = None) -> None:
+        if idle_seconds is not None and idle_seconds < 0:
+            raise ValueError(f"idle_unload_seconds is {idle_seconds}, must not be negative")
+        self._open, self._idle_seconds = open_it, idle_seconds
+        self._closed = False
+        self._begin()
+
+    def _begin(self) -> None:
+        self._lock = threading.Lock()
+        self._held: _T | None = None
+        self._users = 0
+        self._timer: threading.Timer | None = None
+
+    def after_fork(self) -> None:
+        """In a child, where the threads of what was opened do not run: open it anew when needed.
+
+        The old one is kept, also from the end of the interpreter: to let go of it is to wait for
+        its threads.
+        """
+        if self._held is not None:
+            ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._held))
+        self._begin()
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it is in memory now."""
+        return self._held is not None
+
+    @contextmanager
+    def use(self) -> Generator[_T]:
+        """Open it if need be and keep it for the block; :class:`ClosedError` after ``close``."""
+        with self._lock:
+            if self._closed:
+                raise ClosedError("this transcriber was closed; load the model again")
+            if self._held is None:
+                self._held = self._open()
+            held = self._held
+            self._stop_timer()
+            self._users += 1
+        try:
+            yield held
+        finally:
+            del held
+            with self._lock:
+                self._users -= 1
+                if self._closed:
+                    self._drop()
+                elif not self._users and self._idle_seconds is not None:
+                    self._timer = threading.Timer(self._idle_seconds, self._let_go)
+                    self._timer.daemon = True
+                    self._timer.start()
+
+    def close(self) -> None:
+        """Let go of it for good: at once, or when its last user is done."""
+        with self._lock:
+            self._closed = True
+            self._stop_timer()
+            self._drop()
+
+    def _let_go(self) -> None:
+        """What the timer does; a timer that was stopped too late finds itself replaced."""
+        with self._lock:
+            if self._timer is threading.current_thread():
+                self._timer = None
+                self._drop()
+
+    def _drop(self) -> None:
+        if not self._users:
+            self._held = None
+
+    def _stop_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None

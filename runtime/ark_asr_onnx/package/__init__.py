@@ -1,0 +1,1 @@
+"""What a package is: its contract, upstream's, where it is found, its tokenizer."""

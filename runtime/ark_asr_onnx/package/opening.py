@@ -1,0 +1,93 @@
+"""Opening a package: what kind of folder is this, is it whole, and where are its files."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..errors import PackageError
+from . import hub, upstream
+from .contract import MANIFEST_FILE, REMEDY, Manifest, file_sha256, manifest_from_json
+
+# Small files (graphs, tokenizer) are hashed at every opening; weights only when asked, because
+# reading 1.7 GB to open a memory-mapped package would cost more than the opening.
+_ALWAYS_HASHED_BYTES = 8 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Package:
+    """A folder whose manifest was read and whose files were checked."""
+
+    directory: Path
+    manifest: Manifest
+    paths: dict[str, Path]  # file name (native) or role (published) -> where it lies
+    prepared: bool = False  # its graphs lie packed in a prepared folder
+
+    def path(self, name: str) -> Path:
+        """Where a file of the package lies; :class:`PackageError` when it is not listed."""
+        if name not in self.paths:
+            raise PackageError(f"{self.directory}: the manifest lists no file {name!r}; {REMEDY}")
+        return self.paths[name]
+
+
+def open_package(
+    model: str | os.PathLike[str], *, verify: bool = False, local_files_only: bool = False
+) -> Package:
+    """Read and check a package: a folder, or a Hugging Face id that is downloaded once.
+
+    Sizes are always compared with the manifest, checksums of files up to 8 MiB too; ``verify``
+    hashes the large ones as well. Raises :class:`PackageError` with the file and the remedy.
+    """
+    root = hub.resolve(model, local_files_only=local_files_only)
+    try:
+        return _open(root, verify=verify)
+    except OSError as error:
+        name = error.filename or root
+        raise PackageError(f"{name}: cannot be read ({error.strerror or error})") from error
+
+
+def _open(root: Path, *, verify: bool) -> Package:
+    if not root.is_dir():
+        found = "is a file, not a folder" if root.exists() else "does not exist"
+        raise PackageError(
+            f"model folder {root} {found}; give the folder of a package, or make one with "
+            "ark-onnx-export --ckpt CHECKPOINT_DIR"
+        )
+    manifest_path = root / MANIFEST_FILE
+    if not manifest_path.exists() and (model_dir := upstream.find(root)):
+        found = upstream.translate(root, model_dir)
+        return Package(root, found.manifest, found.paths)
+    try:
+        text = manifest_path.read_text(encoding="utf-8")
+    except FileNotFoundError as error:
+        raise PackageError(
+            f"{root}: no {MANIFEST_FILE} and no {upstream.RUNTIME_MANIFEST}, so this is not a "
+            "package; make one with ark-onnx-export --ckpt CHECKPOINT_DIR"
+        ) from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise PackageError(f"{manifest_path}: cannot be read ({error}); {REMEDY}") from error
+    manifest = manifest_from_json(text, str(manifest_path))
+    for name, expected in manifest.files.items():
+        _check_file(root, name, expected.bytes, expected.sha256, verify=verify)
+    return Package(root, manifest, {name: root / name for name in manifest.files})
+
+
+def _check_file(root: Path, name: str, n_bytes: int, sha256: str, *, verify: bool) -> None:
+    path = root / name
+    if Path(name).is_absolute() or ".." in Path(name).parts:
+        raise PackageError(f"{root}: the manifest names {name!r}, outside the package; {REMEDY}")
+    if not path.is_file():
+        raise PackageError(f"{path}: missing from the package; copy or export it again")
+    try:
+        size = path.stat().st_size
+        hashed = verify or n_bytes <= _ALWAYS_HASHED_BYTES
+        found = file_sha256(path) if hashed and size == n_bytes else sha256
+    except OSError as error:
+        raise PackageError(f"{path}: cannot be read ({error.strerror}); {REMEDY}") from error
+    if size != n_bytes:
+        raise PackageError(
+            f"{path}: {size} bytes, the manifest says {n_bytes}; incomplete, copy it again"
+        )
+    if found != sha256:
+        raise PackageError(f"{path}: checksum differs from the manifest; copy or export it again")

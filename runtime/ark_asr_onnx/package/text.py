@@ -1,0 +1,143 @@
+"""Text and token ids: the tokenizer of a folder, and the clean-up of what the model wrote."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, cast
+
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
+
+from ..errors import PackageError
+from .contract import REMEDY, TOKENIZER_FILE
+
+# Qwen2's split: contractions, letters with one leading mark, single digits, punctuation, spaces.
+QWEN2_SPLIT = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+
+_TURN_ENDS = ("<|user|>", "<|assistant|>", "<|im_end|>")
+_TEXT_STARTS = "<|text|>"
+_MARKERS = re.compile(
+    r"<\|bicodec_(?:semantic|global)_\d+\|>"
+    r"|<\|(?:start|end)_(?:global_token|glm_token|semantic_token|content)\|>"
+)
+_LEADING = " \t\r\n\f\v,.;:!?-"
+
+
+class Text:
+    """The tokenizer of a folder.
+
+    Reads ``tokenizer.json``, or builds it from ``vocab.json``, ``merges.txt`` and
+    ``added_tokens.json``, which older folders have instead. Raises :class:`PackageError`.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        path = directory / TOKENIZER_FILE
+        if path.is_file():
+            self._tokenizer = _read(path)
+        else:
+            self._tokenizer = _build(directory)
+        self.path = path
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text with special tokens kept; bytes that are no UTF-8 become U+FFFD."""
+        return self._tokenizer.decode(list(ids), skip_special_tokens=False)
+
+    def encode(self, text: str) -> tuple[int, ...]:
+        """Ids of a text, nothing added; special tokens in it are recognised."""
+        return tuple(self._tokenizer.encode(text, add_special_tokens=False).ids)
+
+    def id(self, token: str) -> int:
+        """Id of one token; :class:`PackageError` when there is none."""
+        found = self._tokenizer.token_to_id(token)
+        if found is None:
+            raise PackageError(f"{self.path}: the tokenizer has no token {token}")
+        return found
+
+    @property
+    def size(self) -> int:
+        """Number of tokens, added ones included."""
+        return self._tokenizer.get_vocab_size()
+
+    def has(self, token_id: int) -> bool:
+        """Whether an id stands for a token."""
+        return self._tokenizer.id_to_token(token_id) is not None
+
+    def added(self) -> dict[int, tuple[str, bool]]:
+        """Added tokens: id to content and special flag."""
+        tokens = self._tokenizer.get_added_tokens_decoder()
+        return {i: (token.content, token.special) for i, token in tokens.items()}
+
+    def to_json(self) -> str:
+        """``tokenizer.json`` of this tokenizer."""
+        return self._tokenizer.to_str()
+
+
+def _read(path: Path) -> Any:
+    try:
+        return cast("Any", Tokenizer).from_file(str(path))
+    except Exception as error:  # tokenizers raises nothing narrower than Exception
+        raise PackageError(f"{path}: not a tokenizer file ({error}); {REMEDY}") from error
+
+
+def _build(directory: Path) -> Any:
+    """A Qwen2 tokenizer from its slow files."""
+    for name in ("vocab.json", "merges.txt"):
+        if not (directory / name).is_file():
+            raise PackageError(
+                f"{directory}: no {TOKENIZER_FILE}, and no {name} to build it from; "
+                "copy the tokenizer files of the model into this folder"
+            )
+    try:
+        vocab, merges = str(directory / "vocab.json"), str(directory / "merges.txt")
+        tokenizer = cast("Any", Tokenizer)(cast("Any", models.BPE).from_file(vocab, merges))
+        added = _added_tokens(directory)
+    except Exception as error:  # tokenizers raises nothing narrower than Exception
+        raise PackageError(
+            f"{directory}: vocab.json or merges.txt is damaged ({error}); {REMEDY}"
+        ) from error
+    tokenizer.normalizer = normalizers.NFC()
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(QWEN2_SPLIT), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    for content, token_id in sorted(added.items(), key=lambda item: item[1]):
+        special = content.startswith("<|") and content.endswith("|>")
+        tokenizer.add_tokens([AddedToken(content, special=special, normalized=False)])
+        if tokenizer.token_to_id(content) != token_id:
+            raise PackageError(
+                f"{directory}: added_tokens.json gives {content} the id {token_id}, "
+                f"which does not follow vocab.json (expected {tokenizer.token_to_id(content)})"
+            )
+    return tokenizer
+
+
+def _added_tokens(directory: Path) -> dict[str, int]:
+    path = directory / "added_tokens.json"
+    if not path.is_file():
+        raise PackageError(
+            f"{directory}: no added_tokens.json; without it the control tokens of the model are "
+            "unknown; copy it from the model's folder"
+        )
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def clean(raw: str) -> str:
+    """Transcript as a reader wants it, from the raw decoded text.
+
+    Source: the inference script of ``open-audio-opd``. Keep what stands before the first turn
+    marker and after ``<|text|>``, delete codec and content markers, collapse whitespace, drop
+    leading punctuation.
+    """
+    ends = [at for at in map(raw.find, _TURN_ENDS) if at >= 0]
+    text = raw[: min(ends)] if ends else raw
+    text = text.strip().split(_TEXT_STARTS, 1)[-1]
+    text = " ".join(_MARKERS.sub("", text).split())
+    return text.lstrip(_LEADING).strip()
