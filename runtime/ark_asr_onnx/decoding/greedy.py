@@ -5,17 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 
 from ..arrays import F32
 from ..errors import DecodeError
 from ..package.contract import Tokens
-
-# How a text ended: the model ended its turn; a limit of tokens was reached; it began to repeat
-# itself; or it ended its turn at once, though there is clear speech.
-FinishReason = Literal["stop", "length", "loop", "empty"]
+from ..transcript import FinishReason
 
 _FREE_TOKENS = 10  # allowed beyond those of max_tokens_per_second
 _LOOP_TOKENS = 16  # fewer tokens are never taken for a loop

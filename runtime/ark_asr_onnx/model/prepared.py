@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import PackageError
-from ..model import graph
-from .contract import external_data_file, file_sha256, manifest_to_json
-from .opening import Package
+from ..package.contract import external_data_file, file_sha256, manifest_to_json
+from ..package.opening import Package
+from . import graph
 
 _FORMAT = 1  # raised when what is written, or how, changes
 _INDEX_FILE = "prepared.json"
