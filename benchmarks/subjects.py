@@ -55,7 +55,7 @@ class Native:
 
         self.transcriber = ark_asr_onnx.load(model, threads=threads, prepared_dir=prepared)
         self.sizes = self.transcriber.manifest.sizes
-        self.model = self.transcriber.model
+        self.model: Any = self.transcriber.model  # also what is below the seam
         self.decoding: Any = None
 
     def encode(self, frames: int) -> float:

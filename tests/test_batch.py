@@ -354,7 +354,7 @@ if __name__ != "__main__":
     say("worker")
 
 import ark_asr_onnx
-from ark_asr_onnx.batch import run_batch
+from ark_asr_onnx.corpus.batch import run_batch
 
 class Stuck:
     def __enter__(self):

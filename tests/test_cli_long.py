@@ -8,7 +8,6 @@ import pty
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,9 +18,10 @@ import soundfile
 from conftest import DEMO, Sample
 
 import ark_asr_onnx
-from ark_asr_onnx import Segment, Transcriber
+from ark_asr_onnx import Job, Segment
 from ark_asr_onnx.audio import sources
 from ark_asr_onnx.commands import cli
+from ark_asr_onnx.decoding.line import Line
 from ark_asr_onnx.writers import WRITERS
 
 RATE = 16000
@@ -203,13 +203,12 @@ def test_doubtful_parts_are_named_and_strict_makes_them_a_status(
 def test_every_doubt_has_its_words(
     reason: Any, words: str, meeting: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
 ) -> None:
-    original = Transcriber._segments
+    original = Line.finish
 
-    def doubtful(*arguments: Any) -> Iterator[Segment]:
-        for segment in original(*arguments):
-            yield replace(segment, finish_reason=reason)
+    def doubtful(line: Line, place: Any, result: Any) -> None:
+        original(line, place, replace(result, finish_reason=reason))
 
-    monkeypatch.setattr(Transcriber, "_segments", doubtful)
+    monkeypatch.setattr(Line, "finish", doubtful)
     assert ark("transcribe", "--strict", meeting) == 3
     assert words in capsys.readouterr().err
 
@@ -233,19 +232,21 @@ def test_ctrl_c_keeps_what_is_finished(
     meeting: Path, samples: list[Sample], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     capsys: Capture,
 ) -> None:  # fmt: skip
-    original = Transcriber._segments
+    original = Job.__next__
+    given: list[Segment] = []
 
-    def interrupted(*arguments: Any) -> Iterator[Segment]:
-        segments = original(*arguments)
-        yield next(segments)
-        yield next(segments)
-        raise KeyboardInterrupt
+    def interrupted(job: Job) -> Segment:
+        if len(given) == 2:
+            raise KeyboardInterrupt
+        given.append(original(job))
+        return given[-1]
 
-    monkeypatch.setattr(Transcriber, "_segments", interrupted)
+    monkeypatch.setattr(Job, "__next__", interrupted)
     assert ark("transcribe", "-f", "srt", "-o", tmp_path, meeting, samples[0].path) == 130
     assert capsys.readouterr().err == "interrupted\n"
     (written,) = tmp_path.iterdir()
-    assert [s.text in written.read_text() for s in samples[:3]] == [True, True, False]
+    # What was finished in the background meanwhile is kept as well.
+    assert all(s.text in written.read_text() for s in samples[:2])
 
 
 def test_a_real_ctrl_c_ends_the_command_within_a_step(

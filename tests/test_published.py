@@ -422,8 +422,8 @@ def test_decoding_ends_where_the_cache_ends(tiny_published_package: Path) -> Non
     clip = random_clips(15)[-1]
     transcript = transcriber.transcribe(clip, RATE, options=unguarded(2000))
     assert len(transcript.token_ids) <= 1024
-    decoder = transcriber.model.decoder
+    model = transcriber.model
     with pytest.raises(ark_asr_onnx.DecodeError, match="this model holds 1024"):
-        decoder.start(1, 1025)
+        model.start(1, 1025)
     with pytest.raises(ark_asr_onnx.DecodeError, match="this layout decodes one"):
-        decoder.start(2, 10)
+        model.start(2, 10)
