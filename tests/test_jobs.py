@@ -39,7 +39,7 @@ def long_audio(samples: list[Sample]) -> np.ndarray:
 
 
 def own_threads() -> list[str]:
-    return [t.name for t in threading.enumerate() if t.name.startswith("ark-asr")]
+    return [t.name for t in threading.enumerate() if t.name == "ark-asr-reader"]
 
 
 def wait_until(condition: Any, seconds: float = 5.0) -> None:
@@ -91,7 +91,7 @@ def test_callers_in_many_threads_get_their_own_texts(
     with ThreadPoolExecutor(32) as callers:
         found = list(callers.map(lambda i: demo.transcribe(samples[i].path).text, numbers))
     assert found == [expected[i] for i in numbers]
-    wait_until(lambda: not own_threads())
+    wait_until(lambda: not own_threads() and demo._pool.is_idle)
 
 
 def test_a_job_can_be_cancelled_at_any_time(
@@ -108,7 +108,7 @@ def test_a_job_can_be_cancelled_at_any_time(
         job.cancel()  # again does no harm
         assert job.done
         assert list(job) == []
-        wait_until(lambda: not own_threads())
+        wait_until(lambda: not own_threads() and demo._pool.is_idle)
         opened = {str(p.readlink()) for p in Path("/proc/self/fd").iterdir() if p.is_symlink()}
         assert str(path) not in opened
     assert demo.transcribe(samples[0].path).text  # the slots are free
@@ -133,12 +133,12 @@ def test_closing_the_generators_ends_their_work(demo: Transcriber, long_audio: n
     many: Any = demo.transcribe_many(Clip(long_audio[: 30 * RATE], RATE) for _ in range(100))
     next(many)
     many.close()
-    wait_until(lambda: not own_threads())
+    wait_until(lambda: not own_threads() and demo._pool.is_idle)
     blocks = (long_audio[i : i + 4000] for i in range(0, len(long_audio), 4000))
     listening: Any = demo.listen(blocks, RATE)
     next(listening)
     listening.close()
-    wait_until(lambda: not own_threads())
+    wait_until(lambda: not own_threads() and demo._pool.is_idle)
 
 
 def test_a_job_that_nobody_holds_ends(demo: Transcriber, long_audio: np.ndarray) -> None:
@@ -146,7 +146,7 @@ def test_a_job_that_nobody_holds_ends(demo: Transcriber, long_audio: np.ndarray)
     next(job)
     del job
     gc.collect()
-    wait_until(lambda: not own_threads())
+    wait_until(lambda: not own_threads() and demo._pool.is_idle)
 
 
 def test_closing_the_transcriber_ends_everything(long_audio: np.ndarray) -> None:
@@ -159,7 +159,7 @@ def test_closing_the_transcriber_ends_everything(long_audio: np.ndarray) -> None
     assert job.done
     with pytest.raises(ClosedError, match="load the model again"):
         demo.transcribe(long_audio[: 2 * RATE], RATE)
-    wait_until(lambda: not own_threads())
+    wait_until(lambda: not own_threads() and demo._pool.is_idle)
 
 
 def test_an_error_is_that_of_its_job(

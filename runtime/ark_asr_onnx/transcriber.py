@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import warnings
 from collections import deque
@@ -192,13 +191,9 @@ class Transcriber:
             splitting=splitting,
             slots=slots,
         )
-        with contextlib.closing(stream):
-            for segment in stream:
-                if on_progress is not None:
-                    on_progress(segment.end - (begin_seconds or 0.0))
-        transcript = stream.transcript()
-        if on_progress is not None:
-            on_progress(transcript.duration)
+        show = on_progress or (lambda _: None)
+        transcript = stream.run(lambda segment: show(segment.end - (begin_seconds or 0.0)))
+        show(transcript.duration)
         return transcript
 
     def stream(

@@ -57,6 +57,31 @@ class Job(Iterator[Segment]):
         self._n_given += 1
         return self._segments[self._n_given - 1]
 
+    def run(self, on_segment: Callable[[Segment], None]) -> Transcript:
+        """Do all of it, reading in this thread: one call costs no thread of its own."""
+        line, n_told = self._open_line(), 0
+        with self._lock:
+            self._line = line
+        try:
+            with (
+                contextlib.suppress(CancelledError),
+                contextlib.closing(tasks_of(self._taken_from, line)) as items,
+            ):
+                for item in items:
+                    line.put(item)
+                    line.collect(self._segments)
+                    for segment in self._segments[n_told:]:
+                        on_segment(segment)
+                    n_told = len(self._segments)
+            line.complete()
+            while self._take(line):
+                for segment in self._segments[n_told:]:
+                    on_segment(segment)
+                n_told = len(self._segments)
+        finally:
+            self.cancel()
+        return self.transcript()
+
     def result(self, timeout: float | None = None) -> Transcript:
         """Wait for the end and give the transcript.
 

@@ -116,7 +116,7 @@ class Line:
             while not self.is_cancelled and (
                 (task and len(self.waiting) >= _AHEAD) or len(self.order) >= _UNREAD
             ):
-                self._own.wait()
+                self._own.wait(1.0)  # on Windows Ctrl-C does not interrupt a wait without end
             if self.is_cancelled:
                 raise CancelledError
             self.order.append(place)

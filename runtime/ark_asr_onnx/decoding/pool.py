@@ -3,7 +3,7 @@
 It admits a window of one line after the other while there are slots. An admission, from the
 waveform to the first token, takes as long as many steps, and whoever is in the middle of a text
 should not wait for several of them: after each, all slots go on until one is free or a share of
-its time has gone. The thread lives while there are lines with work.
+its time has gone. Without lines the thread sleeps, and the model may be let go of.
 
 Nothing here knows of files and of how windows are found.
 """
@@ -64,6 +64,10 @@ class Pool:
         self._begin()
         _POOLS.add(self)
 
+    def __del__(self) -> None:
+        with self._changed:
+            self._changed.notify_all()  # its thread sees that it is gone
+
     def _begin(self) -> None:
         """No thread, and a lock that nobody holds."""
         self._changed = threading.Condition(threading.RLock())
@@ -91,8 +95,12 @@ class Pool:
             self._check_queue()
             self._lines.append(line)
             if self._thread is None:
-                self._thread = threading.Thread(target=self._run, name="ark-asr", daemon=True)
+                arguments = weakref.ref(self), self._changed
+                self._thread = threading.Thread(
+                    target=_serve, args=arguments, name="ark-asr", daemon=True
+                )
                 self._thread.start()
+            self._changed.notify_all()
         return line
 
     def n_before(self, line: Line) -> int:
@@ -123,6 +131,7 @@ class Pool:
             self._is_closed, thread = True, self._thread
             for line in self._lines:
                 line.cancel(ClosedError("the transcriber was closed while this was in work"))
+            self._changed.notify_all()
         if thread is not None and thread is not threading.current_thread():
             thread.join()
 
@@ -134,8 +143,18 @@ class Pool:
         for line in lines:
             line.lose(self._changed, DecodeError("this was begun before the process was forked"))
 
-    def _run(self) -> None:
-        """The thread."""
+    @property
+    def is_idle(self) -> bool:
+        """Whether nothing is in work."""
+        return not self._lines
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether :meth:`close` was called."""
+        return self._is_closed
+
+    def serve(self) -> None:
+        """Work until there is no line."""
         try:
             with self._resident.use() as model:
                 decoder = _Decoder(model, self._manifest, self._text)
@@ -147,7 +166,6 @@ class Pool:
                     line.n_active = 0
                     line.cancel(error)
                 self._lines.clear()
-                self._thread = None
 
     def _turn(self, decoder: _Decoder) -> bool:
         """An admission or a step; False when there is no line left."""
@@ -159,7 +177,6 @@ class Pool:
                 if place or decoder.n_active:
                     break
                 if not self._lines:
-                    self._thread = None
                     return False
                 self._changed.wait()
         begin = time.perf_counter()
@@ -340,6 +357,18 @@ class _Decoder:
                 tokens, sizes.n_logits, options.block_from_id
             )
         return self._masks[options.block_from_id]
+
+
+def _serve(of: weakref.ref[Pool], changed: threading.Condition) -> None:
+    """The thread of a pool, which it does not keep alive while it sleeps."""
+    while (pool := of()) is not None and not pool.is_closed:
+        if not pool.is_idle:
+            pool.serve()
+        del pool
+        with changed:
+            while (pool := of()) is not None and pool.is_idle and not pool.is_closed:
+                del pool
+                changed.wait()
 
 
 def check_slots(slots: int) -> None:
