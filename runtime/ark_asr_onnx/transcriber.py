@@ -191,7 +191,11 @@ class Transcriber:
             splitting=splitting,
             slots=slots,
         )
-        show = on_progress or (lambda _: None)
+
+        def show(seconds: float) -> None:
+            if on_progress is not None:
+                on_progress(seconds)
+
         transcript = stream.run(lambda segment: show(segment.end - (begin_seconds or 0.0)))
         show(transcript.duration)
         return transcript
