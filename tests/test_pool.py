@@ -354,6 +354,9 @@ def test_lines_take_turns() -> None:
         first.put(window(n))
     second.put(window(200))
     third = caller.pool.open(caller.options, caller.splitting, 4)
+    until = time.monotonic() + 5
+    while not first.was_admitted and time.monotonic() < until:
+        time.sleep(0.001)
     assert [caller.pool.n_before(one) for one in (second, third)] == [0, 1]
     double.may_start.set()
     assert isinstance(second.take(5), Segment)
