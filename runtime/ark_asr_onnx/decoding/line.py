@@ -87,6 +87,11 @@ class Line:
         self._own = threading.Condition(changed._lock)  # pyright: ignore
 
     @property
+    def is_queued(self) -> bool:
+        """Whether it still waits for its first slot."""
+        return not self.was_admitted and not self.is_cancelled
+
+    @property
     def is_finished(self) -> bool:
         """Whether all results are there that will be."""
         with self._changed:

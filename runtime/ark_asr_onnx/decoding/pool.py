@@ -106,12 +106,12 @@ class Pool:
     def n_before(self, line: Line) -> int:
         """How many lines that had no slot yet came before one that had none either."""
         with self._changed:
-            others = (x for x in self._lines if not x.was_admitted and x.number < line.number)
-            return 0 if line.was_admitted else sum(1 for _ in others)
+            n_before = sum(other.number < line.number for other in self._lines if other.is_queued)
+            return n_before if line.is_queued else 0
 
     def _check_queue(self) -> None:
         """Refuse more work than may wait."""
-        waiting = [line for line in self._lines if not line.was_admitted]
+        waiting = [line for line in self._lines if line.is_queued]
         seconds = sum(line.audio_seconds for line in waiting)
         is_full = self._max_waiting is not None and len(waiting) >= self._max_waiting
         if self._max_waiting_seconds is not None:
