@@ -201,6 +201,7 @@ def test_timings_stand_still_when_the_work_is_done(
     list(stream)
     first = stream.transcript().timings
     time.sleep(0.2)
+    stream.close()
     assert stream.transcript().timings == first
     assert (
         0

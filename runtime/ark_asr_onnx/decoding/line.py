@@ -171,7 +171,8 @@ class Line:
     def cancel(self, error: BaseException | None = None) -> None:
         """End the line: its windows leave their slots at the next step; finished results stay."""
         with self._changed:
-            if self.is_cancelled:
+            if self.is_finished:  # what is there may be taken still, and its time stands
+                self.is_cancelled = True
                 return
             self.is_cancelled, self.error = True, self.error or error
             self.waiting.clear()
