@@ -106,8 +106,7 @@ def _prepared(
 class Transcriber:
     """A loaded model. Safe to use from several threads at once; a context manager that closes it.
 
-    ``manifest`` and ``model``, its three callables, are for tools that look at one stage;
-    transcribing needs neither.
+    ``manifest`` and ``model`` are for tools that look at one stage; transcribing needs neither.
     """
 
     def __init__(
@@ -181,22 +180,16 @@ class Transcriber:
         Raises :class:`AudioError` for audio that cannot be read or is longer than ``max_seconds``
         (default: no limit), and :class:`DecodeError` when the model fails.
         """
-        stream = self.stream(
-            source,
-            sample_rate,
-            begin_seconds=begin_seconds,
-            end_seconds=end_seconds,
-            max_seconds=max_seconds,
-            options=options,
-            splitting=splitting,
-            slots=slots,
-        )
+        job = self._job(
+            Clip(source, sample_rate, begin_seconds, end_seconds),
+            max_seconds, options, splitting, slots,
+        )  # fmt: skip
 
         def show(seconds: float) -> None:
             if on_progress is not None:
                 on_progress(seconds)
 
-        transcript = stream.run(lambda segment: show(segment.end - (begin_seconds or 0.0)))
+        transcript = job.run(lambda segment: show(segment.end - (begin_seconds or 0.0)))
         show(transcript.duration)
         return transcript
 
@@ -218,13 +211,10 @@ class Transcriber:
         after the step in progress. Errors are raised where they occur: the segments before them
         stand.
         """
-        clip = Clip(source, sample_rate, begin_seconds, end_seconds)
-        how, cut = options or Options(), splitting or Splitting()
-        check_slots(slots)
-        take = self._take(clip, cut, max_seconds)
-        return Job(
-            self._pool, take, lambda: self._pool.open(how, cut, slots, take.expected_seconds)
-        )
+        return self._job(
+            Clip(source, sample_rate, begin_seconds, end_seconds),
+            max_seconds, options, splitting, slots,
+        )  # fmt: skip
 
     def submit(
         self,
@@ -242,16 +232,10 @@ class Transcriber:
 
         Raises :class:`QueueFullError` when as much waits as :func:`load` was told to allow.
         """
-        job = self.stream(
-            source,
-            sample_rate,
-            begin_seconds=begin_seconds,
-            end_seconds=end_seconds,
-            max_seconds=max_seconds,
-            options=options,
-            splitting=splitting,
-            slots=slots,
-        )
+        job = self._job(
+            Clip(source, sample_rate, begin_seconds, end_seconds),
+            max_seconds, options, splitting, slots,
+        )  # fmt: skip
         job.start()
         return job
 
@@ -293,6 +277,21 @@ class Transcriber:
         """
         check_slots(slots)
         return self._many(iter(clips), options or Options(), splitting or Splitting(), slots)
+
+    def _job(
+        self,
+        clip: Clip,
+        max_seconds: float | None,
+        options: Options | None,
+        splitting: Splitting | None,
+        slots: int,
+    ) -> Job:
+        how, cut = options or Options(), splitting or Splitting()
+        check_slots(slots)
+        take = self._take(clip, cut, max_seconds)
+        return Job(
+            self._pool, take, lambda: self._pool.open(how, cut, slots, take.expected_seconds)
+        )
 
     def _many(
         self, clips: Iterable[Clip], options: Options, splitting: Splitting, slots: int

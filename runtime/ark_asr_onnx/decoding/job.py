@@ -59,7 +59,7 @@ class Job(Iterator[Segment]):
 
     def run(self, on_segment: Callable[[Segment], None]) -> Transcript:
         """Do all of it, reading in this thread: one call costs no thread of its own."""
-        line, n_told = self._open_line(), 0
+        line = self._open_line()
         with self._lock:
             self._line = line
         try:
@@ -70,14 +70,10 @@ class Job(Iterator[Segment]):
                 for item in items:
                     line.put(item)
                     line.collect(self._segments)
-                    for segment in self._segments[n_told:]:
-                        on_segment(segment)
-                    n_told = len(self._segments)
+                    self._give(on_segment)
             line.complete()
             while self._take(line):
-                for segment in self._segments[n_told:]:
-                    on_segment(segment)
-                n_told = len(self._segments)
+                self._give(on_segment)
         finally:
             self.cancel()
         return self.transcript()
@@ -116,6 +112,12 @@ class Job(Iterator[Segment]):
     def __del__(self) -> None:
         if getattr(self, "_line", None) is not None:
             self.cancel()
+
+    def _give(self, on_segment: Callable[[Segment], None]) -> None:
+        """Tell of the segments that nobody was told of."""
+        while self._n_given < len(self._segments):
+            self._n_given += 1
+            on_segment(self._segments[self._n_given - 1])
 
     def _take(self, line: Line, timeout: float | None = None) -> bool:
         """Wait for a result; False at the end."""

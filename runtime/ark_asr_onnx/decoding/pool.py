@@ -59,7 +59,7 @@ class Pool:
         self._resident, self._manifest, self._text = resident, manifest, text
         self._max_waiting, self._max_waiting_seconds = max_waiting, max_waiting_seconds
         self._audio_seconds = self._busy_seconds = 0.0  # admitted so far, and what all took
-        self._is_closed = False
+        self.is_closed = False
         self._lines: deque[Line] = deque()
         self._begin()
         _POOLS.add(self)
@@ -90,7 +90,7 @@ class Pool:
         seconds = seconds_of() if has_bounds else 0.0
         line = Line(self._changed, options, splitting, limit, longest, seconds)
         with self._changed:
-            if self._is_closed:
+            if self.is_closed:
                 raise ClosedError("this transcriber was closed; load the model again")
             self._check_queue()
             self._lines.append(line)
@@ -128,7 +128,7 @@ class Pool:
     def close(self) -> None:
         """Cancel all lines and wait for the step in progress."""
         with self._changed:
-            self._is_closed, thread = True, self._thread
+            self.is_closed, thread = True, self._thread
             for line in self._lines:
                 line.cancel(ClosedError("the transcriber was closed while this was in work"))
             self._changed.notify_all()
@@ -147,11 +147,6 @@ class Pool:
     def is_idle(self) -> bool:
         """Whether nothing is in work."""
         return not self._lines
-
-    @property
-    def is_closed(self) -> bool:
-        """Whether :meth:`close` was called."""
-        return self._is_closed
 
     def serve(self) -> None:
         """Work until there is no line."""
