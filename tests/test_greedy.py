@@ -12,7 +12,6 @@ import pytest
 from ark_asr_onnx import DecodeError, Options
 from ark_asr_onnx.decoding import greedy
 from ark_asr_onnx.decoding.greedy import Utterance, choose, token_mask
-from ark_asr_onnx.decoding.slots import Slots
 from ark_asr_onnx.package.contract import Tokens
 
 F32 = npt.NDArray[np.float32]
@@ -72,11 +71,10 @@ class Script:
 def run(
     script: Script, max_new_tokens: int = 99, tokens: Tokens = TOKENS, **guards: Any
 ) -> Utterance:
-    slots = Slots(script)
     utterance = Utterance(tokens, token_mask(tokens, N), max_new_tokens, **guards)
-    slots.add(utterance, PROMPT)
-    while slots.n_active:
-        slots.step()
+    utterance.choose(script.prefill(0, PROMPT))
+    while utterance.finish_reason is None:
+        utterance.choose(script.step(np.array(utterance.ids[-1:]))[0])
     return utterance
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 import threading
 import time
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -17,7 +17,7 @@ import pytest
 
 from ark_asr_onnx import ArkError, DecodeError, Options, PackageError, Segment, Splitting
 from ark_asr_onnx.audio.split import Window
-from ark_asr_onnx.decoding import line, pool
+from ark_asr_onnx.decoding import line, slots
 from ark_asr_onnx.decoding.clock import Clock, timings
 from ark_asr_onnx.decoding.job import feed
 from ark_asr_onnx.decoding.line import CancelledError, End, Result, Task
@@ -88,7 +88,7 @@ class Double:
 def is_filled(monkeypatch: pytest.MonkeyPatch) -> None:
     """All windows wait before the first is admitted, and are admitted before the first step."""
     monkeypatch.setattr(line, "_AHEAD", 100)
-    monkeypatch.setattr(pool, "_SHARE", 0.0)
+    monkeypatch.setattr(slots, "_SHARE", 0.0)
 
 
 class Caller:
@@ -131,6 +131,13 @@ def window(n_frames: int, start: float = 0.0, *, speech: float | None = None) ->
     return Task(Window(waveform, start, start, end, spans), Clock())
 
 
+def wait_for(condition: Callable[[], bool], seconds: float = 5.0) -> None:
+    until = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < until
+        time.sleep(0.001)
+
+
 def texts(results: Iterable[object]) -> list[str]:
     return [result.text for result in results if isinstance(result, Segment)]
 
@@ -139,13 +146,13 @@ def texts(results: Iterable[object]) -> list[str]:
 def test_results_come_in_the_order_of_the_windows() -> None:
     scripts = {100 + i: [i] * (20 - 2 * i) + [EOS] for i in range(8)}
     expected = [" ".join([chr(97 + i)] * (20 - 2 * i)) for i in range(8)]
-    for slots in (1, 2, 3, 8, 20):
+    for n_slots in (1, 2, 3, 8, 20):
         double = Double(scripts)
-        found = engine(double, slots, max_repeats=None).run(
+        found = engine(double, n_slots, max_repeats=None).run(
             window(100 + i, float(i)) for i in range(8)
         )
         assert texts(found) == expected
-        assert max(double.batches) == min(slots, 8)
+        assert max(double.batches) == min(n_slots, 8)
 
 
 @pytest.mark.usefixtures("is_filled")
@@ -410,6 +417,89 @@ def test_a_line_that_is_cancelled_leaves_its_slots_at_the_next_step() -> None:
     second.complete()
     assert isinstance(second.take(20), Segment)
     assert double.batches[-1] == 1
+
+
+def test_a_caller_that_is_alone_decodes_in_its_own_thread() -> None:
+    threads: set[threading.Thread] = set()
+
+    class Watching(Double):
+        def step(self, ids: np.ndarray) -> F32:
+            threads.add(threading.current_thread())
+            return super().step(ids)
+
+    double = Watching({100: [1, 2], 101: [3, 4]})
+    double.may_start.set()
+    caller = engine(double)
+    own = caller.pool.open(caller.options, caller.splitting, 4, is_own=True)
+    for n_frames in (100, 101):
+        own.put(window(n_frames))
+    own.complete()
+    found: list[Result | None] = []
+    while not found or found[-1] is not None:
+        caller.pool.drive_for(own)
+        found.append(own.take(5))
+    assert texts(found) == ["b c", "d e"]
+    assert threads == {threading.current_thread()}
+    assert caller.pool.is_idle
+
+
+def test_a_caller_whose_windows_wait_has_the_pools_thread_decode() -> None:
+    double = Double({100 + i: [i] for i in range(6)})
+    double.may_start.set()
+    caller = engine(double, 1)
+    own = caller.pool.open(caller.options, caller.splitting, 1, is_own=True)
+    for i in range(6):  # more than may wait: nobody takes any yet
+        own.put(window(100 + i))
+    own.complete()
+    assert texts(own.take(5) for _ in range(6)) == list("abcdef")
+
+
+def test_who_drives_for_itself_leaves_the_others_to_the_pools_thread() -> None:
+    double = Double({100: [1], 101: [3, 4] * 8})
+    caller = engine(double, max_repeats=None)
+    own = caller.pool.open(caller.options, caller.splitting, 4, is_own=True)
+    own.put(window(100))
+    own.complete()
+    driver = threading.Thread(target=caller.pool.drive_for, args=(own,))
+    driver.start()  # and waits, within its turn, until the double may start
+    wait_for(lambda: caller.pool._driver is driver)
+    other = caller.pool.open(caller.options, caller.splitting, 4)
+    other.put(window(101))
+    other.complete()
+    double.may_start.set()
+    assert texts([own.take(5), other.take(5)]) == ["b", " ".join("de" * 8)]
+    driver.join(5)
+    assert not driver.is_alive()
+    wait_for(lambda: caller.pool.is_idle)
+
+
+@pytest.mark.parametrize("where", ["encode", "prefill", "step"])
+def test_ctrl_c_in_the_caller_that_drives_loses_nothing_of_the_others(where: str) -> None:
+    """What the others had in slots is decoded anew: their texts are whole."""
+    calls = itertools.count()
+
+    class Interrupted(Double):
+        def __getattribute__(self, name: str) -> Any:
+            found = super().__getattribute__(name)
+            if name == where and not next(calls):
+                raise KeyboardInterrupt
+            return found
+
+    double = Interrupted({100: [1, 2], 101: [3, 4]})
+    double.may_start.set()
+    caller = engine(double)
+    own = caller.pool.open(caller.options, caller.splitting, 4, is_own=True)
+    other = caller.pool.open(caller.options, caller.splitting, 4, is_own=True)
+    for n_frames, one in ((100, own), (101, other)):
+        one.put(window(n_frames))
+        one.complete()
+    with pytest.raises(KeyboardInterrupt):
+        caller.pool.drive_for(own)
+    own.cancel()
+    assert own.take(5) is None
+    caller.pool.drive_for(other)
+    assert texts([other.take(5)]) == ["d e"]
+    assert caller.pool.is_idle
 
 
 def test_options_belong_to_the_line() -> None:

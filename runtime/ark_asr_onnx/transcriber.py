@@ -21,8 +21,9 @@ from .decoding.clips import Clip, Take, tasks_of
 from .decoding.clock import Clock, timings
 from .decoding.greedy import Options
 from .decoding.job import Job, feed
-from .decoding.line import End, Task
-from .decoding.pool import DEFAULT_SLOTS, Pool, check_slots
+from .decoding.line import End, Line, Task
+from .decoding.pool import Pool, check_slots
+from .decoding.slots import DEFAULT_SLOTS
 from .errors import ArkError, ClosedError, PackageError
 from .model import prepared
 from .model.graph import require_onnxruntime
@@ -289,9 +290,11 @@ class Transcriber:
         how, cut = options or Options(), splitting or Splitting()
         check_slots(slots)
         take = self._take(clip, cut, max_seconds)
-        return Job(
-            self._pool, take, lambda: self._pool.open(how, cut, slots, take.expected_seconds)
-        )
+
+        def open_line(is_own: bool) -> Line:
+            return self._pool.open(how, cut, slots, take.expected_seconds, is_own=is_own)
+
+        return Job(self._pool, take, open_line)
 
     def _many(
         self, clips: Iterable[Clip], options: Options, splitting: Splitting, slots: int
@@ -329,13 +332,16 @@ class Transcriber:
         partial_seconds: float | None,
     ) -> Generator[Segment]:
         splitter = Splitter(splitting, self.manifest.sizes.max_seconds)
-        line = self._pool.open(options, splitting, 1)
+        line = self._pool.open(options, splitting, 1, is_own=True)
 
         def texts(windows: Iterable[Window]) -> Iterator[Segment]:
             for window in windows:
                 line.put(Task(window, Clock()))
                 line.put(End())
-                while not isinstance(result := line.take(), End):
+                while True:
+                    self._pool.drive_for(line)
+                    if isinstance(result := line.take(), End):
+                        break
                     if not isinstance(result, Segment):
                         raise result or ClosedError("the transcriber was closed")
                     yield result

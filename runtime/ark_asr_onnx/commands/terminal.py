@@ -14,7 +14,7 @@ from pathlib import Path
 import ark_asr_onnx
 
 from .. import ArkError, Options, PackageError, Splitting, Transcriber
-from ..decoding.pool import DEFAULT_SLOTS
+from ..decoding.slots import DEFAULT_SLOTS
 from ..package.contract import Manifest
 
 MODEL_VARIABLE = "ARK_ASR_MODEL"

@@ -22,7 +22,7 @@ class Job(Iterator[Segment]):
     it occurs: the segments before it stand.
     """
 
-    def __init__(self, pool: Pool, take: Take, open_line: Callable[[], Line]) -> None:
+    def __init__(self, pool: Pool, take: Take, open_line: Callable[[bool], Line]) -> None:
         self._pool, self._taken_from, self._open_line = pool, take, open_line
         self._line: Line | None = None
         self._lock = threading.Lock()
@@ -34,7 +34,7 @@ class Job(Iterator[Segment]):
         """Begin, if that has not happened yet."""
         with self._lock:
             if self._line is None:
-                self._line = self._open_line()
+                self._line = self._open_line(False)
                 feed(self._line, tasks_of(self._taken_from, self._line))
             return self._line
 
@@ -58,8 +58,8 @@ class Job(Iterator[Segment]):
         return self._segments[self._n_given - 1]
 
     def run(self, on_segment: Callable[[Segment], None]) -> Transcript:
-        """Do all of it, reading in this thread: one call costs no thread of its own."""
-        line = self._open_line()
+        """Do all of it, reading in this thread, and decoding too when nobody else does."""
+        line = self._open_line(True)
         with self._lock:
             self._line = line
         try:
@@ -121,6 +121,8 @@ class Job(Iterator[Segment]):
 
     def _take(self, line: Line, timeout: float | None = None) -> bool:
         """Wait for a result; False at the end."""
+        if line.is_own:
+            self._pool.drive_for(line)
         result = line.take(timeout, self._segments)
         error = result.error if isinstance(result, End) else result
         if isinstance(error, ArkError):

@@ -6,7 +6,7 @@ import itertools
 import threading
 import time
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypeAlias
 
 from ..audio.split import Splitting, Window
@@ -44,20 +44,21 @@ class CancelledError(Exception):
 
 @dataclass(eq=False, slots=True)
 class Place:
-    """What a line holds for a task or an end, and its result once there is one."""
+    """What a line holds for a task: its utterance once it is admitted, then its result."""
 
     line: Line
-    task: Task | None
-    result: Result | None = None
-    utterance: Utterance | None = None
+    task: Task
     may_split: bool = True
     forbid_empty: bool = False
+    utterance: Utterance = field(init=False)
+    result: Segment | ArkError | None = None
 
 
 class Line:
     """Windows of at most ``longest`` seconds, of which at most ``limit`` are decoded together.
 
     One thread puts, one takes, any may cancel. ``changed`` tells the pool; its lock guards all.
+    ``is_own``: whoever puts will decode them too, and the pool's thread need not wake up.
     """
 
     def __init__(
@@ -68,11 +69,13 @@ class Line:
         limit: int,
         longest: float,
         audio_seconds: float,
+        is_own: bool = False,
     ) -> None:
         self.options, self.splitting, self.limit, self.longest = options, splitting, limit, longest
         self.audio_seconds = audio_seconds  # as far as they are known before reading
+        self.is_own = is_own
         self.waiting: deque[Place] = deque()  # for a slot
-        self.order: deque[Place] = deque()  # as the audio goes, until the results are taken
+        self.order: deque[Place | End] = deque()  # as the audio goes, until results are taken
         self.number = next(_NUMBERS)
         self._begin = self._last = time.perf_counter()
         self.n_active = 0  # windows in slots
@@ -95,7 +98,7 @@ class Line:
     def is_finished(self) -> bool:
         """Whether all results are there that will be."""
         with self._changed:
-            is_whole = self.is_complete and all(p.result is not None for p in self.order)
+            is_whole = self.is_complete and all(_result(item) is not None for item in self.order)
             return self.is_cancelled or is_whole
 
     @property
@@ -115,19 +118,34 @@ class Line:
 
         Raises :class:`CancelledError` once the line was cancelled.
         """
-        task = item if isinstance(item, Task) else None
-        place = Place(self, task, None if isinstance(item, Task) else item)
         with self._changed:
             while not self.is_cancelled and (
-                (task and len(self.waiting) >= _AHEAD) or len(self.order) >= _UNREAD
+                (isinstance(item, Task) and len(self.waiting) >= _AHEAD)
+                or len(self.order) >= _UNREAD
             ):
+                self.call()
                 self._own.wait(1.0)  # on Windows Ctrl-C does not interrupt a wait without end
             if self.is_cancelled:
                 raise CancelledError
-            self.order.append(place)
-            if task:
-                self.waiting.append(place)
+            if isinstance(item, Task):
+                self.waiting.append(Place(self, item))
+                self.order.append(self.waiting[-1])
+            else:
+                self.order.append(item)
             self.notify()
+
+    def call(self) -> None:
+        """Let the pool's thread decode what its caller would have decoded."""
+        with self._changed:
+            if self.is_own:
+                self.is_own = False
+                self.notify()
+
+    @property
+    def has_result(self) -> bool:
+        """Whether there is something to take, or will never be."""
+        has_ended = self.is_cancelled or (self.is_complete and not self.order)
+        return has_ended or (bool(self.order) and _result(self.order[0]) is not None)
 
     def complete(self, error: BaseException | None = None) -> None:
         """Say that nothing more comes, and why if it should have."""
@@ -144,18 +162,18 @@ class Line:
         """
         until = None if timeout is None else time.monotonic() + timeout
         with self._changed:
-            while not (self.order and self.order[0].result is not None):
-                if self.is_cancelled or (self.is_complete and not self.order):
-                    if self.error is not None:
-                        raise self.error
-                    return None
+            while not self.has_result:
                 # Not without end: on Windows Ctrl-C would not interrupt that.
                 left = 1.0 if until is None else min(1.0, until - time.monotonic())
                 if left <= 0:
                     raise TimeoutError
                 self._own.wait(left)
+            if not self.order:
+                if self.error is not None:
+                    raise self.error
+                return None
             self._own.notify_all()
-            result = self.order.popleft().result
+            result = _result(self.order.popleft())
             if kept is not None and isinstance(result, Segment):
                 kept.append(result)
             return result
@@ -163,7 +181,7 @@ class Line:
     def collect(self, kept: list[Segment]) -> None:
         """Append the segments that are there, without waiting."""
         with self._changed:
-            while self.order and isinstance(result := self.order[0].result, Segment):
+            while self.order and isinstance(result := _result(self.order[0]), Segment):
                 self.order.popleft()
                 kept.append(result)
             self._own.notify_all()
@@ -176,12 +194,11 @@ class Line:
                 return
             self.is_cancelled, self.error = True, self.error or error
             self.waiting.clear()
-            n_finished = next((i for i, p in enumerate(self.order) if p.result is None), None)
-            while n_finished is not None and len(self.order) > n_finished:
-                self.order.pop()
+            finished = itertools.takewhile(lambda item: _result(item) is not None, self.order)
+            self.order = deque(finished)
             self.notify()
 
-    def finish(self, place: Place, result: Result) -> None:
+    def finish(self, place: Place, result: Segment | ArkError) -> None:
         """A window has left its slot."""
         with self._changed:
             place.result = result
@@ -193,12 +210,15 @@ class Line:
         with self._changed:
             self.n_active -= 1
             if not self.is_cancelled:
-                at = self.order.index(place)
-                self.order.remove(place)
-                for other in reversed(others):
-                    self.order.insert(at, other)
-                    self.waiting.appendleft(other)
+                each = ([item] if item is not place else others for item in self.order)
+                self.order = deque(itertools.chain.from_iterable(each))
+                self.waiting.extendleft(reversed(others))
             self.notify()
+
+    def restart(self) -> None:
+        """The slots are lost: what was in them waits again."""
+        places = (item for item in self.order if isinstance(item, Place) and item.result is None)
+        self.waiting, self.n_active = deque(places), 0
 
     def lose(self, changed: threading.Condition, error: BaseException) -> None:
         """In a forked child, where the pool is another and the old lock may be held."""
@@ -210,4 +230,9 @@ class Line:
         """Wake whoever puts or takes, and the pool; under the lock."""
         self._last = time.perf_counter()
         self._own.notify_all()
-        self._changed.notify_all()
+        if not self.is_own:
+            self._changed.notify_all()
+
+
+def _result(item: Place | End) -> Result | None:
+    return item.result if isinstance(item, Place) else item

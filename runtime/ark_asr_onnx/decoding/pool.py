@@ -1,9 +1,8 @@
-"""One thread that decodes for everybody.
+"""One thread at a time that decodes for everybody: the driver.
 
-It admits a window of one line after the other while there are slots. An admission, from the
-waveform to the first token, takes as long as many steps, and whoever is in the middle of a text
-should not wait for several of them: after each, all slots go on until one is free or a share of
-its time has gone. Without lines the thread sleeps, and the model may be let go of.
+It admits a window of one line after the other while there are slots. The pool's thread drives, or
+a caller that is alone and would wait for it: to hand a short clip to another thread and back costs
+as much as a part of its text. Without lines the thread sleeps, and the model may be let go of.
 
 Nothing here knows of files and of how windows are found.
 """
@@ -16,29 +15,19 @@ import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
+from collections.abc import Callable
 
-from ..arrays import F32
-from ..audio import mel, vad
-from ..audio.split import Splitting, Window
-from ..errors import ArkError, ClosedError, DecodeError, QueueFullError
-from ..model.resident import Resident
+from ..audio.split import Splitting
+from ..errors import ClosedError, DecodeError, QueueFullError
+from ..model.resident import Resident, keep
 from ..model.seam import Model
 from ..package.contract import Manifest
-from ..package.text import Text, clean
-from ..transcript import Segment
-from . import greedy
-from .clock import Clock
-from .greedy import Options, Utterance
-from .line import Line, Place, Task
+from ..package.text import Text
+from .greedy import Options
+from .line import Line, Place
 from .slots import Slots
 
-DEFAULT_SLOTS = 8
-_SHARE = 0.1  # of the time of an admission, for which the slots go on before the next
-_CLEAR_SPEECH_SECONDS = 0.5  # so much speech cannot be empty
 _LAST_SECONDS = 2.0  # that a reader may take to notice the end of the interpreter
-_SHORTEST_CUT_SECONDS = 2.0  # shorter windows are not cut in two
 
 
 class Pool:
@@ -69,10 +58,12 @@ class Pool:
             self._changed.notify_all()  # its thread sees that it is gone
 
     def _begin(self) -> None:
-        """No thread, and a lock that nobody holds."""
+        """No thread, and locks that nobody holds."""
         self._changed = threading.Condition(threading.RLock())
-        self.computing = threading.Lock()  # held during an admission or a step
+        self.computing = threading.RLock()  # held during an admission or a step
         self._thread: threading.Thread | None = None
+        self._driver: threading.Thread | None = None
+        self._slots: Slots | None = None  # while they hold windows, or somebody drives
 
     def open(
         self,
@@ -80,15 +71,18 @@ class Pool:
         splitting: Splitting,
         limit: int,
         seconds_of: Callable[[], float] = float,
+        *,
+        is_own: bool = False,
     ) -> Line:
         """A line for some seconds of audio, which are asked for where the queue has bounds.
 
+        ``is_own``: its caller calls :meth:`drive_for` before it waits for a result.
         Raises :class:`ClosedError` after :meth:`close`, and :class:`QueueFullError`.
         """
         longest = splitting.longest(self._manifest.sizes.max_seconds)
         has_bounds = self._max_waiting is not None or self._max_waiting_seconds is not None
         seconds = seconds_of() if has_bounds else 0.0
-        line = Line(self._changed, options, splitting, limit, longest, seconds)
+        line = Line(self._changed, options, splitting, limit, longest, seconds, is_own)
         with self._changed:
             if self.is_closed:
                 raise ClosedError("this transcriber was closed; load the model again")
@@ -100,7 +94,7 @@ class Pool:
                     target=_serve, args=arguments, name="ark-asr", daemon=True
                 )
                 self._thread.start()
-            self._changed.notify_all()
+            line.notify()
         return line
 
     def n_before(self, line: Line) -> int:
@@ -127,17 +121,21 @@ class Pool:
 
     def close(self) -> None:
         """Cancel all lines and wait for the step in progress."""
+        here = threading.current_thread()
         with self._changed:
-            self.is_closed, thread = True, self._thread
+            self.is_closed = True
             for line in self._lines:
                 line.cancel(ClosedError("the transcriber was closed while this was in work"))
             self._changed.notify_all()
-        if thread is not None and thread is not threading.current_thread():
-            thread.join()
+            while self._driver not in (None, here):
+                self._changed.wait(1.0)
+        if self._thread not in (None, here):
+            self._thread.join()
 
     def after_fork(self) -> None:
-        """In a child, where the thread does not run and the lock may be held for ever."""
+        """In a child, where the other threads do not run and the lock may be held for ever."""
         lines, self._lines = self._lines, deque()
+        keep(self._slots)
         self._resident.after_fork()
         self._begin()
         for line in lines:
@@ -146,53 +144,102 @@ class Pool:
     @property
     def is_idle(self) -> bool:
         """Whether nothing is in work."""
-        return not self._lines
+        with self._changed:
+            return self._driver is None and all(line.is_over for line in self._lines)
 
-    def serve(self) -> None:
-        """Work until there is no line."""
+    @property
+    def needs_thread(self) -> bool:
+        """Whether there are lines whose caller does not drive."""
+        return any(not line.is_own and not line.is_over for line in self._lines)
+
+    def drive(self) -> None:
+        """Work for all lines, in the pool's thread, until it is not needed."""
+        with self._changed:
+            while self._driver is not None:
+                self._changed.wait()
+            self._driver = threading.current_thread()
+        self._drive(lambda: True)
+
+    def drive_for(self, line: Line) -> None:
+        """Work for all lines, in the thread of a caller that would wait, until it has a result.
+
+        Does nothing where another thread drives already.
+        """
+        with self._changed:
+            if line.has_result:
+                return
+            if self._driver is not None:
+                line.call()
+                return
+            self._driver = threading.current_thread()
+        self._drive(lambda: not line.has_result)
+
+    def _drive(self, goes_on: Callable[[], bool]) -> None:
         try:
-            with self._resident.use() as model:
-                decoder = _Decoder(model, self._manifest, self._text)
-                while self._turn(decoder):
-                    pass
-        except Exception as error:
+            if self._slots is None:
+                self._slots = Slots(self._resident.take(), self._manifest, self._text)
+            while goes_on() and self._turn(self._slots):
+                pass
+        except BaseException as error:  # of the model, or Ctrl-C in the middle of a turn
             with self._changed:
                 for line in self._lines:
-                    line.n_active = 0
-                    line.cancel(error)
-                self._lines.clear()
+                    line.restart()
+                    if isinstance(error, Exception):
+                        line.cancel(error)
+                self._rest()
+            if not isinstance(error, Exception):
+                raise
+        finally:
+            with self._changed:
+                self._sweep()
+                if self._slots is not None and not self._slots.n_active:
+                    self._rest()
+                for line in self._lines:
+                    line.is_own &= not line.n_active  # its caller may not come back
+                self._driver = None
+                self._changed.notify_all()
 
-    def _turn(self, decoder: _Decoder) -> bool:
-        """An admission or a step; False when there is no line left."""
+    def _rest(self) -> None:
+        """Let go of the slots, and of the model."""
+        if self._slots is not None:
+            self._slots = None
+            self._resident.give_back()
+
+    def _sweep(self) -> None:
+        """Let cancelled lines leave their slots, and forget those that are over."""
+        if self._slots is not None:
+            self._slots.leave(line for line in self._lines if line.is_cancelled)
+        self._lines = deque(line for line in self._lines if not line.is_over)
+
+    def _turn(self, slots: Slots) -> bool:
+        """An admission or a step; False when there is nothing to do for whoever asks."""
         with self._changed:
             while True:
-                decoder.leave(line for line in self._lines if line.is_cancelled)
-                self._lines = deque(line for line in self._lines if not line.is_over)
-                place = self._next(decoder)
-                if place or decoder.n_active:
+                self._sweep()
+                place = self._next(slots)
+                if place or slots.n_active:
                     break
-                if not self._lines:
+                if not self.needs_thread:
                     return False
                 self._changed.wait()
         begin = time.perf_counter()
         with self.computing:
             if place:
-                assert place.task is not None
                 self._audio_seconds += place.task.window.seconds
-                decoder.admit(place)
+                slots.admit(place)
             else:
-                decoder.step()
+                slots.step()
         self._busy_seconds += time.perf_counter() - begin
         return True
 
-    def _next(self, decoder: _Decoder) -> Place | None:
+    def _next(self, slots: Slots) -> Place | None:
         """The window to be admitted now: lines take turns."""
-        if not decoder.may_admit:
+        if not slots.may_admit:
             return None
         for _ in range(len(self._lines)):
             line = self._lines[0]
             if line.waiting and line.n_active < line.limit:
-                if not decoder.has_room(line.waiting[0], self._lines):
+                if not slots.has_room(line.waiting[0], self._lines):
                     return None  # first all slots must be free: nobody overtakes
                 self._lines.rotate(-1)
                 line.n_active += 1
@@ -204,192 +251,23 @@ class Pool:
         return None
 
 
-class _Decoder:
-    """Slots of a model, and whose windows are in them. For one thread."""
-
-    def __init__(self, model: Model, manifest: Manifest, text: Text) -> None:
-        self._model, self._manifest, self._text = model, manifest, text
-        self._slots: Slots | None = None
-        self._n_slots = self._positions = 0
-        self._in_slots: dict[Utterance, Place] = {}
-        self._masks: dict[int | None, F32] = {}
-        self._owed = 0.0  # seconds of steps that are due before the next admission
-
-    @property
-    def n_active(self) -> int:
-        """Windows in slots."""
-        return len(self._in_slots)
-
-    @property
-    def may_admit(self) -> bool:
-        """Whether a window may be admitted, if there is room for it."""
-        return not self.n_active or (self.n_active < self._n_slots and self._owed <= 0)
-
-    def has_room(self, place: Place, lines: Sequence[Line]) -> bool:
-        """Whether a slot can hold a window, or there will be new ones when it is admitted."""
-        assert place.task is not None
-        if len(lines) == 1 and place.task.window.is_whole:  # no more than it needs
-            n_slots = 1
-            positions = self._needed(place.line.options, place.task.window.seconds)
-        else:
-            limits = [line.limit for line in lines]
-            n_slots = min(sum(limits), max(DEFAULT_SLOTS, *limits), self._model.max_slots)
-            positions = max(self._needed(line.options, line.longest) for line in lines)
-        if n_slots <= self._n_slots and positions <= self._positions:
-            return True
-        if self.n_active:
-            return False
-        self._n_slots, self._positions, self._slots = n_slots, positions, None
-        return True
-
-    def _needed(self, options: Options, seconds: float) -> int:
-        """Positions for prompt and text; the last token is not fed back."""
-        n_prompt = self._model.n_prompt(mel.n_frames(round(seconds * mel.SAMPLE_RATE)))
-        wanted = n_prompt + options.max_tokens(seconds) - 1
-        return max(n_prompt, min(wanted, self._model.capacity))
-
-    def admit(self, place: Place) -> None:
-        """From the waveform to the first token."""
-        assert place.task is not None
-        window, clock, options = place.task.window, place.task.clock, place.line.options
-        begin = time.perf_counter()
-        try:
-            if self._slots is None:
-                self._slots = Slots(self._model.start(self._n_slots, self._positions))
-            with clock.stage("features"):
-                log_mel = mel.log_mel(window.waveform, self._manifest.sizes.n_mels)
-            with clock.stage("encode"):
-                audio_embeds = self._model.encode(log_mel)
-            with clock.stage("prefill"):
-                room = self._positions - self._model.n_prompt(log_mel.shape[2]) + 1
-                place.utterance = Utterance(
-                    self._manifest.tokens,
-                    self._mask(options),
-                    max(1, min(options.max_tokens(window.seconds), room)),
-                    max_repeats=options.max_repeats,
-                    forbid_empty=place.forbid_empty,
-                )
-                self._slots.add(place.utterance, audio_embeds)
-        except Exception as error:
-            place.line.finish(place, _told(error))
-            return
-        self._owed = _SHARE * (time.perf_counter() - begin)
-        if place.utterance.finish_reason is None:
-            self._in_slots[place.utterance] = place
-        else:
-            self._end(place)
-
-    def step(self) -> None:
-        """One token for all; what it takes is shared by their clocks."""
-        assert self._slots is not None
-        places, whole = list(self._in_slots.values()), Clock()
-        ended: list[tuple[Utterance, ArkError | None]] = []
-        try:
-            with whole.stage("decode"):
-                ended += self._slots.step()
-        except Exception as error:
-            ended += [(utterance, _told(error)) for utterance in self._in_slots]
-            self._slots.clear()
-        self._owed = 0.0 if ended else self._owed - whole.seconds["decode"]
-        for place in places:
-            assert place.task is not None
-            place.task.clock.seconds["decode"] += whole.seconds["decode"] / len(places)
-        for utterance, error in ended:
-            place = self._in_slots.pop(utterance)
-            if error is not None:
-                place.line.finish(place, error)
-            else:
-                self._end(place)
-
-    def leave(self, lines: Iterable[Line]) -> None:
-        """Free the slots of lines that were cancelled; under the lock."""
-        cancelled = set(lines)
-        gone = [u for u, place in self._in_slots.items() if place.line in cancelled]
-        for utterance in gone:
-            assert self._slots is not None
-            self._slots.remove(utterance)
-            self._in_slots.pop(utterance).line.n_active -= 1
-
-    def _end(self, place: Place) -> None:
-        """The text is there: good, or to be tried again in another way."""
-        assert place.task is not None and place.utterance is not None
-        line, window, clock = place.line, place.task.window, place.task.clock
-        segment = self._segment(window, place.utterance)
-        if segment.finish_reason in ("length", "loop"):
-            if line.options.retry and place.may_split and window.seconds >= _SHORTEST_CUT_SECONDS:
-                tasks = [Task(part, clock) for part in window.halves()]
-                line.again(place, [Place(line, task, may_split=False) for task in tasks])
-                return
-        elif not segment.text and (place.forbid_empty or _is_clear_speech(place)):
-            if line.options.retry and not place.forbid_empty:
-                again = Place(line, place.task, may_split=place.may_split, forbid_empty=True)
-                line.again(place, [again])
-                return
-            segment = replace(segment, finish_reason="empty")
-        line.finish(place, segment)
-
-    def _segment(self, window: Window, utterance: Utterance) -> Segment:
-        assert utterance.finish_reason is not None
-        ids = tuple(utterance.ids)
-        # However end of turn is spelled, it is no part of the text.
-        spoken = ids[:-1] if utterance.finish_reason == "stop" else ids[: utterance.n_kept]
-        return Segment(
-            start=window.start,
-            end=window.end,
-            text=clean(self._text.decode(spoken)),
-            raw_text=self._text.decode(ids),
-            token_ids=ids,
-            logprobs=tuple(utterance.logprobs),
-            finish_reason=utterance.finish_reason,
-            speech_seconds=window.speech_seconds,
-        )
-
-    def _mask(self, options: Options) -> F32:
-        """The mask of ids that may be chosen, made once for each value."""
-        sizes, tokens = self._manifest.sizes, self._manifest.tokens
-        if options.block_from_id not in self._masks:
-            self._masks[options.block_from_id] = greedy.token_mask(
-                tokens, sizes.n_logits, options.block_from_id
-            )
-        return self._masks[options.block_from_id]
-
-
 def _serve(of: weakref.ref[Pool], changed: threading.Condition) -> None:
     """The thread of a pool, which it does not keep alive while it sleeps."""
-    while (pool := of()) is not None and not pool.is_closed:
-        if not pool.is_idle:
-            pool.serve()
-        del pool
+    while True:
         with changed:
-            while (pool := of()) is not None and pool.is_idle and not pool.is_closed:
+            while (pool := of()) is not None and not (pool.needs_thread or pool.is_closed):
                 del pool
                 changed.wait()
+        if pool is None or pool.is_closed:
+            return
+        pool.drive()
+        del pool
 
 
 def check_slots(slots: int) -> None:
     """``ValueError`` for a number of slots that cannot be."""
     if slots < 1:
         raise ValueError(f"slots is {slots}, must be at least 1")
-
-
-def _is_clear_speech(place: Place) -> bool:
-    assert place.task is not None
-    window, splitting = place.task.window, place.line.splitting
-    if window.spans is not None:
-        return window.speech_seconds >= _CLEAR_SPEECH_SECONDS
-    detector = (splitting.vad or vad.silero)()
-    with place.task.clock.stage("split"):
-        found = vad.speech_seconds(window.waveform, detector, splitting.threshold)
-    return found >= _CLEAR_SPEECH_SECONDS
-
-
-def _told(error: Exception) -> ArkError:
-    """An error as one that callers expect."""
-    if isinstance(error, ArkError):
-        return error
-    found = DecodeError(f"the model could not go on ({type(error).__name__}: {error})")
-    found.__cause__ = error
-    return found
 
 
 def _close_all() -> None:

@@ -1,66 +1,223 @@
-"""Utterances decoded together: each step appends a token to all of them.
+"""Windows decoded together: each step appends a token to all of them.
 
-A slot that has ended is given to the next utterance at once; as long as there are fewer utterances
-than slots, only their slots are computed.
+A slot that has ended is given to the next window at once; as long as there are fewer windows than
+slots, only their slots are computed.
 """
 
 from __future__ import annotations
 
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+
 import numpy as np
 
 from ..arrays import F32
-from ..errors import DecodeError
-from ..model.seam import Decoding
-from .greedy import Utterance
+from ..audio import mel, vad
+from ..audio.split import Window
+from ..errors import ArkError, DecodeError
+from ..model.seam import Decoding, Model
+from ..package.contract import Manifest
+from ..package.text import Text, clean
+from ..transcript import Segment
+from . import greedy
+from .greedy import Options, Utterance
+from .line import Line, Place, Task
+
+DEFAULT_SLOTS = 8
+_SHARE = 0.1  # of the time of an admission, for which the slots go on before the next
+_CLEAR_SPEECH_SECONDS = 0.5  # so much speech cannot be empty
+_SHORTEST_CUT_SECONDS = 2.0  # shorter windows are not cut in two
 
 
 class Slots:
-    """The utterances in a decoding's slots, the first ``n_active`` ones."""
+    """Slots of a model, and whose windows are in the first ``n_active``. For one thread at a time.
 
-    def __init__(self, decoding: Decoding) -> None:
-        self._decoding = decoding
-        self._active: list[Utterance] = []
+    An admission, from the waveform to the first token, takes as long as many steps, and whoever is
+    in the middle of a text should not wait for several of them: after each, all slots go on until
+    one is free or a share of its time has gone.
+    """
+
+    def __init__(self, model: Model, manifest: Manifest, text: Text) -> None:
+        self._model, self._manifest, self._text = model, manifest, text
+        self._decoding: Decoding | None = None
+        self._n_slots = self._positions = 0
+        self._active: list[Place] = []
+        self._masks: dict[int | None, F32] = {}
+        self._owed = 0.0  # seconds of steps that are due before the next admission
 
     @property
     def n_active(self) -> int:
-        """Utterances that have not ended."""
+        """Windows in slots."""
         return len(self._active)
 
-    def add(self, utterance: Utterance, audio_embeds: F32) -> None:
-        """Read the prompt around ``audio_embeds [1, N, H]`` and choose the first token."""
-        logits = self._decoding.prefill(self.n_active, audio_embeds)
-        utterance.choose(logits)
-        if utterance.finish_reason is None:
-            self._active.append(utterance)
+    @property
+    def may_admit(self) -> bool:
+        """Whether a window may be admitted, if there is room for it."""
+        return not self._active or (self.n_active < self._n_slots and self._owed <= 0)
 
-    def step(self) -> list[tuple[Utterance, DecodeError | None]]:
-        """Choose the next token of each; gives those that have ended, or failed, with it."""
-        ids = np.array([utterance.ids[-1] for utterance in self._active])
-        logits = self._decoding.step(ids)
-        ended: dict[int, DecodeError | None] = {}
-        for slot, utterance in enumerate(self._active):
-            try:
-                utterance.choose(logits[slot])
-            except DecodeError as error:  # its numbers; the others' may be good
-                ended[slot] = error
-            if utterance.finish_reason is not None:
-                ended[slot] = None
-        found = [(self._active[slot], error) for slot, error in ended.items()]
-        for slot in sorted(ended, reverse=True):
-            self._free(slot)
-        return found
+    def has_room(self, place: Place, lines: Sequence[Line]) -> bool:
+        """Whether a slot can hold a window, or there will be new ones when it is admitted."""
+        if len(lines) == 1 and place.task.window.is_whole:  # no more than it needs
+            n_slots = 1
+            positions = self._needed(place.line.options, place.task.window.seconds)
+        else:
+            limits = [line.limit for line in lines]
+            n_slots = min(sum(limits), max(DEFAULT_SLOTS, *limits), self._model.max_slots)
+            positions = max(self._needed(line.options, line.longest) for line in lines)
+        if n_slots <= self._n_slots and positions <= self._positions:
+            return True
+        if self._active:
+            return False
+        self._n_slots, self._positions, self._decoding = n_slots, positions, None
+        return True
 
-    def remove(self, utterance: Utterance) -> None:
-        """Forget an utterance that has not ended."""
-        self._free(self._active.index(utterance))
+    def _needed(self, options: Options, seconds: float) -> int:
+        """Positions for prompt and text; the last token is not fed back."""
+        n_prompt = self._model.n_prompt(mel.n_frames(round(seconds * mel.SAMPLE_RATE)))
+        wanted = n_prompt + options.max_tokens(seconds) - 1
+        return max(n_prompt, min(wanted, self._model.capacity))
 
-    def _free(self, slot: int) -> None:
+    def admit(self, place: Place) -> None:
+        """From the waveform to the first token."""
+        begin = time.perf_counter()
+        try:
+            self._start(place)
+        except Exception as error:
+            place.line.finish(place, _told(error))
+            return
+        self._owed = _SHARE * (time.perf_counter() - begin)
+        if place.utterance.finish_reason is None:
+            self._active.append(place)
+        else:
+            self._end(place)
+
+    def _start(self, place: Place) -> None:
+        window, clock, options = place.task.window, place.task.clock, place.line.options
+        if self._decoding is None:
+            self._decoding = self._model.start(self._n_slots, self._positions)
+        with clock.stage("features"):
+            log_mel = mel.log_mel(window.waveform, self._manifest.sizes.n_mels)
+        with clock.stage("encode"):
+            audio_embeds = self._model.encode(log_mel)
+        with clock.stage("prefill"):
+            room = self._positions - self._model.n_prompt(log_mel.shape[2]) + 1
+            place.utterance = Utterance(
+                self._manifest.tokens,
+                self._mask(options),
+                max(1, min(options.max_tokens(window.seconds), room)),
+                max_repeats=options.max_repeats,
+                forbid_empty=place.forbid_empty,
+            )
+            place.utterance.choose(self._decoding.prefill(self.n_active, audio_embeds))
+
+    def step(self) -> None:
+        """One token for all; what it takes is shared by their clocks."""
+        assert self._decoding is not None
+        places, begin = list(self._active), time.perf_counter()
+        try:
+            logits = self._decoding.step(np.array([place.utterance.ids[-1] for place in places]))
+        except Exception as error:  # the graph's: of nobody in particular
+            errors = dict.fromkeys(places, _told(error))
+            self._active, self._decoding = [], None
+        else:
+            chosen = zip(places, map(_choose, places, logits), strict=True)
+            errors = {place: error for place, error in chosen if error is not None}
+        seconds = time.perf_counter() - begin
+        ended = [place for place in places if place in errors or place.utterance.finish_reason]
+        self._owed = 0.0 if ended else self._owed - seconds
+        for place in places:
+            place.task.clock.seconds["decode"] += seconds / len(places)
+        for place in reversed(ended):
+            self._free(place)
+            if place in errors:
+                place.line.finish(place, errors[place])
+            else:
+                self._end(place)
+
+    def leave(self, lines: Iterable[Line]) -> None:
+        """Free the slots of lines that were cancelled; under the lock."""
+        cancelled = set(lines)
+        for place in [place for place in self._active if place.line in cancelled]:
+            self._free(place)
+            place.line.n_active -= 1
+
+    def _free(self, place: Place) -> None:
         """Let the last one go on in the place of one that is gone."""
-        last = self._active.pop()
-        if slot < self.n_active:
+        if place not in self._active:
+            return
+        slot, last = self._active.index(place), self._active.pop()
+        if last is not place:
+            assert self._decoding is not None
             self._decoding.move(self.n_active, slot)
             self._active[slot] = last
 
-    def clear(self) -> None:
-        """Forget the utterances that have not ended."""
-        self._active.clear()
+    def _end(self, place: Place) -> None:
+        """The text is there: good, or to be tried again in another way."""
+        line, window, clock = place.line, place.task.window, place.task.clock
+        segment = self._segment(window, place.utterance)
+        if segment.finish_reason in ("length", "loop"):
+            if line.options.retry and place.may_split and window.seconds >= _SHORTEST_CUT_SECONDS:
+                tasks = [Task(part, clock) for part in window.halves()]
+                line.again(place, [Place(line, task, may_split=False) for task in tasks])
+                return
+        elif not segment.text and (place.forbid_empty or _is_clear_speech(place)):
+            if line.options.retry and not place.forbid_empty:
+                again = Place(line, place.task, may_split=place.may_split, forbid_empty=True)
+                line.again(place, [again])
+                return
+            segment = replace(segment, finish_reason="empty")
+        line.finish(place, segment)
+
+    def _segment(self, window: Window, utterance: Utterance) -> Segment:
+        assert utterance.finish_reason is not None
+        ids = tuple(utterance.ids)
+        # However end of turn is spelled, it is no part of the text.
+        spoken = ids[:-1] if utterance.finish_reason == "stop" else ids[: utterance.n_kept]
+        return Segment(
+            start=window.start,
+            end=window.end,
+            text=clean(self._text.decode(spoken)),
+            raw_text=self._text.decode(ids),
+            token_ids=ids,
+            logprobs=tuple(utterance.logprobs),
+            finish_reason=utterance.finish_reason,
+            speech_seconds=window.speech_seconds,
+        )
+
+    def _mask(self, options: Options) -> F32:
+        """The mask of ids that may be chosen, made once for each value."""
+        sizes, tokens = self._manifest.sizes, self._manifest.tokens
+        if options.block_from_id not in self._masks:
+            self._masks[options.block_from_id] = greedy.token_mask(
+                tokens, sizes.n_logits, options.block_from_id
+            )
+        return self._masks[options.block_from_id]
+
+
+def _choose(place: Place, logits: F32) -> ArkError | None:
+    """The next token; what is wrong with its numbers, where the others' may be good."""
+    try:
+        place.utterance.choose(logits)
+    except DecodeError as error:
+        return error
+    return None
+
+
+def _is_clear_speech(place: Place) -> bool:
+    window, splitting = place.task.window, place.line.splitting
+    if window.spans is not None:
+        return window.speech_seconds >= _CLEAR_SPEECH_SECONDS
+    detector = (splitting.vad or vad.silero)()
+    with place.task.clock.stage("split"):
+        found = vad.speech_seconds(window.waveform, detector, splitting.threshold)
+    return found >= _CLEAR_SPEECH_SECONDS
+
+
+def _told(error: Exception) -> ArkError:
+    """An error as one that callers expect."""
+    if isinstance(error, ArkError):
+        return error
+    found = DecodeError(f"the model could not go on ({type(error).__name__}: {error})")
+    found.__cause__ = error
+    return found

@@ -38,8 +38,7 @@ class Resident(Generic[_T]):
         The old one is kept, also from the end of the interpreter: to let go of it is to wait for
         its threads.
         """
-        if self._held is not None:
-            ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._held))
+        keep(self._held)
         self._begin()
 
     @property
@@ -50,26 +49,34 @@ class Resident(Generic[_T]):
     @contextmanager
     def use(self) -> Generator[_T]:
         """Open it if need be and keep it for the block; :class:`ClosedError` after ``close``."""
+        held = self.take()
+        try:
+            yield held
+        finally:
+            del held
+            self.give_back()
+
+    def take(self) -> _T:
+        """As :meth:`use`, until :meth:`give_back`."""
         with self._lock:
             if self._closed:
                 raise ClosedError("this transcriber was closed; load the model again")
             if self._held is None:
                 self._held = self._open()
-            held = self._held
             self._stop_timer()
             self._users += 1
-        try:
-            yield held
-        finally:
-            del held
-            with self._lock:
-                self._users -= 1
-                if self._closed:
-                    self._drop()
-                elif not self._users and self._idle_seconds is not None:
-                    self._timer = threading.Timer(self._idle_seconds, self._let_go)
-                    self._timer.daemon = True
-                    self._timer.start()
+            return self._held
+
+    def give_back(self) -> None:
+        """Once for each :meth:`take`."""
+        with self._lock:
+            self._users -= 1
+            if self._closed:
+                self._drop()
+            elif not self._users and self._idle_seconds is not None:
+                self._timer = threading.Timer(self._idle_seconds, self._let_go)
+                self._timer.daemon = True
+                self._timer.start()
 
     def close(self) -> None:
         """Let go of it for good: at once, or when its last user is done."""
@@ -93,3 +100,8 @@ class Resident(Generic[_T]):
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+
+
+def keep(thing: object) -> None:
+    """Never let go of it, also at the end of the interpreter."""
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(thing))
