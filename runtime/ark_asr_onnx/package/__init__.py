@@ -1,1 +1,1 @@
-"""What a package is: its contract, upstream's, where it is found, its tokenizer."""
+"""What a package is: its contract, the published folder, where it is found, its tokenizer."""

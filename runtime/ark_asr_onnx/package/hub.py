@@ -17,7 +17,7 @@ from typing import Any, cast
 
 from ..errors import PackageError
 from .contract import MANIFEST_FILE, TOKENIZER_FILE
-from .upstream import METADATA_FILES, RUNTIME_MANIFEST
+from .published import METADATA_FILES, RUNTIME_MANIFEST
 
 # "owner/name", or "owner/name/folder" for a package inside a repository.
 _ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*(/[\w.-]+)*")

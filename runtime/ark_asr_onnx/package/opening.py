@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import PackageError
-from . import hub, upstream
+from . import hub, published
 from .contract import MANIFEST_FILE, REMEDY, Manifest, file_sha256, manifest_from_json
 
 # Small files (graphs, tokenizer) are hashed at every opening; weights only when asked, because
@@ -55,14 +55,14 @@ def _open(root: Path, *, verify: bool) -> Package:
             "ark-onnx-export --ckpt CHECKPOINT_DIR"
         )
     manifest_path = root / MANIFEST_FILE
-    if not manifest_path.exists() and (model_dir := upstream.find(root)):
-        found = upstream.translate(root, model_dir)
+    if not manifest_path.exists() and (model_dir := published.find(root)):
+        found = published.translate(root, model_dir)
         return Package(root, found.manifest, found.paths)
     try:
         text = manifest_path.read_text(encoding="utf-8")
     except FileNotFoundError as error:
         raise PackageError(
-            f"{root}: no {MANIFEST_FILE} and no {upstream.RUNTIME_MANIFEST}, so this is not a "
+            f"{root}: no {MANIFEST_FILE} and no {published.RUNTIME_MANIFEST}, so this is not a "
             "package; make one with ark-onnx-export --ckpt CHECKPOINT_DIR"
         ) from error
     except (OSError, UnicodeDecodeError) as error:

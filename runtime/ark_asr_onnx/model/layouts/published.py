@@ -12,7 +12,7 @@ import numpy as np
 
 from ...arrays import F32, Array
 from ...errors import DecodeError, PackageError
-from ...package import upstream
+from ...package import published
 from ...package.contract import Sizes
 from ...package.opening import Package
 from ..graph import Graph, open_graphs
@@ -22,7 +22,7 @@ from .prompted import PromptedModel
 
 def graphs(_: Package) -> tuple[str, ...]:
     """The graphs that :func:`build` opens."""
-    return upstream.ENCODER, upstream.ADAPTER, upstream.DECODER
+    return published.ENCODER, published.ADAPTER, published.DECODER
 
 
 def build(package: Package, threads: int) -> PromptedModel:
@@ -32,7 +32,7 @@ def build(package: Package, threads: int) -> PromptedModel:
     encoder, adapter, decoder = open_graphs(paths, threads)
     return PromptedModel(
         _Audio(encoder, adapter, sizes),
-        Embedding(package.path(upstream.EMBEDDING), sizes.n_embeddings, sizes.hidden_size),
+        Embedding(package.path(published.EMBEDDING), sizes.n_embeddings, sizes.hidden_size),
         _open_decoder(decoder, sizes),
         package.manifest.tokens,
         sizes.merge_factor,
