@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ark_asr_onnx.package import contract
 from ark_asr_onnx.package.contract import File, Manifest, Provenance, Sizes, Tokens
+from ark_asr_onnx.package.published import cache_names
 
 from . import dynamic, narrow, parity, prefill, published, quantize, trace, write
 from .checkpoint import Checkpoint, Network, graph_weight
@@ -279,7 +280,7 @@ def _quantise_published(path: Path, _: Recipes, progress: Progress, __: Examples
 
 def _published_run(network: Network, graph: ort.InferenceSession, capacity: int) -> DecoderRun:
     config = network.decoder.config
-    names = published.cache_names(config.n_layers)
+    names = cache_names(config.n_layers)
     shape = (1, capacity, config.n_kv_heads, config.head_dim)
 
     def run(embeds: F32, state: Any) -> tuple[F32, Any]:

@@ -1,6 +1,6 @@
 """The published layout, written: the folder upstream's readers open, from the same weights.
 
-Names, types and file formats follow upstream's package (``export/MODEL.md``, facts f): opset 17,
+Names, types and file formats follow upstream's package (``export/MODEL.md``): opset 17,
 ``runtime_manifest.json``, ``llm_kv_*.json``, dynamic INT8 with unsigned 8-bit weights per channel.
 """
 
@@ -11,7 +11,7 @@ import json
 import shutil
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ import onnx_ir as ir
 import torch
 from torch import Tensor, nn
 
+from ark_asr_onnx.package import published as contract
 from ark_asr_onnx.package.contract import Tokens
 
 from .checkpoint import Checkpoint, Network
@@ -75,8 +76,8 @@ def trace_encoder(network: Network, path: Path) -> None:
     _trace(
         _Encoder(network.tower),
         (torch.zeros(1, config.n_mels, _ENCODER_FRAMES),),
-        {"audios": {2: "mel_seq"}},
-        {"encoded_audio_features": (1, "audio_seq", config.d_model)},
+        {contract.AUDIOS: {2: "mel_seq"}},
+        {contract.ENCODED: (1, "audio_seq", config.d_model)},
         path,
     )
 
@@ -87,8 +88,8 @@ def trace_adapter(network: Network, path: Path) -> None:
     _trace(
         _Adapter(network.tower),
         (torch.zeros(1, 7, config.merge_factor * config.d_model),),
-        {"merged_audio_features": {1: "audio_seq"}},
-        {"audio_embeddings": (1, "audio_seq", network.table.shape[1])},
+        {contract.MERGED: {1: "audio_seq"}},
+        {contract.AUDIO_EMBEDS: (1, "audio_seq", network.table.shape[1])},
         path,
     )
 
@@ -97,7 +98,7 @@ def trace_decoder(network: Network, path: Path, capacity: int) -> None:
     """The decoder of :class:`PublishedDecoder`, with upstream's input and output names."""
     config = network.decoder.config
     cache = (config.n_kv_heads, config.head_dim)
-    caches = cache_names(config.n_layers)
+    caches = contract.cache_names(config.n_layers)
     n = _DECODER_POSITIONS
     example = (
         torch.zeros(1, n, config.hidden_size),
@@ -106,26 +107,16 @@ def trace_decoder(network: Network, path: Path, capacity: int) -> None:
         *[torch.zeros(1, capacity, *cache) for _ in caches],
     )
     inputs = {
-        "inputs_embeds": {0: "batch", 1: "seq"},
-        "attention_mask": {0: "batch"},
-        "cache_position": {0: "seq"},
+        contract.EMBEDS: {0: "batch", 1: "seq"},
+        contract.MASK: {0: "batch"},
+        contract.POSITIONS: {0: "seq"},
         **{name: {0: "batch"} for name in caches},
     }
     outputs = {
-        "logits": ("batch", 1, config.vocab_size),
-        **dict.fromkeys(delta_names(config.n_layers), ("batch", "seq", *cache)),
+        contract.LOGITS: ("batch", 1, config.vocab_size),
+        **dict.fromkeys(contract.delta_names(config.n_layers), ("batch", "seq", *cache)),
     }
     _trace(PublishedDecoder(network.decoder, capacity), example, inputs, outputs, path)
-
-
-def cache_names(n_layers: int) -> list[str]:
-    """Cache inputs, layer by layer, key before value."""
-    return [f"cache_{part}_{i}" for i in range(n_layers) for part in ("key", "value")]
-
-
-def delta_names(n_layers: int) -> list[str]:
-    """New cache rows among the outputs, in the order of :func:`cache_names`."""
-    return [f"{part}_delta_{i}" for i in range(n_layers) for part in ("key", "value")]
 
 
 def quantize(path: Path) -> None:
@@ -165,11 +156,11 @@ def write_metadata(
 ) -> None:
     """``runtime_manifest.json``, both ``llm_kv_*.json``, and the checkpoint's side files."""
     config = checkpoint.config
-    _write_json(directory / "runtime_manifest.json", _runtime_manifest(config, tokens, names))
+    _write_json(directory / contract.RUNTIME_MANIFEST, _runtime_manifest(config, tokens, names))
     metadata = _decoder_metadata(config, capacity)
-    for stem in (Path(names.decoder).stem, "llm_kv_fp32_qwen_native"):
-        _write_json(directory / f"{stem}.json", metadata)
-    for name in ("config.json", "preprocessor_config.json", "processor_config.json",
+    for name in (f"{Path(names.decoder).stem}.json", contract.DECODER_FILES[0]):
+        _write_json(directory / name, metadata)
+    for name in ("config.json", contract.PREPROCESSOR_FILE, "processor_config.json",
                  "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
                  "vocab.json", "merges.txt", "chat_template.jinja"):  # fmt: skip
         if (checkpoint.directory / name).is_file():
@@ -177,35 +168,39 @@ def write_metadata(
 
 
 def _runtime_manifest(config: ArkConfig, tokens: Tokens, names: Names) -> dict[str, Any]:
-    user, assistant = tokens.prefix[0], tokens.suffix[-1]
     pad = config.pad_token_id
-    manifest: dict[str, Any] = {
+    read = contract.RuntimeManifest(
+        audio_encoder_default=names.encoder,
+        audio_adapter_default=names.adapter,
+        llm_default=names.decoder,
+        embedding_default=contract.EMBEDDING_GRAPH,
+        audio_merge_factor=config.audio.merge_factor,
+        audio_token_id=tokens.audio,
+        im_end_token_id=tokens.eos[0],
+        stop_token_ids=list(tokens.stop),
+    )
+    return {
+        **asdict(read),
         "sample_rate": 16000,
         "latent_hop_length": 320,
-        "audio_token_id": tokens.audio,
-        "user_token_id": user,
-        "assistant_token_id": assistant,
-        "im_end_token_id": tokens.eos[0],
+        "user_token_id": tokens.prefix[0],
+        "assistant_token_id": tokens.suffix[-1],
         "pad_token_id": tokens.eos[0] if pad is None else pad,
-        "stop_token_ids": list(tokens.stop),
-        "audio_encoder_default": names.encoder,
-        "audio_adapter_default": names.adapter,
-        "audio_merge_factor": config.audio.merge_factor,
         "audio_encoder_hidden_size": config.audio.d_model,
-        "embedding_default": "embedding_fp32.onnx",
-        "llm_default": names.decoder,
     }
-    return manifest
 
 
 def _decoder_metadata(config: ArkConfig, capacity: int) -> dict[str, Any]:
     decoder = config.decoder
+    read = contract.DecoderSizes(
+        hidden_size=decoder.hidden_size,
+        num_layers=decoder.n_layers,
+        num_attention_heads=decoder.n_heads,
+        num_key_value_heads=decoder.n_kv_heads,
+        max_total_len=capacity,
+    )
     return {
-        "hidden_size": decoder.hidden_size,
-        "num_layers": decoder.n_layers,
-        "num_attention_heads": decoder.n_heads,
-        "num_key_value_heads": decoder.n_kv_heads,
-        "max_total_len": capacity,
+        **{key: value for key, value in asdict(read).items() if value is not None},
         "model_type": "arkasr",
         "sliding_window": None,
         "layer_types": ["full_attention"] * decoder.n_layers,

@@ -31,7 +31,6 @@ from .model.layouts import LAYOUTS
 from .model.resident import Resident
 from .model.seam import Model
 from .model.threads import default_threads
-from .package import contract
 from .package.opening import Package, open_package
 from .package.text import Text
 from .transcript import Segment, Transcript, join
@@ -135,7 +134,7 @@ class Transcriber:
         with ThreadPoolExecutor(1) as pool:
             opening = pool.submit(lambda: self.model)
             wait([opening], timeout=0.02)
-            text = Text(package.path(contract.TOKENIZER_FILE).parent)
+            text = Text(package.tokenizer_dir)
             opening.result()
         self._pool = Pool(self._resident, manifest, text, max_waiting, max_waiting_seconds)
 

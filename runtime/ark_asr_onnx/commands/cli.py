@@ -112,7 +112,7 @@ def _inspect(arguments: argparse.Namespace, _: object) -> int:
         ("recipe", ", ".join(f"{k}: {v}" for k, v in made.recipe.items())),
         *((comparison, ", ".join(f"{k} {v:.3g}" for k, v in figures.items()))
           for comparison, figures in made.parity.items()),
-        ("checksums", f"checked: {checked}" if manifest.files else "none in this layout"),
+        ("checksums", f"checked: {checked}" if package.has_checksums else "none in this layout"),
     ]  # fmt: skip
     width = max(len(label) for label, _ in rows)
     for label, value in rows:

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from ..package.opening import is_package
 from . import cli_transcribe
 from .terminal import MODEL_VARIABLE, few, guarded, positive, seconds
 
@@ -74,8 +75,7 @@ def infer_main(script_dir: Path, argv: Sequence[str] | None = None) -> int:
         if not hasattr(arguments, name):
             setattr(arguments, name, value)
     if not arguments.model and not os.environ.get(MODEL_VARIABLE):
-        manifests = ("ark_manifest.json", "runtime_manifest.json", "model/runtime_manifest.json")
-        own = any((script_dir / name).is_file() for name in manifests)
+        own = is_package(script_dir)
         arguments.model = script_dir if own else script_dir / "models" / "demo"
     return guarded(lambda: cli_transcribe.transcribe(arguments, parser.error))  # fmt: skip
 

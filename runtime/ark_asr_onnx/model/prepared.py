@@ -70,8 +70,7 @@ def _origin(package: Package, names: Sequence[str]) -> _Origin:
     digest = hashlib.sha256(manifest_to_json(package.manifest).encode())
     for name in names:
         for path in (package.path(name), _data(package.path(name))):
-            # The manifest of ours has the checksums; upstream's folder has none.
-            if path.is_file() and not package.manifest.files:
+            if path.is_file() and not package.has_checksums:
                 stat = path.stat()
                 digest.update(f"{path.name} {stat.st_size} {stat.st_mtime_ns}".encode())
     return _Origin(digest.hexdigest(), graph.version(), _cpu(), _FORMAT)

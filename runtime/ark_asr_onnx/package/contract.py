@@ -17,6 +17,7 @@ from typing import Any
 from ..errors import PackageError
 
 _LARGEST = sys.float_info.max
+_MAX_LAYERS, _MAX_SIZE = 1024, 1 << 24  # beyond them a number is damage, not a model
 SCHEMA = 1  # raised when a reader of the old schema would misread a new package
 
 MANIFEST_FILE = "ark_manifest.json"
@@ -162,7 +163,7 @@ def manifest_from_json(text: str, where: str = MANIFEST_FILE) -> Manifest:
             "upgrade ark-asr-onnx or export the package again"
         )
     manifest = _decode(Manifest, raw, where)
-    _check_values(manifest, where)
+    check_values(manifest, where)
     return manifest
 
 
@@ -183,12 +184,15 @@ def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
     return found
 
 
-def _check_values(manifest: Manifest, where: str) -> None:
-    """Refuse sizes below 1 and ids that the embedding table does not have."""
+def check_values(manifest: Manifest, where: str) -> None:
+    """Refuse sizes that no model has, and ids that the embedding table does not have."""
     sizes, tokens = manifest.sizes, manifest.tokens
     for key, value in dataclasses.asdict(sizes).items():
-        if value <= 0:
-            raise PackageError(f"{where}: sizes: {key} is {value}, must be positive; {REMEDY}")
+        limit = _MAX_LAYERS if key == "n_layers" else _MAX_SIZE
+        if not 0 < value <= limit:
+            raise PackageError(
+                f"{where}: sizes: {key} is {value}, must be positive and at most {limit}; {REMEDY}"
+            )
     ids = {
         "prefix": tokens.prefix,
         "audio": (tokens.audio,),

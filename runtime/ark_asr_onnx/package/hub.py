@@ -7,22 +7,22 @@ by file, resuming where an earlier download broke off.
 
 from __future__ import annotations
 
-import json
 import logging
 import os
+import posixpath
 import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
 from ..errors import PackageError
-from .contract import MANIFEST_FILE, TOKENIZER_FILE
-from .published import METADATA_FILES, RUNTIME_MANIFEST
+from . import published
+from .contract import MANIFEST_FILE, manifest_from_json
+from .published import RuntimeManifest
+from .text import TOKENIZER_FILES
 
 # "owner/name", or "owner/name/folder" for a package inside a repository.
 _ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*(/[\w.-]+)*")
-# Where published repositories keep the package.
-_FOLDERS = ("", "model/", "ark_asr_int8_onnx/", "ark_asr_int8_onnx/model/")
 
 Get = Callable[[str], Path | None]  # a file of the repository, made local; None: it has none
 
@@ -69,30 +69,25 @@ def resolve(model: str | os.PathLike[str], *, local_files_only: bool = False) ->
 
 def _collect(get: Get, inside: str) -> Path:
     """Fetch what a package needs, and return its folder."""
-    for folder in (inside,) if inside else _FOLDERS:
+    for folder in (inside,) if inside else published.REPOSITORY_FOLDERS:
         if manifest := get(folder + MANIFEST_FILE):
-            raw = _object(manifest)
-            for name in raw.get("files", {}):
+            for name in manifest_from_json(manifest.read_text("utf-8"), str(manifest)).files:
                 _need(get, [folder + name])
             return manifest.parent
-        if manifest := get(folder + RUNTIME_MANIFEST):
-            _collect_published(get, folder, _object(manifest))
+        if manifest := get(folder + published.RUNTIME_MANIFEST):
+            _collect_published(get, folder, published.read_manifest(manifest))
             return manifest.parent
-    raise _Missing(f"{MANIFEST_FILE} or {RUNTIME_MANIFEST}")
+    raise _Missing(f"{MANIFEST_FILE} or {published.RUNTIME_MANIFEST}")
 
 
-def _collect_published(get: Get, folder: str, raw: dict[str, Any]) -> None:
-    for key in ("audio_encoder_default", "audio_adapter_default", "llm_default"):
-        _need(get, [folder + str(raw.get(key))])
-    stem = Path(str(raw.get("llm_default"))).stem
-    embedding = Path(str(raw.get("embedding_default"))).with_suffix(".data").name
-    build = folder.removesuffix("model/") + "build/"
-    metadata = [f"{stem}.json", *METADATA_FILES]
-    _need(get, [folder + embedding, folder + "embedding_fp16.data"])
-    _need(get, [where + name for where in (folder, build) for name in metadata])
-    get(folder + "preprocessor_config.json")
-    if get(folder + TOKENIZER_FILE) is None:
-        for name in ("vocab.json", "merges.txt", "added_tokens.json"):
+def _collect_published(get: Get, folder: str, manifest: RuntimeManifest) -> None:
+    for names in manifest.wanted().values():
+        inside = (posixpath.normpath(folder + name) for name in names)
+        _need(get, [name for name in inside if not name.startswith("../")])
+    get(folder + published.PREPROCESSOR_FILE)
+    fast, slow = TOKENIZER_FILES
+    if not all(get(folder + name) for name in fast):
+        for name in slow:
             _need(get, [folder + name])
 
 
@@ -100,14 +95,6 @@ def _need(get: Get, names: list[str]) -> None:
     """The first of some names that exists; one must."""
     if not any(get(name) for name in names):
         raise _Missing(names[0])
-
-
-def _object(path: Path) -> dict[str, Any]:
-    try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise PackageError(f"{path}: not valid JSON ({error}); remove it and try again") from error
-    return cast("dict[str, Any]", raw) if isinstance(raw, dict) else {}
 
 
 def _getter(repository: str, *, offline: bool) -> Get:

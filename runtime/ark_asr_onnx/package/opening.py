@@ -9,6 +9,7 @@ from pathlib import Path
 from ..errors import PackageError
 from . import hub, published
 from .contract import MANIFEST_FILE, REMEDY, Manifest, file_sha256, manifest_from_json
+from .text import TOKENIZER_FILES
 
 # Small files (graphs, tokenizer) are hashed at every opening; weights only when asked, because
 # reading 1.7 GB to open a memory-mapped package would cost more than the opening.
@@ -21,14 +22,30 @@ class Package:
 
     directory: Path
     manifest: Manifest
-    paths: dict[str, Path]  # file name (native) or role (published) -> where it lies
+    paths: dict[str, Path]  # file name, or what it is in a published folder -> where it lies
     prepared: bool = False  # its graphs lie packed in a prepared folder
+
+    @property
+    def has_checksums(self) -> bool:
+        """Whether its files are listed with checksums; those of a published folder are not."""
+        return bool(self.manifest.files)
+
+    @property
+    def tokenizer_dir(self) -> Path:
+        """The folder of its tokenizer."""
+        names = {names[0] for names in TOKENIZER_FILES}
+        return next(path.parent for name, path in self.paths.items() if name in names)
 
     def path(self, name: str) -> Path:
         """Where a file of the package lies; :class:`PackageError` when it is not listed."""
         if name not in self.paths:
             raise PackageError(f"{self.directory}: the manifest lists no file {name!r}; {REMEDY}")
         return self.paths[name]
+
+
+def is_package(folder: Path) -> bool:
+    """Whether a folder looks like a package, of ours or published."""
+    return (folder / MANIFEST_FILE).is_file() or published.find(folder) is not None
 
 
 def open_package(
@@ -56,8 +73,7 @@ def _open(root: Path, *, verify: bool) -> Package:
         )
     manifest_path = root / MANIFEST_FILE
     if not manifest_path.exists() and (model_dir := published.find(root)):
-        found = published.translate(root, model_dir)
-        return Package(root, found.manifest, found.paths)
+        return Package(root, *published.translate(root, model_dir))
     try:
         text = manifest_path.read_text(encoding="utf-8")
     except FileNotFoundError as error:

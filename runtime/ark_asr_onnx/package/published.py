@@ -1,99 +1,185 @@
-"""The folder upstream publishes (``ark_asr_int8_onnx``), translated into a :class:`Manifest`.
+"""The folder that the makers of ARK-ASR publish (``ark_asr_int8_onnx``): its contract.
 
-Knows upstream's two JSON files, where their folders put things, and which variants were seen in
-the wild. Sizes that stand in the graphs are read from the graphs, by ``layouts/published``.
+File names, JSON keys, graph inputs and outputs, and where its folders put things, each once: the
+reader, the hub and the exporter take them from here. Fields that are read from JSON are named as
+its keys.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, cast
+from pathlib import Path, PurePosixPath
+from typing import Any, TypeVar, cast
 
 from ..errors import PackageError
-from .contract import PRECISIONS, SCHEMA, Manifest, Provenance, Sizes
+from .contract import PRECISIONS, SCHEMA, Manifest, Provenance, Sizes, check_values
 from .text import Text
 from .vocabulary import INSTRUCTION, decoding_tokens
 
 RUNTIME_MANIFEST = "runtime_manifest.json"
-MAX_SECONDS = 30.0  # what the published script hears at once
-# The metadata names the published script looks for, in its order; then "<graph stem>.json".
-METADATA_FILES = ("llm_kv_fp32_qwen_native.json", "llm_kv_fp32.json")
+PREPROCESSOR_FILE = "preprocessor_config.json"
+MODEL_FOLDER = "model/"  # where a folder may keep everything but what is in build/
+# Where repositories keep the folder.
+REPOSITORY_FOLDERS = ("", MODEL_FOLDER, "ark_asr_int8_onnx/", f"ark_asr_int8_onnx/{MODEL_FOLDER}")
+# The decoder's sizes are in "<decoder>.json", or in what the published script looks for.
+DECODER_FILES = ("llm_kv_fp32_qwen_native.json", "llm_kv_fp32.json")
+_BUILD_FOLDERS = ("", "build/", "../build/")  # of the decoder's sizes, from the model folder
+_HALF_EMBEDDING = "embedding_fp16.data"
+EMBEDDING_GRAPH = "embedding_fp32.onnx"
 
+MAX_SECONDS = 30.0  # what the published script hears at once
+_N_MELS = 128  # where no preprocessor file says it
+_MODEL_TYPE = "arkasr"
+
+# What a folder consists of.
 ENCODER = "encoder"
 ADAPTER = "adapter"
 DECODER = "decoder"
 EMBEDDING = "embedding"
-TOKENIZER = "tokenizer.json"
+DECODER_SIZES = "decoder sizes"
+
+# Inputs and outputs of the graphs.
+AUDIOS, ENCODED = "audios", "encoded_audio_features"
+MERGED, AUDIO_EMBEDS = "merged_audio_features", "audio_embeddings"
+EMBEDS, MASK, POSITIONS = "inputs_embeds", "attention_mask", "cache_position"
+LOGITS = "logits"
+_T = TypeVar("_T")
+
+
+def cache_names(n_layers: int) -> list[str]:
+    """Caches among the decoder's inputs, layer by layer, key before value."""
+    return [f"cache_{part}_{i}" for i in range(n_layers) for part in ("key", "value")]
+
+
+def delta_names(n_layers: int) -> list[str]:
+    """New cache rows among the outputs, in the order of :func:`cache_names`."""
+    return [f"{part}_delta_{i}" for i in range(n_layers) for part in ("key", "value")]
+
+
+def past_names(n_layers: int) -> list[str]:
+    """The past among the inputs of a re-export seen in the wild, in that order, too."""
+    return [f"past_{part}_{i}" for i in range(n_layers) for part in ("key", "value")]
+
+
+def present_names(n_layers: int) -> list[str]:
+    """What becomes of the past, among that re-export's outputs."""
+    return [f"present_{part}_{i}" for i in range(n_layers) for part in ("key", "value")]
 
 
 @dataclass(frozen=True, slots=True)
-class Upstream:
-    """A translated folder."""
+class RuntimeManifest:
+    """``runtime_manifest.json``, as far as it is read."""
 
-    manifest: Manifest
-    paths: dict[str, Path]  # role -> file
+    audio_encoder_default: str  # file names
+    audio_adapter_default: str
+    llm_default: str
+    embedding_default: str  # of the graph: its data lie beside it
+    audio_merge_factor: int
+    audio_token_id: int
+    im_end_token_id: int
+    stop_token_ids: list[int]
+
+    @property
+    def decoder_stem(self) -> str:
+        """The decoder's file name without its ending."""
+        return PurePosixPath(self.llm_default).stem
+
+    def wanted(self) -> dict[str, tuple[str, ...]]:
+        """What a folder must hold, as names from where the manifest lies; the first there counts.
+
+        A tokenizer belongs to it too, see :class:`Text`.
+        """
+        embedding = PurePosixPath(self.embedding_default).with_suffix(".data").name
+        names = [f"{self.decoder_stem}.json", *DECODER_FILES]
+        return {
+            ENCODER: (self.audio_encoder_default,),
+            ADAPTER: (self.audio_adapter_default,),
+            DECODER: (self.llm_default,),
+            EMBEDDING: (embedding, _HALF_EMBEDDING),
+            DECODER_SIZES: tuple(folder + name for folder in _BUILD_FOLDERS for name in names),
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class DecoderSizes:
+    """``llm_kv_*.json``, as far as it is read."""
+
+    hidden_size: int
+    num_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    max_total_len: int
+    head_dim: int | None = None  # None: hidden_size / num_attention_heads
 
 
 def find(root: Path) -> Path | None:
     """The folder with ``runtime_manifest.json``: ``root`` itself, its ``model`` folder, or None."""
-    for folder in (root, root / "model"):
+    for folder in (root, root / MODEL_FOLDER):
         if (folder / RUNTIME_MANIFEST).is_file():
             return folder
     return None
 
 
-def translate(root: Path, model_dir: Path) -> Upstream:
-    """Read upstream's files; :class:`PackageError` names the file and what is wrong."""
+def read_manifest(path: Path) -> RuntimeManifest:
+    """``runtime_manifest.json``; :class:`PackageError` names the key that is wrong."""
+    found = _fields(RuntimeManifest, read_object(path), path)
+    names = (found.audio_encoder_default, found.audio_adapter_default, found.llm_default)
+    for name in (*names, found.embedding_default):
+        if PurePosixPath(name).name != name or "\\" in name:
+            raise PackageError(f"{path}: names {name!r}, expected a file of this folder")
+    return found
+
+
+def translate(root: Path, model_dir: Path) -> tuple[Manifest, dict[str, Path]]:
+    """A folder's manifest, and its files by what they are.
+
+    :class:`PackageError` names the file and what is wrong.
+    """
     where = model_dir / RUNTIME_MANIFEST
-    raw = _object(where)
-    decoder = model_dir / _value(raw, "llm_default", str, where)
-    metadata_path = _metadata_path(root, model_dir, decoder.stem)
-    metadata = _object(metadata_path)
-    if metadata.get("model_type", "arkasr") != "arkasr":
-        raise PackageError(
-            f"{metadata_path}: model_type is {metadata['model_type']!r}, expected 'arkasr'"
-        )
-    embedding = _embedding_path(model_dir, _value(raw, "embedding_default", str, where))
-    hidden = _value(metadata, "hidden_size", int, metadata_path)
-    n_heads = _value(metadata, "num_attention_heads", int, metadata_path)
-    vocab_size = _rows(embedding, hidden)
+    raw = read_manifest(where)
+    paths = {what: _first(model_dir, names, where) for what, names in raw.wanted().items()}
+    sizes_path = paths.pop(DECODER_SIZES)
+    decoder, head_dim = _decoder_sizes(sizes_path)
+    vocab_size = _rows(paths[EMBEDDING], decoder.hidden_size)
     text = Text(model_dir)
-    tokens = decoding_tokens(
-        text,
-        vocab_size,
-        audio=_value(raw, "audio_token_id", int, where),
-        eos=(_value(raw, "im_end_token_id", int, where),),
-        stop=tuple(_value(raw, "stop_token_ids", list, where)),
-    )
     manifest = Manifest(
         schema=SCHEMA,
         name=root.resolve().name,
         layout="published",
-        model_type="arkasr",
-        precision=next((p for p in reversed(decoder.stem.split("_")) if p in PRECISIONS), "fp32"),
-        embedding="fp16" if "fp16" in embedding.stem else "fp32",
+        model_type=_MODEL_TYPE,
+        precision=next(
+            (p for p in reversed(raw.decoder_stem.split("_")) if p in PRECISIONS), "fp32"
+        ),
+        embedding="fp16" if "fp16" in paths[EMBEDDING].stem else "fp32",
         target="any",
         min_onnxruntime="1.17.0",  # opset 17, IR 8
         sizes=Sizes(
             n_mels=_n_mels(model_dir),
-            merge_factor=_value(raw, "audio_merge_factor", int, where),
+            merge_factor=raw.audio_merge_factor,
             max_seconds=MAX_SECONDS,
-            hidden_size=hidden,
-            n_layers=_value(metadata, "num_layers", int, metadata_path),
-            n_kv_heads=_value(metadata, "num_key_value_heads", int, metadata_path),
-            head_dim=_value(metadata, "head_dim", int, metadata_path, hidden // n_heads),
+            hidden_size=decoder.hidden_size,
+            n_layers=decoder.num_layers,
+            n_kv_heads=decoder.num_key_value_heads,
+            head_dim=head_dim,
             vocab_size=vocab_size,
             n_embeddings=vocab_size,
             n_logits=vocab_size,
-            max_positions=_value(metadata, "max_total_len", int, metadata_path),
+            max_positions=decoder.max_total_len,
         ),
-        tokens=tokens,
+        tokens=decoding_tokens(
+            text,
+            vocab_size,
+            audio=raw.audio_token_id,
+            eos=(raw.im_end_token_id,),
+            stop=tuple(raw.stop_token_ids),
+        ),
         files={},
         degraded="",
         provenance=Provenance(
-            exporter="upstream",
+            exporter="the makers of ARK-ASR",
             tools={},
             source=root.resolve().name,
             source_sha256={},
@@ -102,40 +188,37 @@ def translate(root: Path, model_dir: Path) -> Upstream:
             parity={},
         ),
     )
-    return Upstream(
-        manifest,
-        {
-            ENCODER: _file(model_dir / _value(raw, "audio_encoder_default", str, where), where),
-            ADAPTER: _file(model_dir / _value(raw, "audio_adapter_default", str, where), where),
-            DECODER: _file(decoder, where),
-            EMBEDDING: embedding,
-            TOKENIZER: text.path,
-        },
-    )
+    check_values(manifest, str(where))
+    return manifest, {**paths, **{file.name: file for file in text.files}}
+
+
+def _decoder_sizes(path: Path) -> tuple[DecoderSizes, int]:
+    """The decoder's sizes, and its ``head_dim``."""
+    raw = read_object(path)
+    if raw.get("model_type", _MODEL_TYPE) != _MODEL_TYPE:
+        raise PackageError(f"{path}: model_type is {raw['model_type']!r}, expected {_MODEL_TYPE!r}")
+    found = _fields(DecoderSizes, raw, path)
+    for key, value in dataclasses.asdict(found).items():
+        if value is not None and value <= 0:
+            raise PackageError(f"{path}: {key} is {value}, must be positive")
+    return found, found.head_dim or found.hidden_size // found.num_attention_heads
 
 
 def _n_mels(model_dir: Path) -> int:
-    """Mel bands, which upstream's manifest leaves to the feature extractor's configuration."""
-    path = model_dir / "preprocessor_config.json"
-    return _value(_object(path), "feature_size", int, path) if path.is_file() else 128
+    """Mel bands, which the manifest leaves to the feature extractor's configuration."""
+    path = model_dir / PREPROCESSOR_FILE
+    value = read_object(path).get("feature_size") if path.is_file() else _N_MELS
+    return cast("int", _typed(value, "int", path, "feature_size"))
 
 
-def _metadata_path(root: Path, model_dir: Path, stem: str) -> Path:
-    names = [f"{stem}.json", *METADATA_FILES]
-    for folder in (model_dir, root / "build", model_dir.parent / "build"):
-        for name in names:
-            if (folder / name).is_file():
-                return folder / name
-    raise PackageError(f"{root}: none of {', '.join(names)} here or in build/; download one")
-
-
-def _embedding_path(model_dir: Path, graph: str) -> Path:
-    """The blob beside the embedding graph, or a half-precision one where that is all there is."""
-    candidates = [Path(graph).with_suffix(".data").name, "embedding_fp16.data"]
-    for name in candidates:
+def _first(model_dir: Path, names: tuple[str, ...], where: Path) -> Path:
+    for name in names:
         if (model_dir / name).is_file():
-            return model_dir / name
-    raise PackageError(f"{model_dir / candidates[0]}: missing; download it")
+            return (model_dir / name).resolve() if ".." in name else model_dir / name
+    others = f" (or {', '.join(names[1:])})" if names[1:] else ""
+    raise PackageError(
+        f"{model_dir / names[0]}: missing, {where.name} needs it{others}; download it"
+    )
 
 
 def _rows(blob: Path, hidden: int) -> int:
@@ -150,25 +233,32 @@ def _rows(blob: Path, hidden: int) -> int:
     return n_bytes // (hidden * width)
 
 
-def _file(path: Path, where: Path) -> Path:
-    if not path.is_file():
-        raise PackageError(f"{path}: named by {where.name} but missing; download it")
-    return path
-
-
-def _object(path: Path) -> dict[str, Any]:
+def read_object(path: Path) -> dict[str, Any]:
+    """A JSON object; :class:`PackageError` for anything else."""
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise PackageError(f"{path}: cannot be read as JSON ({error})") from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise PackageError(f"{path}: cannot be read as JSON ({error}); fetch it again") from error
     if not isinstance(raw, dict):
-        raise PackageError(f"{path}: expected a JSON object")
+        raise PackageError(f"{path}: expected a JSON object; fetch it again")
     return cast("dict[str, Any]", raw)
 
 
-def _value(raw: dict[str, Any], key: str, kind: type, where: Path, default: Any = None) -> Any:
-    value = raw.get(key, default)
-    if type(value) is not kind:
+def _fields(kind: type[_T], raw: Mapping[str, Any], where: Path) -> _T:
+    """The keys that a dataclass has, with the types that it says."""
+    fields = dataclasses.fields(cast("Any", kind))
+    given = [f for f in fields if f.name in raw or f.default is dataclasses.MISSING]
+    return kind(**{f.name: _typed(raw.get(f.name), str(f.type), where, f.name) for f in given})
+
+
+def _typed(value: object, kind: str, where: Path, key: str) -> object:
+    """A value from JSON, if it is of a type as it is written in a dataclass."""
+    if isinstance(value, list):
+        items = cast("list[object]", value)
+        is_right = kind == "list[int]" and all(type(item) is int for item in items)
+    else:
+        is_right = type(value).__name__ in kind.split(" | ")
+    if not is_right:
         problem = "is missing" if value is None else f"is {value!r}"
-        raise PackageError(f"{where}: key {key!r} {problem}, expected {kind.__name__}")
-    return value
+        raise PackageError(f"{where}: key {key!r} {problem}, expected {kind}")
+    return cast("object", value)

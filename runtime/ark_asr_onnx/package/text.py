@@ -19,6 +19,9 @@ QWEN2_SPLIT = (
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 
+# Which files hold a tokenizer: the first ones, or those of older folders.
+TOKENIZER_FILES = ((TOKENIZER_FILE,), ("vocab.json", "merges.txt", "added_tokens.json"))
+
 _TURN_ENDS = ("<|user|>", "<|assistant|>", "<|im_end|>")
 _TEXT_STARTS = "<|text|>"
 _MARKERS = re.compile(
@@ -36,12 +39,11 @@ class Text:
     """
 
     def __init__(self, directory: Path) -> None:
-        path = directory / TOKENIZER_FILE
-        if path.is_file():
-            self._tokenizer = _read(path)
-        else:
-            self._tokenizer = _build(directory)
-        self.path = path
+        fast, slow = ([directory / name for name in names] for names in TOKENIZER_FILES)
+        has_fast = fast[0].is_file()
+        self.files = fast if has_fast else slow
+        self.path = self.files[0]
+        self._tokenizer = _read(self.path) if has_fast else _build(directory)
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text with special tokens kept; bytes that are no UTF-8 become U+FFFD."""

@@ -44,14 +44,14 @@ class _Audio:
 
     def __init__(self, encoder: Graph, adapter: Graph, sizes: Sizes) -> None:
         self._encoder, self._adapter = encoder, adapter
-        self._encoder.expect({"audios": (1, sizes.n_mels, None)}, ["encoded_audio_features"])
-        self._adapter.expect({"merged_audio_features": (1, None, None)}, ["audio_embeddings"])
+        self._encoder.expect({published.AUDIOS: (1, sizes.n_mels, None)}, [published.ENCODED])
+        self._adapter.expect({published.MERGED: (1, None, None)}, [published.AUDIO_EMBEDS])
         self._factor = sizes.merge_factor
 
     def __call__(self, log_mel: F32) -> F32:
-        encoded = self._encoder.run({"audios": log_mel}, ["encoded_audio_features"])[0]
+        encoded = self._encoder.run({published.AUDIOS: log_mel}, [published.ENCODED])[0]
         merged = merge(encoded, self._factor)
-        return self._adapter.run({"merged_audio_features": merged}, ["audio_embeddings"])[0]
+        return self._adapter.run({published.MERGED: merged}, [published.AUDIO_EMBEDS])[0]
 
 
 def merge(encoded: F32, factor: int) -> F32:
@@ -65,22 +65,18 @@ def merge(encoded: F32, factor: int) -> F32:
 
 
 def _open_decoder(graph: Graph, sizes: Sizes) -> StaticDecoder | GrowingDecoder:
-    if "past_key_0" in graph.inputs:
+    if published.past_names(1)[0] in graph.inputs:
         return GrowingDecoder(graph, sizes)
     return StaticDecoder(graph, sizes)
 
 
 def _check_logits(graph: Graph, sizes: Sizes) -> None:
-    n_logits = graph.outputs["logits"][-1]
+    n_logits = graph.outputs[published.LOGITS][-1]
     if n_logits != sizes.n_logits:
         raise PackageError(
             f"{graph.path}: {n_logits} logits, the embedding has {sizes.n_embeddings} rows; "
             "the files belong to different models"
         )
-
-
-def _pairs(first: str, second: str, n_layers: int) -> list[str]:
-    return [f"{name}_{i}" for i in range(n_layers) for name in (first, second)]
 
 
 class StaticDecoder:
@@ -89,18 +85,18 @@ class StaticDecoder:
     max_slots = 1
 
     def __init__(self, graph: Graph, sizes: Sizes) -> None:
-        self.capacity = _static_size(graph, "cache_key_0", 1)
-        self.caches = _pairs("cache_key", "cache_value", sizes.n_layers)
-        self.deltas = _pairs("key_delta", "value_delta", sizes.n_layers)
+        self.capacity = _static_size(graph, published.cache_names(1)[0], 1)
+        self.caches = published.cache_names(sizes.n_layers)
+        self.deltas = published.delta_names(sizes.n_layers)
         cache = (None, self.capacity, sizes.n_kv_heads, sizes.head_dim)
         graph.expect(
             {
-                "inputs_embeds": (None, None, sizes.hidden_size),
-                "attention_mask": (None, self.capacity),
-                "cache_position": (None,),
+                published.EMBEDS: (None, None, sizes.hidden_size),
+                published.MASK: (None, self.capacity),
+                published.POSITIONS: (None,),
                 **dict.fromkeys(self.caches, cache),
             },
-            ["logits", *self.deltas],
+            [published.LOGITS, *self.deltas],
         )
         _check_logits(graph, sizes)
         self.graph, self.cache_shape = graph, (1, *cache[1:])
@@ -141,12 +137,12 @@ class StaticDecoding:
             raise DecodeError(f"the cache of {self._decoder.capacity} positions is full")
         self._mask[0, :end] = 1
         feeds: dict[str, Array] = {
-            "inputs_embeds": inputs_embeds,
-            "attention_mask": self._mask,
-            "cache_position": np.arange(begin, end),
+            published.EMBEDS: inputs_embeds,
+            published.MASK: self._mask,
+            published.POSITIONS: np.arange(begin, end),
             **self._caches,
         }
-        logits, *deltas = self._decoder.graph.run(feeds, ["logits", *self._decoder.deltas])
+        logits, *deltas = self._decoder.graph.run(feeds, [published.LOGITS, *self._decoder.deltas])
         for cache, delta in zip(self._caches.values(), deltas, strict=True):
             cache[:, begin:end] = delta
         self._length = end
@@ -160,16 +156,16 @@ class GrowingDecoder:
 
     def __init__(self, graph: Graph, sizes: Sizes) -> None:
         self.capacity = sizes.max_positions
-        self.pasts = _pairs("past_key", "past_value", sizes.n_layers)
-        self.presents = _pairs("present_key", "present_value", sizes.n_layers)
+        self.pasts = published.past_names(sizes.n_layers)
+        self.presents = published.present_names(sizes.n_layers)
         past = (None, sizes.n_kv_heads, None, sizes.head_dim)
         graph.expect(
             {
-                "inputs_embeds": (None, None, sizes.hidden_size),
-                "cache_position": (None,),
+                published.EMBEDS: (None, None, sizes.hidden_size),
+                published.POSITIONS: (None,),
                 **dict.fromkeys(self.pasts, past),
             },
-            ["logits", *self.presents],
+            [published.LOGITS, *self.presents],
         )
         _check_logits(graph, sizes)
         self.graph, self.past_shape = graph, (1, sizes.n_kv_heads, 0, sizes.head_dim)
@@ -207,11 +203,11 @@ class GrowingDecoding:
         if end > self._decoder.capacity:
             raise DecodeError(f"the cache of {self._decoder.capacity} positions is full")
         feeds: dict[str, Array] = {
-            "inputs_embeds": inputs_embeds,
-            "cache_position": np.arange(begin, end),
+            published.EMBEDS: inputs_embeds,
+            published.POSITIONS: np.arange(begin, end),
             **dict(zip(self._decoder.pasts, self._past, strict=True)),
         }
-        outputs = ["logits", *self._decoder.presents]
+        outputs = [published.LOGITS, *self._decoder.presents]
         logits, *self._past = self._decoder.graph.run(feeds, outputs)
         return logits[:, -1]
 
