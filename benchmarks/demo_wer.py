@@ -45,7 +45,7 @@ class Clip:
     audio: str
     source: str
     text: str
-    judged: dict[str, verify.Clip]
+    judged: dict[str, verify.Comparison]
 
     def heard(self, engine: str) -> str:
         """What torch, fp32 or int8 made of it."""
@@ -63,8 +63,10 @@ def transcribe_folder(
     for line in tqdm(manifest.splitlines(), desc=folder, file=sys.stderr):
         row = json.loads(line)
         waveform = read(speech / folder / row["audio"])
-        led = verify.lead(oracle, row["audio"], waveform, MAX_TOKENS)
-        judged = {e: verify.judge(package, led, MAX_TOKENS) for e, package in packages.items()}
+        heard = verify.hear(oracle, row["audio"], waveform, MAX_TOKENS)
+        judged = {
+            e: verify.compare_clip(package, heard, MAX_TOKENS) for e, package in packages.items()
+        }
         clips.append(Clip(row["audio"], row["source"], row["text"], judged))
     return clips
 

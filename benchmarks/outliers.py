@@ -64,25 +64,25 @@ class Row:
     matrices: str
 
 
-def measure(package: Path, leds: list[verify.Led]) -> dict[str, Any]:
+def measure(package: Path, clips: list[verify.Heard]) -> dict[str, Any]:
     """The figures of :class:`Row` that speech gives."""
     found = PackageEngine(package)
     errors: list[float] = []
     same: list[np.ndarray] = []
     same_whole: list[np.ndarray] = []
     changes: list[np.ndarray] = []
-    for led in leds:
-        ids = np.array(led.decoded.token_ids)
-        embeds = found.encode(led.log_mel)
+    for clip in clips:
+        ids = np.array(clip.decoded.token_ids)
+        embeds = found.encode(clip.log_mel)
         errors.append(
-            float(np.linalg.norm(embeds - led.audio_embeds) / np.linalg.norm(led.audio_embeds))
+            float(np.linalg.norm(embeds - clip.audio_embeds) / np.linalg.norm(clip.audio_embeds))
         )
-        logits = found.score(led.audio_embeds, led.decoded.token_ids)
-        closed = blocked(led.tokens, logits.shape[1])
+        logits = found.score(clip.audio_embeds, clip.decoded.token_ids)
+        closed = blocked(clip.tokens, logits.shape[1])
         expected, forced, whole = (
             verify.log_softmax(rows[:, : logits.shape[1]], closed)
             for rows in (
-                led.decoded.logits, logits, found.score(embeds, led.decoded.token_ids)
+                clip.decoded.logits, logits, found.score(embeds, clip.decoded.token_ids)
             )
         )  # fmt: skip
         steps = np.arange(len(ids))
@@ -123,11 +123,11 @@ def main() -> int:
                 overrides=real_width(options.layers),
             )  # fmt: skip
             oracle = TorchEngine.open(checkpoint, pipeline.INSTRUCTION)
-            leds = [verify.lead(oracle, n, x, options.tokens) for n, x in builtin_speech()]
+            clips = [verify.hear(oracle, n, x, options.tokens) for n, x in builtin_speech()]
             for name in options.recipes:
                 out = work / name.replace(", ", "-")
                 pipeline.export(checkpoint, out, allow_degraded=True, **RECIPES[name])
-                row = Row(seed, strength, name, **measure(out, leds))
+                row = Row(seed, strength, name, **measure(out, clips))
                 shutil.rmtree(out)
                 rows.append(row)
                 print(f"| {seed} | {strength:g} | {name} | {row.encoder_error:.4f} "

@@ -61,19 +61,19 @@ def clips(speech: Path, n: int) -> list[Path]:
     return found
 
 
-def closeness(package: Path, leds: Sequence[verify.Led]) -> dict[str, float]:
+def closeness(package: Path, clips: Sequence[verify.Heard]) -> dict[str, float]:
     """How far a package is from the network, on each clip."""
     engine = PackageEngine(package)
     errors: list[float] = []
     changes: list[np.ndarray] = []
     same: list[np.ndarray] = []
-    for led in leds:
-        embeds, ids = engine.encode(led.log_mel), np.array(led.decoded.token_ids)
-        errors.append(float(np.linalg.norm(embeds - led.audio_embeds)
-                            / np.linalg.norm(led.audio_embeds)))  # fmt: skip
-        logits = engine.score(led.audio_embeds, led.decoded.token_ids)
-        closed = blocked(led.tokens, logits.shape[1])
-        pair = led.decoded.logits[:, : logits.shape[1]], logits
+    for clip in clips:
+        embeds, ids = engine.encode(clip.log_mel), np.array(clip.decoded.token_ids)
+        errors.append(float(np.linalg.norm(embeds - clip.audio_embeds)
+                            / np.linalg.norm(clip.audio_embeds)))  # fmt: skip
+        logits = engine.score(clip.audio_embeds, clip.decoded.token_ids)
+        closed = blocked(clip.tokens, logits.shape[1])
+        pair = clip.decoded.logits[:, : logits.shape[1]], logits
         expected, found = (verify.log_softmax(each, closed) for each in pair)
         steps = np.arange(len(ids))
         changes.append(np.abs(found[steps, ids] - expected[steps, ids]))
@@ -155,10 +155,10 @@ def main() -> int:
             say(f"exporting {name}, once: {path}")
             pipeline.export(options.checkpoint, path, allow_degraded=True, **PACKAGES[name])
     oracle = TorchEngine.open(options.checkpoint, pipeline.INSTRUCTION)
-    leds = [verify.lead(oracle, path.name, sources.read(path, end_seconds=30), _TOKENS)
+    heard = [verify.hear(oracle, path.name, sources.read(path, end_seconds=30), _TOKENS)
             for path in clips(options.speech, options.clips)]  # fmt: skip
-    figures = {name: closeness(path, leds) for name, path in made.items()}
-    n_mels = leds[0].log_mel.shape[1]
+    figures = {name: closeness(path, heard) for name, path in made.items()}
+    n_mels = heard[0].log_mel.shape[1]
     timed = {n: p for n, p in made.items() if PACKAGES[n].get("layout") != "published"}
     times = speed(timed, n_mels, options.rounds)
     for name, path in timed.items():
@@ -173,7 +173,7 @@ def main() -> int:
             own, plain = times.get(name, {}).get(key), times.get(PLAIN, {}).get(key)
             cells.append(f"{own / plain:.2f}" if own and plain else "")
         print(f"| {name} | {' | '.join(cells)} |")
-    print(json.dumps({"closeness": figures, "ms": times, "clips": len(leds), **machine()}))
+    print(json.dumps({"closeness": figures, "ms": times, "clips": len(heard), **machine()}))
     return 0
 
 

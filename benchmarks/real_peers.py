@@ -35,7 +35,7 @@ import numpy as np
 from lab import ROOT, Subject, checksum, machine, say
 
 from ark_asr_onnx.audio import mel, sources
-from ark_asr_onnx.corpus import evaluate
+from ark_asr_onnx.corpus import scoring
 
 OURS = "ours"
 QUESTIONS = {"padded": "encoder, padded to 30 s", "natural": "encoder", "whole": "whole clip"}
@@ -200,7 +200,7 @@ def error_rate(clips: list[Clip], texts: list[str]) -> float | None:
     """Word errors in per cent, normalised as ``ark-asr evaluate`` does."""
     if not any(texts):
         return None
-    scores = [evaluate.score(c.text, t, "en") for c, t in zip(clips, texts, strict=True)]
+    scores = [scoring.score(c.text, t, "en") for c, t in zip(clips, texts, strict=True)]
     return 100 * sum(s.wer_errors for s in scores) / sum(s.ref_words for s in scores)
 
 

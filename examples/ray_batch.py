@@ -23,9 +23,9 @@ from ray.data.block import BlockAccessor
 from ray.data.datasource import BlockBasedFileDatasink
 
 import ark_asr_onnx
-from ark_asr_onnx import ArkError, ManifestError
+from ark_asr_onnx import ArkError, RecordsError
 from ark_asr_onnx.corpus.batch import output_row, record_clip, row_line
-from ark_asr_onnx.corpus.manifests import read_records
+from ark_asr_onnx.corpus.records import read_records
 
 
 class Transcribe:
@@ -77,7 +77,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def transcribe(arguments: argparse.Namespace) -> None:
     """Records in, lines out."""
     if Path(arguments.output).is_dir() and any(Path(arguments.output).iterdir()):
-        raise ManifestError(f"{arguments.output}: is not empty, give a new folder")
+        raise RecordsError(f"{arguments.output}: is not empty, give a new folder")
     records = read_records(arguments.input.resolve())
     ray.data.DataContext.get_current().execution_options.preserve_order = True
     dataset = ray.data.from_items([{"record": pickle.dumps(record)} for record in records])

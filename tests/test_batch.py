@@ -25,8 +25,8 @@ from ark_asr_onnx import (
     AudioError,
     Clip,
     DecodeError,
-    ManifestError,
     Options,
+    RecordsError,
     Transcriber,
 )
 from ark_asr_onnx.corpus import workers
@@ -192,7 +192,7 @@ def test_the_transcriber_is_closed_and_without_work_not_opened(batch: Batch) -> 
 
 def test_nothing_is_written_for_a_wrong_manifest(batch: Batch) -> None:
     batch.write([*LINES, {"audio": 3}])
-    with pytest.raises(ManifestError, match=r"in\.jsonl:5: "):
+    with pytest.raises(RecordsError, match=r"in\.jsonl:5: "):
         batch.run()
     assert not batch.output.exists()
 
@@ -238,7 +238,7 @@ def test_an_input_that_has_grown_is_continued(batch: Batch) -> None:
 )
 def test_the_output_of_another_input_is_kept(content: str, line: int, batch: Batch) -> None:
     batch.output.write_bytes(content.encode())
-    with pytest.raises(ManifestError, match=rf"out\.jsonl:{line}: .*another input.*--overwrite"):
+    with pytest.raises(RecordsError, match=rf"out\.jsonl:{line}: .*another input.*--overwrite"):
         batch.run()
     assert batch.output.read_bytes() == content.encode()
 
@@ -251,15 +251,15 @@ def test_overwriting_begins_anew(batch: Batch) -> None:
 
 
 def test_the_input_is_not_overwritten(batch: Batch) -> None:
-    with pytest.raises(ManifestError, match=r"in\.jsonl: is the input too"):
+    with pytest.raises(RecordsError, match=r"in\.jsonl: is the input too"):
         run_batch(open_fake, batch.input, batch.input, overwrite=True)
     assert batch.input.stat().st_size
 
 
 def test_an_output_that_cannot_be_written_is_named(batch: Batch, tmp_path: Path) -> None:
-    with pytest.raises(ManifestError, match=r"out\.jsonl: cannot be written \(No such file"):
+    with pytest.raises(RecordsError, match=r"out\.jsonl: cannot be written \(No such file"):
         run_batch(open_fake, batch.input, tmp_path / "none" / "out.jsonl")
-    with pytest.raises(ManifestError, match="is no file"):
+    with pytest.raises(RecordsError, match="is no file"):
         run_batch(open_fake, batch.input, tmp_path)
 
 
@@ -269,9 +269,7 @@ def test_a_full_disk_is_named_and_the_run_continues(batch: Batch) -> None:
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (300, limits[1]))
     try:
-        with pytest.raises(
-            ManifestError, match=r"out\.jsonl: cannot be written \(File too large\)"
-        ):
+        with pytest.raises(RecordsError, match=r"out\.jsonl: cannot be written \(File too large\)"):
             batch.run()
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
@@ -284,7 +282,7 @@ def test_a_full_disk_is_named_and_the_run_continues(batch: Batch) -> None:
 def test_a_second_run_on_the_same_output_is_refused(batch: Batch) -> None:
     def second(n_done: int, _: int) -> None:
         if n_done == 1:
-            with pytest.raises(ManifestError, match="is being written by another process"):
+            with pytest.raises(RecordsError, match="is being written by another process"):
                 batch.run(overwrite=True)
 
     batch.run(on_progress=second)

@@ -95,7 +95,7 @@ def test_other_audio_is_calibrated_on(
     original = calibrate.calibrate
 
     def listen(*arguments: Any) -> Any:
-        heard.append([led.name for led in arguments[0].leds])
+        heard.append([clip.name for clip in arguments[0].clips])
         return original(*arguments)
 
     monkeypatch.setattr(calibrate, "calibrate", listen)

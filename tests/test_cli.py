@@ -14,7 +14,7 @@ import soundfile
 from conftest import DEMO, ROOT, Sample
 
 import ark_asr_onnx
-from ark_asr_onnx.commands import cli, cli_infer
+from ark_asr_onnx.commands import cli, infer
 
 SCRIPT = ROOT / "infer_ark_audio_onnx.py"
 
@@ -51,7 +51,7 @@ def test_the_script_takes_the_published_flags_in_both_spellings(
         ["--audio", path, "--asr_block_token_id_from", "100000"],
         ["--audio", path, "--asr_block_token_id_from", "-1"],
     ):
-        assert cli_infer.infer_main(ROOT, flags) == 0
+        assert infer.infer_main(ROOT, flags) == 0
         assert capsys.readouterr().out == f"{text}\n"
 
 
@@ -60,7 +60,7 @@ def test_values_keep_their_underscores(
 ) -> None:
     path = tmp_path / "a_b.flac"
     path.write_bytes(samples[0].path.read_bytes())
-    assert cli_infer.infer_main(ROOT, [f"--audio={path}"]) == 0
+    assert infer.infer_main(ROOT, [f"--audio={path}"]) == 0
     assert capsys.readouterr().out == f"{samples[0].text}\n"
 
 
@@ -68,7 +68,7 @@ def test_the_script_uses_its_own_folder_when_that_is_a_package(
     samples: list[Sample], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "ark_manifest.json").write_text("{}")
-    assert cli_infer.infer_main(tmp_path, ["--audio", str(samples[0].path)]) == 1
+    assert infer.infer_main(tmp_path, ["--audio", str(samples[0].path)]) == 1
     assert str(tmp_path) in capsys.readouterr().err
 
 
@@ -76,7 +76,7 @@ def test_a_wrong_precision_is_refused(
     samples: list[Sample], capsys: pytest.CaptureFixture[str]
 ) -> None:
     flags = ["--audio", str(samples[0].path), "--main-model-precision", "fp32"]
-    assert cli_infer.infer_main(ROOT, flags) == 1
+    assert infer.infer_main(ROOT, flags) == 1
     assert "is int8, --main-model-precision asks for fp32" in capsys.readouterr().err
 
 
@@ -84,7 +84,7 @@ def test_audio_over_the_limit_is_refused_not_cut(
     samples: list[Sample], capsys: pytest.CaptureFixture[str]
 ) -> None:
     flags = ["--audio", str(samples[0].path), "--max-audio-seconds", "0.5"]
-    assert cli_infer.infer_main(ROOT, flags) == 1
+    assert infer.infer_main(ROOT, flags) == 1
     captured = capsys.readouterr()
     assert captured.out == ""
     assert "longer than the 0.5 s that are allowed" in captured.err
@@ -189,9 +189,7 @@ def test_a_limit_that_is_none_is_wrong_usage(
     value: str, samples: list[Sample], capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as exit_info:
-        cli_infer.infer_main(
-            ROOT, ["--audio", str(samples[0].path), f"--max-audio-seconds={value}"]
-        )
+        infer.infer_main(ROOT, ["--audio", str(samples[0].path), f"--max-audio-seconds={value}"])
     assert exit_info.value.code == 2
     assert "must be positive" in capsys.readouterr().err
 

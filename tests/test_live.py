@@ -64,7 +64,7 @@ def stream(data: bytes) -> Any:
 @pytest.mark.parametrize("channels", [1, 2])
 def test_a_wav_is_read_as_it_comes_in_every_width(width: int, channels: int) -> None:
     expected = np.random.default_rng(0).uniform(-0.9, 0.9, (5000, channels))
-    blocks, rate = pcm.blocks(stream(wav(expected, 22050, width)))
+    blocks, rate = pcm.parts(stream(wav(expected, 22050, width)))
     parts = list(sources.blocks(blocks, rate)) if channels == 1 else list(blocks)
     assert rate == 22050
     if channels == 2:
@@ -82,13 +82,13 @@ def test_a_wav_is_read_as_it_comes_in_every_width(width: int, channels: int) -> 
 def test_a_wav_whose_writer_did_not_know_its_length_is_read_to_the_end() -> None:
     data = bytearray(wav(np.full(4000, 0.5)))
     data[4:8] = data[40:44] = b"\xff\xff\xff\xff"
-    blocks, _ = pcm.blocks(stream(bytes(data)))
+    blocks, _ = pcm.parts(stream(bytes(data)))
     assert sum(map(len, blocks)) == 4000
 
 
 def test_bare_samples_are_taken_as_they_are_said_to_be() -> None:
     samples = np.arange(-3000, 3000, dtype="<i2")
-    blocks, rate = pcm.blocks(stream(samples.tobytes() + b"\x01"), 8000, 2)  # the last one is torn
+    blocks, rate = pcm.parts(stream(samples.tobytes() + b"\x01"), 8000, 2)  # the last one is torn
     assert rate == 8000
     np.testing.assert_array_equal(np.concatenate(list(blocks)), samples.reshape(-1, 2))
 
@@ -97,7 +97,7 @@ def test_a_wav_that_is_no_pcm_says_what_to_send() -> None:
     data = io.BytesIO()
     soundfile.write(data, np.zeros(100), RATE, format="WAV", subtype="FLOAT")
     with pytest.raises(AudioError, match="send PCM, for example with ffmpeg"):
-        pcm.blocks(stream(data.getvalue()))
+        pcm.parts(stream(data.getvalue()))
 
 
 def test_text_comes_while_the_pipe_is_open(spoken: tuple[np.ndarray, list[str]]) -> None:
@@ -218,7 +218,7 @@ def test_a_microphone_is_listened_to_until_it_is_closed(
     waveform, expected = spoken
     sound = FakeSound(waveform)
     monkeypatch.setitem(sys.modules, "sounddevice", sound)
-    blocks = microphone.blocks()
+    blocks = microphone.parts()
     segments: Any = demo.listen(blocks, RATE)
     assert [next(segments).text for _ in expected] == expected
     assert sound.state == "open"
@@ -236,7 +236,7 @@ def test_a_microphone_that_is_missing_is_one_line(
     assert "error: the microphone cannot be opened (no such device)" in capsys.readouterr().err
     monkeypatch.setitem(sys.modules, "sounddevice", None)
     with pytest.raises(MissingExtraError, match=r"pip install 'ark-asr-onnx\[mic\]'"):
-        microphone.blocks()
+        microphone.parts()
 
 
 def test_ctrl_c_ends_listening(
@@ -249,7 +249,7 @@ def test_ctrl_c_ends_listening(
         yield from np.split(waveform[: -len(QUIET)], 1000 * np.arange(1, 300))
         raise KeyboardInterrupt  # just after the last word
 
-    monkeypatch.setattr(microphone, "blocks", blocks)
+    monkeypatch.setattr(microphone, "parts", blocks)
     assert cli.main(["mic", "-m", str(DEMO)]) == 130
     captured = capsys.readouterr()
     assert captured.out.splitlines() == expected
@@ -269,12 +269,12 @@ def test_a_live_part_is_not_selected_by_time(
 
 def test_what_follows_the_samples_of_a_wav_is_not_heard() -> None:
     data = wav(np.full(4000, 0.5)) + b"LIST\x04\x00\x00\x00abcd"
-    blocks, _ = pcm.blocks(stream(data))
+    blocks, _ = pcm.parts(stream(data))
     assert sum(map(len, blocks)) == 4000
 
 
 def test_a_wav_that_ends_too_early_says_so() -> None:
-    blocks, _ = pcm.blocks(stream(wav(np.full(4000, 0.5))[:-1000]))
+    blocks, _ = pcm.parts(stream(wav(np.full(4000, 0.5))[:-1000]))
     with pytest.warns(UserWarning, match="it ended 1000 bytes before its header says"):
         assert sum(map(len, blocks)) == 3500
 

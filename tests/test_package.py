@@ -153,9 +153,7 @@ def test_a_flipped_byte_in_large_weights_is_found_only_by_verifying(
     package: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = package / "audio.onnx.data"
-    monkeypatch.setattr(
-        "ark_asr_onnx.package.opening._ALWAYS_HASHED_BYTES", path.stat().st_size - 1
-    )
+    monkeypatch.setattr("ark_asr_onnx.package.opening.ALWAYS_HASHED_BYTES", path.stat().st_size - 1)
     flip_byte(path)
     open_package(package)
     with pytest.raises(PackageError, match=r"audio\.onnx\.data: checksum differs"):

@@ -99,7 +99,7 @@ def test_a_damaged_one_is_made_again(package: Path, tmp_path: Path, samples: lis
 def test_large_files_are_compared_by_time_and_on_request_by_checksum(
     package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(prepared, "_ALWAYS_HASHED_BYTES", 0)
+    monkeypatch.setattr(prepared, "ALWAYS_HASHED_BYTES", 0)
     folder = tmp_path / "p"
     ark_asr_onnx.prepare(package, folder)
     path = home(folder) / f"{AUDIO}.data"

@@ -218,14 +218,16 @@ def test_log_probabilities_are_those_among_the_ids_that_may_be_chosen() -> None:
     assert np.exp(found).sum(axis=1) == pytest.approx(1, abs=1e-5)
 
 
-GOOD = verify.Clip(
+GOOD = verify.Comparison(
     audio="a", seconds=1, mel_error=0, encoder_error=0, first_logits_error=0, dlogp=(0.0, 0.0, 0.0),
     same_choices=3, worst_margin=0, token_ids=(1, 2, 3), text="b", package_token_ids=(1, 2, 3),
     package_text="b", diverges_at=None, explained=True,
 )  # fmt: skip
 
 
-def report_of(*clips: verify.Clip, failures: tuple[verify.Failure, ...] = ()) -> verify.Report:
+def report_of(
+    *clips: verify.Comparison, failures: tuple[verify.Failure, ...] = ()
+) -> verify.Report:
     return verify.Report("p", "r", "w", verify.LIMITS["int8"], clips, failures)
 
 

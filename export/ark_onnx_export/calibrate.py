@@ -31,7 +31,7 @@ from .quantize import LEVELS, block_size
 from .reference import lengths
 from .rows import FORMS, GELU_FLOOR, Form, further, offsets, parts, places
 from .smoothing import F32, Graph, Order, Site, best_factor
-from .verify import Led
+from .verify import Heard
 
 Progress = Callable[[str, Sequence[Any]], Any]  # label, items -> the items
 
@@ -92,11 +92,11 @@ class Listener:
         network: Network,
         tokens: Tokens,
         prefix: Sequence[Tensor],
-        leds: Sequence[Led],
+        clips: Sequence[Heard],
         sites: Mapping[Graph, Sequence[Site]],
         progress: Progress,
     ) -> None:
-        self.sites, self.leds = sites, leds
+        self.sites, self.clips = sites, clips
         self.runner = runner = _Runner(network, tokens, prefix)
         self.watched = {
             site.name: _Watched(runner.module(site.modules[0])) for g in sites for site in sites[g]
@@ -105,9 +105,9 @@ class Listener:
             torch.inference_mode(),
             _hooks([(w.module, w.see) for w in self.watched.values()]),
         ):
-            for led in progress("calibrate: listen", leds):
-                runner.audio(led.log_mel)
-                runner.decoder(led)
+            for clip in progress("calibrate: listen", clips):
+                runner.audio(clip.log_mel)
+                runner.decoder(clip)
 
     def order(self, site: Site) -> Order | None:
         """A site's channels from the largest to the smallest, where they can be moved."""
@@ -145,7 +145,7 @@ def calibrate(listener: Listener, progress: Progress) -> dict[Graph, Calibration
                 if factor is not None:
                     factors[site.name] = factor.numpy()
             changes = {site.name: (factors.get(site.name), listener.order(site)) for site in some}
-            at_output = _at_output(runner, graph, some, changes, listener.leds, progress)
+            at_output = _at_output(runner, graph, some, changes, listener.clips, progress)
             findings = [replace(f, at_output=at_output[f.site]) for f in findings]
             found[graph] = Calibration(tuple(findings), factors)
     return found
@@ -178,10 +178,10 @@ class _Runner:
         """``[copies, N, hidden]``."""
         return self.network.tower(torch.from_numpy(log_mel).expand(copies, -1, -1))
 
-    def decoder(self, led: Led, copies: int = 1) -> Tensor:
+    def decoder(self, clip: Heard, copies: int = 1) -> Tensor:
         """Log-probabilities ``[copies, n]`` of the reference's tokens, teacher-forced."""
-        ids = led.decoded.token_ids
-        prompt = self.network.prompt(led.tokens, torch.from_numpy(led.audio_embeds))
+        ids = clip.decoded.token_ids
+        prompt = self.network.prompt(clip.tokens, torch.from_numpy(clip.audio_embeds))
         embeds = torch.cat((prompt, self.network.embed(ids[:-1])[None]), dim=1)
         n_cached = len(self.tokens.prefix)
         x = embeds[:, n_cached:].expand(copies, -1, -1)
@@ -338,20 +338,20 @@ def _at_output(
     graph: Graph,
     sites: Sequence[Site],
     changes: Mapping[str, tuple[F32 | None, Order | None]],
-    leds: Sequence[Led],
+    clips: Sequence[Heard],
     progress: Progress,
 ) -> dict[str, tuple[float, ...]]:
     """For each site, what its storing in 8 bits changes at the graph's output."""
     n_sure = 0
     if graph == "audio":
-        mels = [led.log_mel[:, :, :_PROBE_FRAMES] for led in leds]
+        mels = [clip.log_mel[:, :, :_PROBE_FRAMES] for clip in clips]
         runs = [lambda copies, mel=mel: runner.audio(mel, copies) for mel in mels]
     else:
         # Where the model is sure, nothing changes much whatever is stored how: taken for nothing.
-        by_doubt = sorted(leds, key=lambda led: float(runner.decoder(led).mean()))
+        by_doubt = sorted(clips, key=lambda clip: float(runner.decoder(clip).mean()))
         doubtful, sure = by_doubt[:_PROBE_CLIPS], by_doubt[_PROBE_CLIPS:]
-        n_sure = sum(len(led.decoded.token_ids) for led in sure)
-        runs = [lambda copies, led=led: runner.decoder(led, copies) for led in doubtful]
+        n_sure = sum(len(clip.decoded.token_ids) for clip in sure)
+        runs = [lambda copies, clip=clip: runner.decoder(clip, copies) for clip in doubtful]
     found: dict[str, tuple[float, ...]] = {}
     groups = [sites[i : i + _VARIANTS - 1] for i in range(0, len(sites), _VARIANTS - 1)]
     for group in progress(f"calibrate: at the output, {graph}", groups):
@@ -400,10 +400,10 @@ def _hooks(pairs: Sequence[tuple[nn.Module, Callable[..., Any]]]) -> Iterator[No
             handle.remove()
 
 
-def cache_key(source_sha256: Mapping[str, str], leds: Sequence[Led]) -> str:
+def cache_key(source_sha256: Mapping[str, str], clips: Sequence[Heard]) -> str:
     """Names findings by the checkpoint's files and the audio."""
-    audio = [hashlib.sha256(led.waveform.tobytes()).hexdigest() for led in leds]
-    prompts = [[*led.tokens.prefix, *led.tokens.suffix] for led in leds[:1]]
+    audio = [hashlib.sha256(clip.waveform.tobytes()).hexdigest() for clip in clips]
+    prompts = [[*clip.tokens.prefix, *clip.tokens.suffix] for clip in clips[:1]]
     text = json.dumps([_FORMAT, sorted(source_sha256.values()), audio, prompts])
     return hashlib.sha256(text.encode()).hexdigest()
 

@@ -35,7 +35,7 @@ class Choice:
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class Chosen:
     """Choices for one graph."""
 
     choices: tuple[Choice, ...]
@@ -60,7 +60,7 @@ def recipes_for(graph: Graph, target: str, n_in: int, n_out: int) -> Costs:
 
 def choose(
     calibration: Calibration, graph: Graph, target: str, budget: float, scale: float = 1.0
-) -> Plan:
+) -> Chosen:
     """Start with the fastest recipe everywhere, then mend what helps most for its price.
 
     Errors of different products are taken as independent: their squares add up. ``scale`` corrects
@@ -103,7 +103,7 @@ def choose(
         Choice(f.site, r, f.errors[r], float(np.sqrt(square(i, r)).mean()), why)
         for i, (f, r, why) in enumerate(zip(findings, current, reasons, strict=True))
     )
-    return Plan(choices, float(np.sqrt(total).mean()))
+    return Chosen(choices, float(np.sqrt(total).mean()))
 
 
 def _ladder(graph: Graph, target: str, finding: Finding) -> Costs:

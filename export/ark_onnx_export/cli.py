@@ -190,7 +190,7 @@ def _verify(options: argparse.Namespace) -> int:
     else:
         expected, weights = PackageEngine(options.against), "two packages were compared"
     paths = tqdm(options.audio, desc="compare", file=sys.stderr, disable=options.quiet, unit="clip")
-    results: list[verify.Clip | verify.Failure] = []
+    results: list[verify.Comparison | verify.Failure] = []
     interrupted = False
     try:
         results.extend(verify.compare(found, expected, paths, options.max_new_tokens))
@@ -203,7 +203,7 @@ def _verify(options: argparse.Namespace) -> int:
         reference=expected.name,
         weights=weights,
         limits=verify.limits(found.precision, expected.precision),
-        clips=tuple(r for r in results if isinstance(r, verify.Clip)),
+        clips=tuple(r for r in results if isinstance(r, verify.Comparison)),
         failures=tuple(r for r in results if isinstance(r, verify.Failure)),
     )
     print(verify.report_to_text(report))

@@ -26,7 +26,7 @@ class Decoded:
     text: str
 
 
-class Engine(Protocol):
+class Subject(Protocol):
     """A model that leads a comparison: its log-mel, its audio embeddings, its tokens."""
 
     name: str
@@ -64,15 +64,15 @@ class PackageEngine:
         self.positions = self._model.capacity
 
     def log_mel(self, waveform: F32) -> F32:
-        """See :class:`Engine`."""
+        """See :class:`Subject`."""
         return mel.log_mel(waveform, self.manifest.sizes.n_mels)
 
     def encode(self, log_mel: F32) -> F32:
-        """See :class:`Engine`."""
+        """See :class:`Subject`."""
         return self._model.encode(log_mel)
 
     def decode(self, waveform: F32, audio_embeds: F32, max_new_tokens: int) -> Decoded:
-        """See :class:`Engine`."""
+        """See :class:`Subject`."""
         token_ids, text = self.transcribe(waveform, max_new_tokens)
         return Decoded(token_ids, self.score(audio_embeds, token_ids), text)
 

@@ -24,7 +24,7 @@ from .quantize import Examples, Matrix, Recipes
 from .reference import lengths
 from .smoothing import Fold, Graph
 from .unfold import unfold_convolutions
-from .verify import Led
+from .verify import Heard
 
 F32 = npt.NDArray[np.float32]
 Open = Callable[[], ort.InferenceSession]  # opens the graph that was just written
@@ -40,7 +40,7 @@ class GraphPlan:
     compare: Callable[[Open, Progress], Parity]  # against torch
     part: Graph | None = None  # what calibration calls it
     # Of INT8 on some speech, in the unit of the part's budget.
-    cost: Callable[[Open, Sequence[Led]], float] | None = None
+    cost: Callable[[Open, Sequence[Heard]], float] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +63,7 @@ class Layout:
     """How one layout is written."""
 
     plans: Callable[
-        [Checkpoint, Network, Sequence[Led], Facts, Sequence[Tensor], Fold], list[GraphPlan]
+        [Checkpoint, Network, Sequence[Heard], Facts, Sequence[Tensor], Fold], list[GraphPlan]
     ]
     describe: Callable[[Path, Facts, Checkpoint], None]
     prefix: bool  # keys and values of the prompt's prefix are stored
@@ -72,7 +72,7 @@ class Layout:
 def native_plans(
     checkpoint: Checkpoint,
     network: Network,
-    leds: Sequence[Led],
+    clips: Sequence[Heard],
     facts: Facts,
     prefix: Sequence[Tensor],
     fold: Fold,
@@ -94,12 +94,12 @@ def native_plans(
         return parity.compare_decoder(
             network,
             lambda: _native_run(network, opened(), decoder.prefill()),
-            leds,
+            clips,
             progress,
             **known,
         )
 
-    def decoder_cost(opened: Open, speech: Sequence[Led]) -> float:
+    def decoder_cost(opened: Open, speech: Sequence[Heard]) -> float:
         run = _native_run(network, opened(), decoder.prefill())
         return parity.decoder_cost(network, run, speech, **known)
 
@@ -218,7 +218,7 @@ def describe_native(directory: Path, facts: Facts, _: Checkpoint) -> None:
 def published_plans(
     _: Checkpoint,
     network: Network,
-    leds: Sequence[Led],
+    clips: Sequence[Heard],
     facts: Facts,
     __: Sequence[Tensor],
     ___: Fold,
@@ -240,7 +240,7 @@ def published_plans(
 
     def compare_decoder(opened: Open, progress: Progress) -> Parity:
         return parity.compare_decoder(
-            network, lambda: _published_run(network, opened(), capacity), leds, progress
+            network, lambda: _published_run(network, opened(), capacity), clips, progress
         )
 
     return [

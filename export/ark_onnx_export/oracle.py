@@ -23,7 +23,7 @@ F32 = npt.NDArray[np.float32]
 
 
 class TorchEngine:
-    """A checkpoint folder as an :class:`engines.Engine`."""
+    """A checkpoint folder as an :class:`engines.Subject`."""
 
     precision = "fp32"
 
@@ -47,7 +47,7 @@ class TorchEngine:
         return cls(checkpoint, network, text, tokens)
 
     def log_mel(self, waveform: F32) -> F32:
-        """See :class:`engines.Engine`."""
+        """See :class:`engines.Subject`."""
         window = torch.hann_window(400)
         spectrum = torch.stft(
             torch.from_numpy(waveform), 400, 160, window=window, return_complex=True
@@ -59,11 +59,11 @@ class TorchEngine:
         return ((log_power.clamp(min=log_power.max() - 8) + 4) / 4).numpy()[None]
 
     def encode(self, log_mel: F32) -> F32:
-        """See :class:`engines.Engine`."""
+        """See :class:`engines.Subject`."""
         return reference.encode(self._network, log_mel)
 
     def decode(self, waveform: F32, audio_embeds: F32, max_new_tokens: int) -> Decoded:  # noqa: ARG002
-        """See :class:`engines.Engine`."""
+        """See :class:`engines.Subject`."""
         found = reference.decode(self._network, self.tokens, audio_embeds, max_new_tokens)
         spoken = [i for i in found.token_ids if i not in self.tokens.stop]
         return Decoded(found.token_ids, found.logits, clean(self._text.decode(spoken)))

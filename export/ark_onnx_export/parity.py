@@ -18,7 +18,7 @@ from ark_asr_onnx.errors import ExportError
 from .checkpoint import Network
 from .mask import blocked
 from .reference import lengths
-from .verify import Led, log_softmax
+from .verify import Heard, log_softmax
 
 F32 = npt.NDArray[np.float32]
 Progress = Callable[[Iterable[Any]], Iterable[Any]]
@@ -88,7 +88,7 @@ def mel_cases(n_mels: int, max_frames: int) -> list[F32]:
 def compare_decoder(
     network: Network,
     opened: Callable[[], DecoderRun],
-    leds: Sequence[Led],
+    clips: Sequence[Heard],
     progress: Progress = iter,
     *,
     n_cached: int = 0,
@@ -115,40 +115,41 @@ def compare_decoder(
     run = opened()
     pairs = [(expected, run(embeds, cached)[0]) for embeds, expected in prefills]
     pairs += [
-        (led.decoded.logits, _forced(network, run, led, n_cached, cached)) for led in progress(leds)
+        (clip.decoded.logits, _forced(network, run, clip, n_cached, cached))
+        for clip in progress(clips)
     ]
     return _parity(pairs)
 
 
-def _forced(network: Network, run: DecoderRun, led: Led, n_cached: int, cached: object) -> F32:
+def _forced(network: Network, run: DecoderRun, clip: Heard, n_cached: int, cached: object) -> F32:
     """Logits ``[n, vocab]`` on the reference's own tokens."""
-    inputs_embeds = network.prompt(led.tokens, torch.from_numpy(led.audio_embeds))
+    inputs_embeds = network.prompt(clip.tokens, torch.from_numpy(clip.audio_embeds))
     logits, state = run(inputs_embeds[:, n_cached:].numpy(), cached)
     rows = [logits]
-    for token_id in led.decoded.token_ids[:-1]:
+    for token_id in clip.decoded.token_ids[:-1]:
         logits, state = run(network.embed([token_id])[None].numpy(), state)
         rows.append(logits)
     return np.concatenate(rows)
 
 
 def decoder_cost(
-    network: Network, run: DecoderRun, leds: Sequence[Led], *, n_cached: int, cached: object
+    network: Network, run: DecoderRun, clips: Sequence[Heard], *, n_cached: int, cached: object
 ) -> float:
     """Mean absolute change of the log-probability of the reference's tokens, teacher-forced."""
     changes: list[F32] = []
-    for led in leds:
-        found = _forced(network, run, led, n_cached, cached)
-        expected = led.decoded.logits[:, : found.shape[1]]
-        closed = blocked(led.tokens, len(network.table))[: found.shape[1]]
-        ids = list(led.decoded.token_ids)
+    for clip in clips:
+        found = _forced(network, run, clip, n_cached, cached)
+        expected = clip.decoded.logits[:, : found.shape[1]]
+        closed = blocked(clip.tokens, len(network.table))[: found.shape[1]]
+        ids = list(clip.decoded.token_ids)
         both = [log_softmax(x, closed)[np.arange(len(ids)), ids] for x in (expected, found)]
         changes.append(both[1] - both[0])
     return float(np.abs(np.concatenate(changes)).mean())
 
 
-def audio_cost(run: Callable[[F32], F32], leds: Sequence[Led]) -> float:
+def audio_cost(run: Callable[[F32], F32], clips: Sequence[Heard]) -> float:
     """Relative error of the audio embeddings, worst clip."""
-    pairs = [(led.audio_embeds, run(led.log_mel)) for led in leds]
+    pairs = [(clip.audio_embeds, run(clip.log_mel)) for clip in clips]
     return float(np.max([np.linalg.norm(a - b) / np.linalg.norm(a) for a, b in pairs]))
 
 

@@ -31,7 +31,7 @@ from .parity import Parity
 from .probes import F32, builtin_references, builtin_speech, calibration_speech
 from .proof import Rung
 from .smoothing import Fold, Graph
-from .verify import Led, Report, Totals
+from .verify import Heard, Report, Totals
 
 Precision = Literal["int8", "fp32"]
 LayoutName = Literal["native", "published"]
@@ -112,19 +112,19 @@ def export(
     named = name or checkpoint_dir.resolve().name
     facts = Facts(named, precision, embedding, sizes, tokens, made, files={}, target=target)
 
-    with write.published(out) as staging:
+    with write.staged(out) as staging:
         network = load_network(
             checkpoint, sizes.max_positions, lambda names: track("read weights", names)
         )
         oracle = TorchEngine(checkpoint, network, text, tokens)
-        leds = _lead(oracle, sounds, track, "torch reference")
+        clips = _hear(oracle, sounds, track, "torch reference")
         prefix = reference.prefix_caches(network, tokens) if chosen.prefix else []
-        work = _Work(staging, leds, precision, layout, recipe, target, allow_degraded, track)
+        work = _Work(staging, clips, precision, layout, recipe, target, allow_degraded, track)
         fold: Fold = lambda _, tensor: tensor  # noqa: E731
         if precision == "int8" and layout == "native" and (recipe == "auto" or plan):
-            listened = _lead(oracle, heard, track, "calibrate: torch reference")
+            listened = _hear(oracle, heard, track, "calibrate: torch reference")
             if not calibration:
-                listened = [*leds[: len(leds) - len(probes)], *listened]
+                listened = [*clips[: len(clips) - len(probes)], *listened]
             work.listened = listened
             sites = smoothing.sites(checkpoint.config)
             if plan:
@@ -133,7 +133,7 @@ def export(
             fold = _listen(work, listener, made.source_sha256)
             del listener
         write.write_cpu_check(staging)
-        for graph in chosen.plans(checkpoint, network, leds, facts, prefix, fold):
+        for graph in chosen.plans(checkpoint, network, clips, facts, prefix, fold):
             network.page_out()
             _make_graph(work, graph)
         if chosen.prefix:
@@ -189,7 +189,7 @@ class _Work:
     """What the stages share, and the figures they collect."""
 
     directory: Path
-    leds: list[Led]
+    clips: list[Heard]
     precision: Precision
     layout: LayoutName
     recipe: Recipe
@@ -197,7 +197,7 @@ class _Work:
     allow_degraded: bool
     track: Progress
     calibrations: dict[Graph, Calibration] = field(default_factory=dict)
-    listened: list[Led] = field(default_factory=list)  # what calibration listened to
+    listened: list[Heard] = field(default_factory=list)  # what calibration listened to
     examples: dict[str, F32] = field(default_factory=dict)  # weight -> rows
     planned: dict[str, str] = field(default_factory=dict)  # weight -> recipe
     choices: list[choose.Choice] = field(default_factory=list)
@@ -270,15 +270,15 @@ def _cost(work: _Work, plan: GraphPlan, path: Path) -> float:
     assert plan.cost is not None
     found = 0.0
     for cost in work.track(f"weigh {plan.file}", [plan.cost]):
-        found = cost(lambda: parity.session(_usable(path)), work.listened or work.leds)
+        found = cost(lambda: parity.session(_usable(path)), work.listened or work.clips)
     return found
 
 
-def _lead(
+def _hear(
     oracle: TorchEngine, sounds: Sequence[tuple[str, F32]], track: Progress, label: str
-) -> list[Led]:
+) -> list[Heard]:
     return [
-        verify.lead(oracle, name, waveform, _PROBE_TOKENS)
+        verify.hear(oracle, name, waveform, _PROBE_TOKENS)
         for name, waveform in track(label, sounds)
     ]
 
@@ -320,8 +320,8 @@ def _prove(work: _Work, facts: Facts) -> Report:
     """Open the package with the runtime and compare it with torch, clip by clip."""
     found = PackageEngine(work.directory)
     clips = [
-        verify.judge(found, led, _PROBE_TOKENS)
-        for led in work.track("verify with the runtime", work.leds)
+        verify.compare_clip(found, clip, _PROBE_TOKENS)
+        for clip in work.track("verify with the runtime", work.clips)
     ]
     return Report(
         package=f"{facts.name} ({work.layout} {work.precision})",

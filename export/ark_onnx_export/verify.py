@@ -17,7 +17,7 @@ from ark_asr_onnx.audio.mel import HOP_LENGTH, MIN_SAMPLES, SAMPLE_RATE
 from ark_asr_onnx.errors import ArkError, AudioError, ExportError
 from ark_asr_onnx.package.contract import Tokens
 
-from .engines import Decoded, Engine, PackageEngine
+from .engines import Decoded, PackageEngine, Subject
 from .mask import blocked
 
 F32 = npt.NDArray[np.float32]
@@ -42,7 +42,7 @@ LIMITS = {
 
 
 @dataclass(frozen=True, slots=True)
-class Clip:
+class Comparison:
     """The comparison on one audio."""
 
     audio: str
@@ -89,7 +89,7 @@ class Totals:
     unexplained: int  # clips
 
     @classmethod
-    def of(cls, clips: Sequence[Clip]) -> Totals:
+    def of(cls, clips: Sequence[Comparison]) -> Totals:
         """Sum up at least one clip."""
         dlogp = np.abs(np.concatenate([clip.dlogp for clip in clips]))
         return cls(
@@ -129,7 +129,7 @@ class Report:
     reference: str
     weights: str  # whether the package says that it was made from this checkpoint
     limits: Limits
-    clips: tuple[Clip, ...]
+    clips: tuple[Comparison, ...]
     failures: tuple[Failure, ...] = ()
 
     def checks(self) -> list[Check]:
@@ -163,28 +163,28 @@ def limits(found: str, expected: str) -> Limits:
 
 
 def compare(
-    found: PackageEngine, expected: Engine, paths: Iterable[Path], max_new_tokens: int
-) -> Iterator[Clip | Failure]:
+    found: PackageEngine, expected: Subject, paths: Iterable[Path], max_new_tokens: int
+) -> Iterator[Comparison | Failure]:
     """Each audio file through both engines, at most one pass of the model of each."""
     require_same_prompt(found.tokens, expected.tokens)
     return (_attempt(found, expected, path, max_new_tokens) for path in paths)
 
 
 def _attempt(
-    found: PackageEngine, expected: Engine, path: Path, max_new_tokens: int
-) -> Clip | Failure:
+    found: PackageEngine, expected: Subject, path: Path, max_new_tokens: int
+) -> Comparison | Failure:
     try:
         longest = min(found.max_seconds, expected.max_seconds)
         waveform = sources.read(path, end_seconds=longest)
         n_tokens = min(max_new_tokens, room(found, waveform), room(expected, waveform))
-        led = lead(expected, str(path), waveform, n_tokens)
-        return judge(found, led, n_tokens)
+        heard = hear(expected, str(path), waveform, n_tokens)
+        return compare_clip(found, heard, n_tokens)
     except ArkError as error:
         return Failure(str(path), str(error))
 
 
 @dataclass(frozen=True, slots=True)
-class Led:
+class Heard:
     """What the reference made of one audio."""
 
     name: str
@@ -195,7 +195,7 @@ class Led:
     decoded: Decoded
 
 
-def room(engine: Engine | PackageEngine, waveform: F32) -> int:
+def room(engine: Subject | PackageEngine, waveform: F32) -> int:
     """Most tokens that an utterance can have; :class:`ExportError` if that is none."""
     tokens, merge_factor = engine.tokens, engine.merge_factor
     n_audio = max((len(waveform) // HOP_LENGTH + 1) // 2 // merge_factor, 1)
@@ -208,45 +208,45 @@ def room(engine: Engine | PackageEngine, waveform: F32) -> int:
     return engine.positions - n_prompt + 1
 
 
-def lead(expected: Engine, name: str, waveform: F32, n_tokens: int) -> Led:
+def hear(expected: Subject, name: str, waveform: F32, n_tokens: int) -> Heard:
     """Run the reference on a waveform ``[n]`` at 16 kHz."""
     if len(waveform) < MIN_SAMPLES:
         raise AudioError(f"{name}: audio is too short, {len(waveform)} samples at 16 kHz")
     log_mel = expected.log_mel(waveform)
     audio_embeds = expected.encode(log_mel)
     decoded = expected.decode(waveform, audio_embeds, n_tokens)
-    return Led(name, waveform, expected.tokens, log_mel, audio_embeds, decoded)
+    return Heard(name, waveform, expected.tokens, log_mel, audio_embeds, decoded)
 
 
-def judge(found: PackageEngine, led: Led, n_tokens: int) -> Clip:
+def compare_clip(found: PackageEngine, heard: Heard, n_tokens: int) -> Comparison:
     """Run a package on the same waveform, and compare."""
-    log_mel = found.log_mel(led.waveform)
-    _require_same_shape("log-mel", log_mel, led.log_mel)
+    log_mel = found.log_mel(heard.waveform)
+    _require_same_shape("log-mel", log_mel, heard.log_mel)
     audio_embeds = found.encode(log_mel)
-    _require_same_shape("encoder", audio_embeds, led.audio_embeds)
-    ours, package_text = found.transcribe(led.waveform, n_tokens)
-    ids, steps = led.decoded.token_ids, np.arange(len(led.decoded.token_ids))
+    _require_same_shape("encoder", audio_embeds, heard.audio_embeds)
+    ours, package_text = found.transcribe(heard.waveform, n_tokens)
+    ids, steps = heard.decoded.token_ids, np.arange(len(heard.decoded.token_ids))
     logits = found.score(audio_embeds, ids)
     # A pruned head scores fewer ids; those it lacks are never chosen.
-    width = min(logits.shape[1], led.decoded.logits.shape[1])
-    closed = blocked(led.tokens, width)
-    raw = led.decoded.logits[:, :width], logits[:, :width]
+    width = min(logits.shape[1], heard.decoded.logits.shape[1])
+    closed = blocked(heard.tokens, width)
+    raw = heard.decoded.logits[:, :width], logits[:, :width]
     p, q = (log_softmax(rows, closed) for rows in raw)
     choices = q.argmax(axis=1)
     lost = p[steps, ids] - p[steps, choices]
     diverges_at = _first_difference(ids, ours)
     finite = np.isfinite(q[:, ~closed]).all()
-    return Clip(
-        audio=led.name,
-        seconds=len(led.waveform) / SAMPLE_RATE,
-        mel_error=float(np.abs(log_mel - led.log_mel).max()),
-        encoder_error=_relative(led.audio_embeds, audio_embeds),
+    return Comparison(
+        audio=heard.name,
+        seconds=len(heard.waveform) / SAMPLE_RATE,
+        mel_error=float(np.abs(log_mel - heard.log_mel).max()),
+        encoder_error=_relative(heard.audio_embeds, audio_embeds),
         first_logits_error=_relative(*(rows[0, ~closed] for rows in raw)),
         dlogp=tuple((q[steps, ids] - p[steps, ids]).tolist()),
         same_choices=int((choices == ids).sum()),
         worst_margin=float(np.max(lost)) if finite else math.nan,
         token_ids=ids,
-        text=led.decoded.text,
+        text=heard.decoded.text,
         package_token_ids=ours,
         package_text=package_text,
         diverges_at=diverges_at,
@@ -326,7 +326,7 @@ def report_to_text(report: Report) -> str:
     return "\n".join(lines)
 
 
-def _clip_table(clips: Sequence[Clip]) -> list[str]:
+def _clip_table(clips: Sequence[Comparison]) -> list[str]:
     width = max(len(Path(clip.audio).name) for clip in clips)
     lines = [
         f"{'audio':{width}} {'s':>6} {'mel':>8} {'encoder':>8} {'logits':>8} "

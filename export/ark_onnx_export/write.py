@@ -23,7 +23,7 @@ _INLINE_BYTES = 1024  # smaller weights (constants of shape logic) stay inside t
 
 
 @contextlib.contextmanager
-def published(out: Path) -> Iterator[Path]:
+def staged(out: Path) -> Iterator[Path]:
     """A staging folder beside ``out`` that is renamed to it on success and removed on failure."""
     if out.exists():
         raise ExportError(f"{out} exists; give another --out or remove it first")

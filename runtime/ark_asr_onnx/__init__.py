@@ -18,10 +18,10 @@ from .errors import (
     ClosedError,
     DecodeError,
     ExportError,
-    ManifestError,
     MissingExtraError,
     PackageError,
     QueueFullError,
+    RecordsError,
 )
 from .package.opening import Package, open_package
 from .transcriber import Transcriber, load, prepare
@@ -37,12 +37,12 @@ __all__ = [
     "DecodeError",
     "ExportError",
     "Job",
-    "ManifestError",
     "MissingExtraError",
     "Options",
     "Package",
     "PackageError",
     "QueueFullError",
+    "RecordsError",
     "Segment",
     "Splitting",
     "Timings",

@@ -4,7 +4,7 @@
 
     ArkError
     ├── PackageError (ValueError)        a model folder is missing, damaged or too new
-    ├── ManifestError (ValueError)       a list of audio, or what was written for it, cannot be used
+    ├── RecordsError (ValueError)       a list of audio, or what was written for it, cannot be used
     ├── AudioError (ValueError)          the audio cannot be read or cannot be transcribed
     ├── DecodeError (RuntimeError)       the model ran and could not go on
     ├── ClosedError (RuntimeError)       a transcriber was closed, before or while it was used
@@ -26,7 +26,7 @@ class PackageError(ArkError, ValueError):
     """A model folder is missing, damaged, of a newer schema, or not a package at all."""
 
 
-class ManifestError(ArkError, ValueError):
+class RecordsError(ArkError, ValueError):
     """A JSON Lines file of a batch, input or output, that cannot be used as it is."""
 
 

@@ -15,7 +15,7 @@ from .mel import SAMPLE_RATE
 _BLOCK_SECONDS = 0.032
 
 
-def blocks(device: int | str | None = None) -> Iterator[npt.NDArray[Any]]:
+def parts(device: int | str | None = None) -> Iterator[npt.NDArray[Any]]:
     """Arrays ``[n]`` int16, mono, 16 kHz, from now on until the iterator is closed.
 
     What comes while nobody asks is kept. ``device`` is a number or a part of a name as

@@ -51,7 +51,7 @@ def is_wav(stream: BufferedReader) -> bool:
     return stream.peek(4)[:4] == b"RIFF"
 
 
-def blocks(
+def parts(
     stream: BufferedReader, rate: int = SAMPLE_RATE, channels: int = 1
 ) -> tuple[Iterator[npt.NDArray[Any]], int]:
     """Integer arrays ``[n, channels]`` of a few milliseconds each, and their sample rate.

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import ark_asr_onnx
 
-from . import cli_corpus, cli_transcribe
+from . import corpus, transcribe
 from .terminal import (
     PREPARED_VARIABLE,
     guarded,
@@ -34,10 +34,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     def add(name: str, what: str) -> argparse.ArgumentParser:
         return commands.add_parser(name, help=what, description=what)
 
-    cli_transcribe.transcribe_arguments(add("transcribe", "audio files to text"))
-    cli_transcribe.mic_arguments(add("mic", "a microphone to text, as it is spoken"))
-    cli_corpus.batch_arguments(add("batch", "thousands of files, JSON Lines to JSON Lines"))
-    cli_corpus.evaluate_arguments(add("evaluate", "word and character error rates"))
+    transcribe.transcribe_arguments(add("transcribe", "audio files to text"))
+    transcribe.mic_arguments(add("mic", "a microphone to text, as it is spoken"))
+    corpus.batch_arguments(add("batch", "thousands of files, JSON Lines to JSON Lines"))
+    corpus.evaluate_arguments(add("evaluate", "word and character error rates"))
     _prepare_arguments(add("prepare", "pack a model for this CPU, once"))
     _inspect_arguments(add("inspect", "what a model folder holds"))
     arguments = parser.parse_args(argv)

@@ -146,7 +146,7 @@ class Progress:
         share = min(done / self._total, 1.0)
         bar = "#" * round(20 * share)
         left = (now - self._begin) * (1 - share) / share if share else 0
-        line = f"[{bar:20}] {self._show(done)} of {self._show(self._total)}, {clock(left)} left"
+        line = f"[{bar:20}] {self._show(done)} of {self._show(self._total)}, {hms(left)} left"
         rewrite(f"{self._label}{line}")
 
     def clear(self) -> None:
@@ -161,7 +161,7 @@ def rewrite(line: str) -> None:
     print(f"\r\033[K{line[-(columns - 1) :]}", end="", file=sys.stderr, flush=True)
 
 
-def clock(seconds: float) -> str:
+def hms(seconds: float) -> str:
     """``1:02:03``, ``2:03``."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)

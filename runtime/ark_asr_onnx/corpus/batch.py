@@ -18,8 +18,9 @@ from pathlib import Path
 from typing import Any, cast
 
 from .. import Clip, Options, Splitting, Transcriber, Transcript
-from ..errors import ArkError, ManifestError
-from .manifests import Record, read_records
+from ..decoding.slots import DEFAULT_SLOTS
+from ..errors import ArkError, RecordsError
+from .records import Record, read_records
 from .workers import transcribe_clips
 
 if sys.platform != "win32":
@@ -45,19 +46,19 @@ def run_batch(
     *,
     options: Options | None = None,
     splitting: Splitting | None = None,
-    slots: int = 8,
+    slots: int = DEFAULT_SLOTS,
     workers: int = 1,
     overwrite: bool = False,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> BatchResult:
-    """Transcribe every record of a manifest into a row of the output, see :func:`output_row`.
+    """Transcribe every record of a list into a row of the output, see :func:`output_row`.
 
     An output that is there is continued, or begun anew with ``overwrite``. The transcriber is
     opened only if there is work, and closed afterwards; with several ``workers``, processes that
     open one each, ``open_transcriber`` must be picklable. ``on_progress`` is told the number of
     rows in the output and of all records, first before any work.
 
-    Raises :class:`ManifestError` for an input that :func:`read_records` refuses and for an output
+    Raises :class:`RecordsError` for an input that :func:`read_records` refuses and for an output
     of another input, or that another process writes; :class:`DecodeError` when a worker dies. Audio
     that fails is a row with an ``error``.
     """
@@ -136,9 +137,9 @@ def _open_output(path: Path, input_path: Path, *, overwrite: bool) -> Generator[
     """The output, for this process alone, appended to."""
     try:
         if path.exists() and path.samefile(input_path):
-            raise ManifestError(f"{path}: is the input too, choose another output")
+            raise RecordsError(f"{path}: is the input too, choose another output")
         if path.exists() and not path.is_file():
-            raise ManifestError(f"{path}: is no file that could be continued")
+            raise RecordsError(f"{path}: is no file that could be continued")
         output = path.open("a+b", buffering=0)
     except OSError as error:
         raise _unwritable(path, error) from error
@@ -155,7 +156,7 @@ def _lock(output: FileIO, path: Path) -> None:
         try:
             fcntl.flock(output, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise ManifestError(f"{path}: is being written by another process") from error
+            raise RecordsError(f"{path}: is being written by another process") from error
         except OSError:
             pass  # a file system that knows no locks
 
@@ -169,7 +170,7 @@ def _resume(output: FileIO, path: Path, records: Sequence[Record]) -> tuple[int,
             is_whole = line.endswith(b"\n")
             belongs = _is_row_of if is_whole else _begins_row_of
             if n_done == len(records) or not belongs(line, records[n_done]):
-                raise ManifestError(
+                raise RecordsError(
                     f"{path}:{n_done + 1}: this row belongs to another input; choose another "
                     "output, or --overwrite this one"
                 )
@@ -217,5 +218,5 @@ def _append(output: FileIO, path: Path, line: bytes) -> None:
         raise _unwritable(path, error) from error
 
 
-def _unwritable(path: Path, error: OSError) -> ManifestError:
-    return ManifestError(f"{path}: cannot be written ({error.strerror or error})")
+def _unwritable(path: Path, error: OSError) -> RecordsError:
+    return RecordsError(f"{path}: cannot be written ({error.strerror or error})")

@@ -20,6 +20,7 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 
 from .. import Clip, Options, Splitting, Transcriber, Transcript
+from ..decoding.slots import DEFAULT_SLOTS
 from ..errors import ArkError, DecodeError
 
 Result = Transcript | ArkError
@@ -34,7 +35,7 @@ def transcribe_clips(
     *,
     options: Options | None = None,
     splitting: Splitting | None = None,
-    slots: int = 8,
+    slots: int = DEFAULT_SLOTS,
     workers: int = 1,
 ) -> Generator[Result]:
     """Yield the result of each clip, in order, as :meth:`Transcriber.transcribe_many` does.

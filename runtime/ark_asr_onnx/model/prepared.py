@@ -20,12 +20,11 @@ from typing import Any
 
 from ..errors import PackageError
 from ..package.contract import external_data_file, file_sha256, manifest_to_json
-from ..package.opening import Package
+from ..package.opening import ALWAYS_HASHED_BYTES, Package
 from . import graph
 
 _FORMAT = 1  # raised when what is written, or how, changes
 _INDEX_FILE = "prepared.json"
-_ALWAYS_HASHED_BYTES = 8 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +95,7 @@ def _is_whole(target: Path, origin: _Origin, *, verify: bool) -> bool:
             stat = (target / name).stat()
             if [stat.st_size, stat.st_mtime_ns] != [expected["bytes"], expected["mtime_ns"]]:
                 return False
-            hashed = verify or stat.st_size <= _ALWAYS_HASHED_BYTES
+            hashed = verify or stat.st_size <= ALWAYS_HASHED_BYTES
             if hashed and file_sha256(target / name) != expected["sha256"]:
                 return False
     except (OSError, ValueError, KeyError, TypeError, AttributeError):

@@ -13,7 +13,7 @@ from .text import TOKENIZER_FILES
 
 # Small files (graphs, tokenizer) are hashed at every opening; weights only when asked, because
 # reading 1.7 GB to open a memory-mapped package would cost more than the opening.
-_ALWAYS_HASHED_BYTES = 8 << 20
+ALWAYS_HASHED_BYTES = 8 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +97,7 @@ def _check_file(root: Path, name: str, n_bytes: int, sha256: str, *, verify: boo
         raise PackageError(f"{path}: missing from the package; copy or export it again")
     try:
         size = path.stat().st_size
-        hashed = verify or n_bytes <= _ALWAYS_HASHED_BYTES
+        hashed = verify or n_bytes <= ALWAYS_HASHED_BYTES
         found = file_sha256(path) if hashed and size == n_bytes else sha256
     except OSError as error:
         raise PackageError(f"{path}: cannot be read ({error.strerror}); {REMEDY}") from error

@@ -12,8 +12,8 @@ import pytest
 from conftest import ROOT
 
 from ark_asr_onnx import MissingExtraError
-from ark_asr_onnx.corpus import evaluate
-from ark_asr_onnx.corpus.evaluate import (
+from ark_asr_onnx.corpus import scoring
+from ark_asr_onnx.corpus.scoring import (
     Comparison,
     Difference,
     Report,
@@ -43,9 +43,9 @@ def some_scores(n_rows: int = 200, seed: int = 1, rate: float = 0.1) -> list[Sco
 
 @pytest.fixture
 def fresh_normalizer() -> Iterator[None]:
-    evaluate.normalizer.cache_clear()
+    scoring.normalizer.cache_clear()
     yield
-    evaluate.normalizer.cache_clear()
+    scoring.normalizer.cache_clear()
 
 
 @pytest.mark.parametrize(
@@ -109,7 +109,7 @@ def test_a_language_given_overrules_the_script_of_the_reference() -> None:
 
 @pytest.mark.parametrize("language", ["en", "EN", "en-US", "en_gb"])
 def test_languages_are_told_by_their_first_part(language: str) -> None:
-    assert evaluate.normalizer(language)("It's forty-eight!") == "it is 48"
+    assert scoring.normalizer(language)("It's forty-eight!") == "it is 48"
 
 
 @pytest.mark.parametrize("normalize", [True, False])
@@ -176,7 +176,7 @@ def test_drawing_in_portions_changes_neither_intervals_nor_p_values_much(
 ) -> None:
     ours, others = some_scores(seed=1), some_scores(seed=2)
     whole = compare(ours, others)
-    monkeypatch.setattr(evaluate, "_MAX_CELLS", 999)
+    monkeypatch.setattr(scoring, "_MAX_CELLS", 999)
     parts = compare(ours, others)
     assert parts.wer.interval == pytest.approx(whole.wer.interval, abs=0.3)
     assert parts.wer.p_value == pytest.approx(whole.wer.p_value, abs=0.03)
@@ -229,7 +229,7 @@ def test_only_the_same_rows_are_compared(others: list[Score], message: str) -> N
 
 def test_a_row_keeps_its_record_and_gains_its_counts() -> None:
     record = {"audio": "a.wav", "text": "The cat.", "pred_text": "the hat", "speaker": "x"}
-    assert evaluate.row(record, score("The cat.", "the hat")) == {
+    assert scoring.row(record, score("The cat.", "the hat")) == {
         **record,
         "ref_text": "The cat.",
         "ref_text_clean": "the cat",
@@ -244,12 +244,12 @@ def test_a_row_keeps_its_record_and_gains_its_counts() -> None:
 def test_the_worst_rows_come_first_and_ties_stay_in_order() -> None:
     pairs = [(0, 0), (2, 1), (2, 2), (0, 0), (5, 0), (2, 1)]
     rows = [{"id": i, "cer_errors": c, "wer_errors": w} for i, (c, w) in enumerate(pairs)]
-    assert [row["id"] for row in evaluate.sort_rows(rows)] == [4, 2, 1, 5, 0, 3]
+    assert [row["id"] for row in scoring.sort_rows(rows)] == [4, 2, 1, 5, 0, 3]
 
 
 def test_a_report_reads_as_lines() -> None:
     result = Report(77, 0, 7.865, (5.44, 10.56), 3.2, (2.0, 4.46), 445, 35, 2000, 64, 12.345)
-    assert evaluate.summary(result).splitlines() == [
+    assert scoring.summary(result).splitlines() == [
         "77 rows, 445 words, 2000 characters",
         "WER 7.87 % (95 %: 5.4 to 10.6)",
         "CER 3.20 % (95 %: 2.0 to 4.5)",
@@ -258,7 +258,7 @@ def test_a_report_reads_as_lines() -> None:
 
 
 def test_a_report_tells_of_failed_rows_and_leaves_out_a_speed_it_has_not() -> None:
-    lines = evaluate.summary(report([counted(10)] * 2, 0, 0, n_failed=1)).splitlines()
+    lines = scoring.summary(report([counted(10)] * 2, 0, 0, n_failed=1)).splitlines()
     assert lines[0] == "2 rows, 1 of them failed, 20 words, 100 characters"
     assert lines[-1] == "CER 20.00 % (95 %: 20.0 to 20.0)"
 
@@ -266,7 +266,7 @@ def test_a_report_tells_of_failed_rows_and_leaves_out_a_speed_it_has_not() -> No
 def test_a_comparison_reads_as_lines() -> None:
     wer, cer = Difference(0.2247, (-0.1, 0.61), 0.3123), Difference(-0.001, (-0.5, 0), 0.0001)
     result = Comparison(77, wer, cer, n_better=0, n_worse=1, n_equal=76)
-    assert evaluate.comparison_summary(result, ("A", "B")).splitlines() == [
+    assert scoring.comparison_summary(result, ("A", "B")).splitlines() == [
         "WER of A minus B: +0.22 points (95 %: -0.10 to +0.61), p = 0.31, 76 of 77 rows equal",
         "CER of A minus B: +0.00 points (95 %: -0.50 to +0.00), p < 0.001",
         "fewer word errors: A in 0 rows, B in 1",
@@ -292,9 +292,9 @@ def test_the_normaliser_is_not_needed_when_nothing_is_normalised(
 def test_the_normaliser_is_imported_without_its_warnings(tmp_path: Path) -> None:
     # Compiled anew, its invalid escape is a warning, and under -W error a SyntaxError.
     path = str(ROOT / "runtime")
-    code = f"import sys; sys.path.insert(0, {path!r}); import ark_asr_onnx.corpus.evaluate"
+    code = f"import sys; sys.path.insert(0, {path!r}); import ark_asr_onnx.corpus.scoring"
     options = ["-W", "error::SyntaxWarning", "-W", "error:invalid escape:DeprecationWarning"]
-    call = "; ark_asr_onnx.corpus.evaluate.normalizer('en')('a')"
+    call = "; ark_asr_onnx.corpus.scoring.normalizer('en')('a')"
     subprocess.run(
         [sys.executable, *options, "-X", f"pycache_prefix={tmp_path}", "-c", code + call],
         check=True,

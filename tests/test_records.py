@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from ark_asr_onnx.corpus.manifests import Record, read_records
-from ark_asr_onnx.errors import ArkError, ManifestError
+from ark_asr_onnx.corpus.records import Record, read_records
+from ark_asr_onnx.errors import ArkError, RecordsError
 
 
 def manifest(folder: Path, *lines: str | dict[str, object]) -> Path:
@@ -82,7 +82,7 @@ def test_an_empty_manifest_has_no_records(tmp_path: Path) -> None:
 def test_text_is_required_only_on_demand(tmp_path: Path) -> None:
     path = manifest(tmp_path, {"audio": "a.wav", "text": ""}, {"audio": "a.wav"})
     assert [record.text for record in read_records(path)] == ["", None]
-    with pytest.raises(ManifestError, match=r"in\.jsonl:2: text is missing"):
+    with pytest.raises(RecordsError, match=r"in\.jsonl:2: text is missing"):
         read_records(path, needs_text=True)
 
 
@@ -117,7 +117,7 @@ def test_a_wrong_line_is_named(
     line: str | dict[str, object], complaint: str, tmp_path: Path
 ) -> None:
     path = manifest(tmp_path, {"audio": "a.wav"}, line)
-    with pytest.raises(ManifestError, match=rf"in\.jsonl:2: .*{complaint}") as caught:
+    with pytest.raises(RecordsError, match=rf"in\.jsonl:2: .*{complaint}") as caught:
         read_records(path)
     assert "\n" not in str(caught.value)
     assert isinstance(caught.value, ArkError)
@@ -127,10 +127,10 @@ def test_a_wrong_line_is_named(
 def test_text_that_is_not_utf8_is_named(tmp_path: Path) -> None:
     path = tmp_path / "in.jsonl"
     path.write_bytes(b'{"audio": "a.wav"}\n{"audio": "\xe4.wav"}\n')
-    with pytest.raises(ManifestError, match=r"in\.jsonl:2: 'utf-8' codec can't decode"):
+    with pytest.raises(RecordsError, match=r"in\.jsonl:2: 'utf-8' codec can't decode"):
         read_records(path)
 
 
 def test_a_manifest_that_cannot_be_read_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ManifestError, match=r"none\.jsonl: cannot be read \(No such file"):
+    with pytest.raises(RecordsError, match=r"none\.jsonl: cannot be read \(No such file"):
         read_records(tmp_path / "none.jsonl")

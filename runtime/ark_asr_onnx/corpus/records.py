@@ -14,18 +14,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn, cast
 
-from ..errors import ManifestError
+from ..errors import RecordsError
 
 _MOST_SECONDS = 1e9  # below it, a position in samples is exact
 
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One line of a manifest."""
+    """One line of a list."""
 
     line: int  # number in the file, from 1
     audio: str  # as written
-    path: Path  # relative ones resolved against the manifest's folder
+    path: Path  # relative ones resolved against the folder of the list
     text: str | None  # what is said, if known
     begin_seconds: float | None  # None: from the start
     end_seconds: float | None  # None: to the end
@@ -37,8 +37,8 @@ def read_records(path: str | os.PathLike[str], needs_text: bool = False) -> list
 
     Blank lines are skipped. ``audio`` is required, ``text`` too if ``needs_text``; ``begin_time``
     and ``end_time`` are seconds, negative (upstream's default is -1) or null for none; ``task``,
-    if present, is ``asr``. Raises :class:`ManifestError` for the first line that is wrong, so that
-    no work starts on half a manifest.
+    if present, is ``asr``. Raises :class:`RecordsError` for the first line that is wrong, so that
+    no work starts on half a list.
     """
     path = Path(path)
     records: list[Record] = []
@@ -49,7 +49,7 @@ def read_records(path: str | os.PathLike[str], needs_text: bool = False) -> list
                 if content.strip():
                     records.append(_record(content, path, number, needs_text))
     except OSError as error:
-        raise ManifestError(f"{path}: cannot be read ({error.strerror or error})") from error
+        raise RecordsError(f"{path}: cannot be read ({error.strerror or error})") from error
     return records
 
 
@@ -68,7 +68,7 @@ def _record(line: bytes, path: Path, number: int, needs_text: bool) -> Record:
         if end is not None and end <= (begin or 0):
             raise ValueError(f"end_time {end:g} is not after begin_time {begin or 0:g}")
     except ValueError as error:
-        raise ManifestError(f"{path}:{number}: {error}") from error
+        raise RecordsError(f"{path}:{number}: {error}") from error
     return Record(number, audio, path.parent / audio, text, begin, end, fields)
 
 

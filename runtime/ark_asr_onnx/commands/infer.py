@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..package.opening import is_package
-from . import cli_transcribe
+from . import transcribe
 from .terminal import MODEL_VARIABLE, few, guarded, positive, seconds
 
 
@@ -71,13 +71,13 @@ def infer_main(script_dir: Path, argv: Sequence[str] | None = None) -> int:
     arguments.end = end if end > max(begin, 0) else None
     if arguments.block_from_id is not None and arguments.block_from_id < 0:
         arguments.block_from_id = None
-    for name, value in vars(cli_transcribe.defaults()).items():
+    for name, value in vars(transcribe.defaults()).items():
         if not hasattr(arguments, name):
             setattr(arguments, name, value)
     if not arguments.model and not os.environ.get(MODEL_VARIABLE):
         own = is_package(script_dir)
         arguments.model = script_dir if own else script_dir / "models" / "demo"
-    return guarded(lambda: cli_transcribe.transcribe(arguments, parser.error))  # fmt: skip
+    return guarded(lambda: transcribe.transcribe(arguments, parser.error))  # fmt: skip
 
 
 def _dashes(argument: str) -> str:

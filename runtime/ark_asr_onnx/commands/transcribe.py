@@ -20,8 +20,8 @@ from ..audio.mel import SAMPLE_RATE
 from ..writers import WRITERS, segment_to_json
 from .terminal import (
     Progress,
-    clock,
     engine_arguments,
+    hms,
     opened,
     options_of,
     positive,
@@ -136,7 +136,7 @@ def _transcribed(
     begin = arguments.begin or 0.0
     wanted = sys.stderr.isatty() and not arguments.no_progress
     total = _duration(path, arguments) if wanted else None
-    show = Progress(total, clock, f"{path} " if n_paths > 1 else "")
+    show = Progress(total, hms, f"{path} " if n_paths > 1 else "")
     stream = transcriber.stream(
         sys.stdin.buffer if path == _STDIN else path,
         begin_seconds=arguments.begin,
@@ -175,14 +175,14 @@ def _from_stdin(arguments: argparse.Namespace, refuse: Callable[[str], object]) 
     if arguments.rate is None and not pcm.is_wav(sys.stdin.buffer):  # pyright: ignore[reportArgumentType] - it is a BufferedReader
         say("standard input has no header: taken for 16-bit samples, 16000 a second (see --rate)")
     rate = arguments.rate or SAMPLE_RATE
-    blocks, rate = pcm.blocks(sys.stdin.buffer, rate, arguments.channels)  # pyright: ignore[reportArgumentType] - sys.stdin.buffer is one
+    blocks, rate = pcm.parts(sys.stdin.buffer, rate, arguments.channels)  # pyright: ignore[reportArgumentType] - sys.stdin.buffer is one
     return _listen(arguments, blocks, rate, arguments.format)
 
 
 def _mic(arguments: argparse.Namespace, _: object) -> int:
     """Print what is spoken, until Ctrl-C."""
     device = arguments.device
-    blocks = microphone.blocks(int(device) if device and device.isdecimal() else device)
+    blocks = microphone.parts(int(device) if device and device.isdecimal() else device)
     return _listen(arguments, blocks, SAMPLE_RATE, "txt", "listening; Ctrl-C ends it")
 
 

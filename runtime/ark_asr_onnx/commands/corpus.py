@@ -1,4 +1,4 @@
-"""``ark-asr batch`` and ``ark-asr evaluate``: manifests of many files."""
+"""``ark-asr batch`` and ``ark-asr evaluate``: lists of many files."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ from typing import Any
 
 import ark_asr_onnx
 
-from .. import ArkError, ManifestError, Transcriber
-from ..corpus import batch, evaluate, manifests
+from .. import ArkError, RecordsError, Transcriber
+from ..corpus import batch, scoring
+from ..corpus.records import Record, read_records
 from ..model import threads
 from .terminal import (
     MODEL_VARIABLE,
@@ -110,18 +111,18 @@ def _evaluate(arguments: argparse.Namespace, _: object) -> int:
     """Transcribe, score and print."""
     normalize = not arguments.no_normalize
     with _told(f"--language {arguments.language}"):
-        evaluate.normalizer(arguments.language, normalize)
-    evaluate.score("a", "a", normalize=normalize)  # what it needs is installed
-    records = manifests.read_records(arguments.input, needs_text=True)
+        scoring.normalizer(arguments.language, normalize)
+    scoring.score("a", "a", normalize=normalize)  # what it needs is installed
+    records = read_records(arguments.input, needs_text=True)
     if not records:
-        raise ManifestError(f"{arguments.input}: no lines, there is nothing to score")
+        raise RecordsError(f"{arguments.input}: no lines, there is nothing to score")
     if arguments.output is not None and _is_same(arguments.output, arguments.input):
-        raise ManifestError(f"{arguments.output}: is the input too, choose another output")
+        raise RecordsError(f"{arguments.output}: is the input too, choose another output")
     for record in records:
         with _told(f"{arguments.input}:{record.line}"):
-            evaluate.normalizer(_language(arguments, record), normalize)
+            scoring.normalizer(_language(arguments, record), normalize)
         if not isinstance(record.fields.get("pred_text", ""), str):
-            raise ManifestError(f"{arguments.input}:{record.line}: pred_text must be a string")
+            raise RecordsError(f"{arguments.input}:{record.line}: pred_text must be a string")
     if arguments.output is not None:
         _check_writable(arguments.output)  # told now, not when all is done
     if arguments.against is not None:
@@ -133,22 +134,22 @@ def _evaluate(arguments: argparse.Namespace, _: object) -> int:
     if arguments.against is not None:
         print(name)
     with _told(arguments.input):
-        print(evaluate.summary(ours.report()))
+        print(scoring.summary(ours.report()))
     if arguments.output is not None:
         _write_rows(arguments.output, ours.rows())
     if arguments.against is not None:
         theirs = _scored(arguments, records, arguments.against)
-        print(f"\n{arguments.against}\n{evaluate.summary(theirs.report())}")
+        print(f"\n{arguments.against}\n{scoring.summary(theirs.report())}")
         names = (name, str(arguments.against))
-        difference = evaluate.compare(ours.scores, theirs.scores)
-        print(f"\n{evaluate.comparison_summary(difference, names)}")
+        difference = scoring.compare(ours.scores, theirs.scores)
+        print(f"\n{scoring.comparison_summary(difference, names)}")
         ours.failures += theirs.failures
     for line in ours.failures:
         say(f"error: {line}")
     return 1 if ours.failures else 0
 
 
-def _language(arguments: argparse.Namespace, record: manifests.Record) -> str | None:
+def _language(arguments: argparse.Namespace, record: Record) -> str | None:
     """What to count a row as: as the command says, or the row; None: look at its script."""
     language = arguments.language or record.fields.get("language")
     return str(language) if language else None
@@ -160,21 +161,21 @@ def _told(where: object) -> Generator[None]:
     try:
         yield
     except ValueError as error:
-        raise ManifestError(f"{where}: {error}") from error
+        raise RecordsError(f"{where}: {error}") from error
 
 
 class _Scored:
     """The texts of one model and their scores."""
 
     def __init__(self) -> None:
-        self.records: list[manifests.Record] = []
+        self.records: list[Record] = []
         self.texts: list[str] = []
-        self.scores: list[evaluate.Score] = []
+        self.scores: list[scoring.Score] = []
         self.failures: list[str] = []
         self.audio_seconds = self.elapsed_seconds = 0.0
 
-    def report(self) -> evaluate.Report:
-        return evaluate.report(
+    def report(self) -> scoring.Report:
+        return scoring.report(
             self.scores, self.audio_seconds, self.elapsed_seconds, len(self.failures)
         )
 
@@ -191,13 +192,11 @@ class _Scored:
                 "end_time": -1 if end is None else end,
                 **{k: v for k, v in record.fields.items() if k != "pred_text"},
             }
-            found.append(evaluate.row(fields, score))
-        return evaluate.sort_rows(found)
+            found.append(scoring.row(fields, score))
+        return scoring.sort_rows(found)
 
 
-def _scored(
-    arguments: argparse.Namespace, records: Sequence[manifests.Record], model: str | None
-) -> _Scored:
+def _scored(arguments: argparse.Namespace, records: Sequence[Record], model: str | None) -> _Scored:
     """Texts of a model, those that the rows have already left out, and their scores."""
     found = _Scored()
     ready = [model is None and "pred_text" in r.fields for r in records]
@@ -214,7 +213,7 @@ def _scored(
         found.records.append(record)
         found.texts.append(results[i])
         found.scores.append(
-            evaluate.score(
+            scoring.score(
                 record.text or "",
                 results[i],
                 _language(arguments, record),
@@ -227,7 +226,7 @@ def _scored(
 def _transcribed(
     arguments: argparse.Namespace,
     transcriber: Transcriber,
-    records: Sequence[manifests.Record],
+    records: Sequence[Record],
     waiting: Sequence[int],
     found: _Scored,
 ) -> dict[int, str]:
@@ -258,14 +257,14 @@ def _check_writable(path: Path) -> None:
     try:
         path.open("ab").close()
     except OSError as error:
-        raise ManifestError(f"{path}: cannot be written ({error.strerror})") from error
+        raise RecordsError(f"{path}: cannot be written ({error.strerror})") from error
 
 
 def _write_rows(path: Path, rows: Sequence[dict[str, object]]) -> None:
     try:
         path.write_bytes(b"".join(map(batch.row_line, rows)))
     except OSError as error:
-        raise ManifestError(f"{path}: cannot be written ({error.strerror})") from error
+        raise RecordsError(f"{path}: cannot be written ({error.strerror})") from error
 
 
 def _is_same(path: Path, other: Path) -> bool:
