@@ -23,8 +23,9 @@ from .errors import (
     QueueFullError,
     RecordsError,
 )
+from .loading import load, prepare
 from .package.opening import Package, open_package
-from .transcriber import Transcriber, load, prepare
+from .transcriber import Transcriber
 from .transcript import Segment, Timings, Transcript, transcript_to_json
 
 __version__ = "0.1.0"

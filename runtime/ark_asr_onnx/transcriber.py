@@ -1,14 +1,11 @@
-"""Audio to text: from a source over windows to segments, with an opened package."""
+"""The face: audio to text, from a source over windows to segments, with a loaded model."""
 
 from __future__ import annotations
 
-import os
-import warnings
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy.typing as npt
@@ -24,83 +21,13 @@ from .decoding.job import Job, feed
 from .decoding.line import End, Line, Task
 from .decoding.pool import Pool, check_slots
 from .decoding.slots import DEFAULT_SLOTS
-from .errors import ArkError, ClosedError, PackageError
-from .model import prepared
-from .model.graph import require_onnxruntime
+from .errors import ArkError, ClosedError
 from .model.layouts import LAYOUTS
 from .model.resident import Resident
 from .model.seam import Model
-from .model.threads import default_threads
-from .package.opening import Package, open_package
+from .package.opening import Package
 from .package.text import Text
 from .transcript import Segment, Transcript, join
-
-
-def load(
-    model: str | os.PathLike[str],
-    *,
-    threads: int | None = None,
-    verify: bool = False,
-    local_files_only: bool = False,
-    prepared_dir: str | os.PathLike[str] | None = None,
-    idle_unload_seconds: float | None = None,
-    max_waiting: int | None = None,
-    max_waiting_seconds: float | None = None,
-) -> Transcriber:
-    """Open a package folder, or a Hugging Face id, and return a :class:`Transcriber` for it.
-
-    An id (``owner/name`` or ``owner/name/folder``) is downloaded once; ``local_files_only`` uses
-    the cache alone. A folder never causes a network call.
-
-    ``threads`` defaults to the physical cores this process may use, at most 8; ``verify`` compares
-    the checksums of the weights too. ``prepared_dir`` is where :func:`prepare` keeps graphs packed
-    for this CPU: they are used from there, and made there first if they are missing, stale or
-    damaged. ``idle_unload_seconds`` gives the memory back after so long without work; the next
-    call opens the model again. When ``max_waiting`` jobs, or jobs of ``max_waiting_seconds`` of
-    audio together, wait for the model, further ones are refused with :class:`QueueFullError`.
-    Raises :class:`PackageError`.
-    """
-    package = open_package(model, verify=verify, local_files_only=local_files_only)
-    threads = default_threads() if threads is None else threads
-    if prepared_dir is not None:
-        try:
-            package = _prepared(package, prepared_dir, threads, verify=verify)
-        except PackageError as error:
-            warnings.warn(f"{error}; opened without", stacklevel=2)
-    return Transcriber(
-        package,
-        threads,
-        idle_unload_seconds=idle_unload_seconds,
-        max_waiting=max_waiting,
-        max_waiting_seconds=max_waiting_seconds,
-    )
-
-
-def prepare(
-    model: str | os.PathLike[str],
-    prepared_dir: str | os.PathLike[str],
-    *,
-    threads: int | None = None,
-    verify: bool = False,
-    local_files_only: bool = False,
-) -> None:
-    """Write a package's graphs, packed for this CPU and this onnxruntime, into ``prepared_dir``.
-
-    :func:`load` with that folder then maps them instead of packing them anew: it takes a fraction
-    of the time and almost no memory of its own. Up to date, nothing is done. ``verify`` compares
-    every checksum, of package and prepared graphs. Raises :class:`PackageError`.
-    """
-    package = open_package(model, verify=verify, local_files_only=local_files_only)
-    threads = default_threads() if threads is None else threads
-    _prepared(package, prepared_dir, threads, verify=verify)
-
-
-def _prepared(
-    package: Package, directory: str | os.PathLike[str], threads: int, *, verify: bool
-) -> Package:
-    _check_usable(package, threads)
-    names = LAYOUTS[package.manifest.layout].graphs(package)
-    return prepared.prepare(package, names, Path(directory), threads, verify=verify)
 
 
 class Transcriber:
@@ -118,16 +45,8 @@ class Transcriber:
         max_waiting: int | None = None,
         max_waiting_seconds: float | None = None,
     ) -> None:
-        manifest = package.manifest
-        _check_usable(package, threads)
-        if manifest.degraded:
-            warnings.warn(
-                f"{package.directory}: this package is outside its quality limits: "
-                f"{manifest.degraded}",
-                stacklevel=3,
-            )
-        self.manifest = manifest
-        build = LAYOUTS[manifest.layout].build
+        self.manifest = package.manifest
+        build = LAYOUTS[package.manifest.layout].build
         self._resident = Resident(lambda: build(package, threads), idle_unload_seconds)
         # What cannot be opened is told now. A large tokenizer takes as long to read as the graphs,
         # and holds the interpreter's lock: theirs comes first, and is free once they are mapped.
@@ -136,7 +55,7 @@ class Transcriber:
             wait([opening], timeout=0.02)
             text = Text(package.tokenizer_dir)
             opening.result()
-        self._pool = Pool(self._resident, manifest, text, max_waiting, max_waiting_seconds)
+        self._pool = Pool(self._resident, self.manifest, text, max_waiting, max_waiting_seconds)
 
     @property
     def model(self) -> Model:
@@ -362,16 +281,3 @@ class Transcriber:
 
     def _take(self, clip: Clip, splitting: Splitting, max_seconds: float | None = None) -> Take:
         return Take(clip, splitting, self.manifest.sizes.max_seconds, max_seconds)
-
-
-def _check_usable(package: Package, threads: int) -> None:
-    """Refuse what this version cannot open, or not with so many threads."""
-    if threads < 1:
-        raise ValueError(f"threads is {threads}, must be at least 1")
-    layout = package.manifest.layout
-    if layout not in LAYOUTS:
-        raise PackageError(
-            f"{package.directory}: layout {layout!r} is unknown, expected one of "
-            f"{', '.join(LAYOUTS)}; upgrade ark-asr-onnx"
-        )
-    require_onnxruntime(package.manifest.min_onnxruntime)

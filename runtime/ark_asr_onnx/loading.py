@@ -1,0 +1,102 @@
+"""Loading a model: from a package to a transcriber, and packing its graphs for this CPU."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from pathlib import Path
+
+from .errors import PackageError
+from .model import prepared
+from .model.graph import require_onnxruntime
+from .model.layouts import LAYOUTS
+from .model.threads import default_threads
+from .package.opening import Package, open_package
+from .transcriber import Transcriber
+
+
+def load(
+    model: str | os.PathLike[str],
+    *,
+    threads: int | None = None,
+    verify: bool = False,
+    local_files_only: bool = False,
+    prepared_dir: str | os.PathLike[str] | None = None,
+    idle_unload_seconds: float | None = None,
+    max_waiting: int | None = None,
+    max_waiting_seconds: float | None = None,
+) -> Transcriber:
+    """Open a package folder, or a Hugging Face id, and return a :class:`Transcriber` for it.
+
+    An id (``owner/name`` or ``owner/name/folder``) is downloaded once; ``local_files_only`` uses
+    the cache alone. A folder never causes a network call.
+
+    ``threads`` defaults to the physical cores this process may use, at most 8; ``verify`` compares
+    the checksums of the weights too. ``prepared_dir`` is where :func:`prepare` keeps graphs packed
+    for this CPU: they are used from there, and made there first if they are missing, stale or
+    damaged. ``idle_unload_seconds`` gives the memory back after so long without work; the next
+    call opens the model again. When ``max_waiting`` jobs, or jobs of ``max_waiting_seconds`` of
+    audio together, wait for the model, further ones are refused with :class:`QueueFullError`.
+    Raises :class:`PackageError`.
+    """
+    package = open_package(model, verify=verify, local_files_only=local_files_only)
+    threads = default_threads() if threads is None else threads
+    _check_usable(package, threads)
+    if prepared_dir is not None:
+        try:
+            package = _prepared(package, prepared_dir, threads, verify=verify)
+        except PackageError as error:
+            warnings.warn(f"{error}; opened without", stacklevel=2)
+    if package.manifest.degraded:
+        warnings.warn(
+            f"{package.directory}: this package is outside its quality limits: "
+            f"{package.manifest.degraded}",
+            stacklevel=2,
+        )
+    return Transcriber(
+        package,
+        threads,
+        idle_unload_seconds=idle_unload_seconds,
+        max_waiting=max_waiting,
+        max_waiting_seconds=max_waiting_seconds,
+    )
+
+
+def prepare(
+    model: str | os.PathLike[str],
+    prepared_dir: str | os.PathLike[str],
+    *,
+    threads: int | None = None,
+    verify: bool = False,
+    local_files_only: bool = False,
+) -> None:
+    """Write a package's graphs, packed for this CPU and this onnxruntime, into ``prepared_dir``.
+
+    :func:`load` with that folder then maps them instead of packing them anew: it takes a fraction
+    of the time and almost no memory of its own. Up to date, nothing is done. ``verify`` compares
+    every checksum, of package and prepared graphs. Raises :class:`PackageError`.
+    """
+    package = open_package(model, verify=verify, local_files_only=local_files_only)
+    threads = default_threads() if threads is None else threads
+    _check_usable(package, threads)
+    _prepared(package, prepared_dir, threads, verify=verify)
+
+
+def _prepared(
+    package: Package, directory: str | os.PathLike[str], threads: int, *, verify: bool
+) -> Package:
+    names = LAYOUTS[package.manifest.layout].graphs(package)
+    return prepared.prepare(package, names, Path(directory), threads, verify=verify)
+
+
+def _check_usable(package: Package, threads: int) -> None:
+    """Refuse what this version cannot open, or not with so many threads."""
+    if threads < 1:
+        raise ValueError(f"threads is {threads}, must be at least 1")
+    layout = package.manifest.layout
+    if layout not in LAYOUTS:
+        raise PackageError(
+            f"{package.directory}: layout {layout!r} is unknown, expected one of "
+            f"{', '.join(LAYOUTS)}; upgrade ark-asr-onnx"
+        )
+    require_onnxruntime(package.manifest.min_onnxruntime)
