@@ -14,7 +14,7 @@ from typing import Any
 
 from ark_asr_onnx.errors import ExportError
 
-# Constants of the published remote code, not config keys (facts (a), "Encoder RoPE").
+# Constants of the published remote code, not config keys.
 ENCODER_ROPE_THETA = 10000.0
 ENCODER_ROPE_DIM = 32
 LAYER_NORM_EPS = 1e-5
