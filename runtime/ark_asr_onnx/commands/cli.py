@@ -10,14 +10,8 @@ from pathlib import Path
 import ark_asr_onnx
 
 from . import corpus, transcribe
-from .terminal import (
-    PREPARED_VARIABLE,
-    guarded,
-    model_arguments,
-    named_model,
-    say,
-    threads_argument,
-)
+from .settings import PREPARED_VARIABLE, model_arguments, model_settings
+from .terminal import guarded, say
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -41,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     _prepare_arguments(add("prepare", "pack a model for this CPU, once"))
     _inspect_arguments(add("inspect", "what a model folder holds"))
     arguments = parser.parse_args(argv)
-    return guarded(lambda: arguments.run(arguments, parser.error))
+    return guarded(lambda: arguments.run(arguments), parser)
 
 
 def _prepare_arguments(parser: argparse.ArgumentParser) -> None:
@@ -54,7 +48,6 @@ def _prepare_arguments(parser: argparse.ArgumentParser) -> None:
         f"${PREPARED_VARIABLE}, else in the user's cache)",
     )
     parser.add_argument("--verify", action="store_true", help="check every checksum")
-    threads_argument(parser)
     parser.set_defaults(run=_prepare)
 
 
@@ -64,15 +57,15 @@ def _inspect_arguments(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(run=_inspect)
 
 
-def _prepare(arguments: argparse.Namespace, _: object) -> int:
+def _prepare(arguments: argparse.Namespace) -> int:
     """Pack a model for this CPU and say how to use it."""
-    model, directory = named_model(arguments), arguments.prepared_dir or _default_prepared_dir()
+    model, directory = model_settings(arguments), arguments.prepared_dir or _default_prepared_dir()
     ark_asr_onnx.prepare(
-        model,
+        model.name,
         directory,
-        threads=arguments.threads,
+        threads=model.threads,
         verify=arguments.verify,
-        local_files_only=arguments.local_files_only,
+        local_files_only=model.local_files_only,
     )
     print(directory)
     say(f"prepared; open it with --prepared-dir {directory} or {PREPARED_VARIABLE}={directory}")
@@ -87,10 +80,11 @@ def _default_prepared_dir() -> Path:
     return Path(cache or Path.home() / ".cache") / "ark-asr-onnx" / "prepared"
 
 
-def _inspect(arguments: argparse.Namespace, _: object) -> int:
+def _inspect(arguments: argparse.Namespace) -> int:
     """Print the manifest in words."""
+    model = model_settings(arguments)
     package = ark_asr_onnx.open_package(
-        named_model(arguments), verify=arguments.verify, local_files_only=arguments.local_files_only
+        model.name, verify=arguments.verify, local_files_only=model.local_files_only
     )
     manifest = package.manifest
     sizes, tokens, made = manifest.sizes, manifest.tokens, manifest.provenance

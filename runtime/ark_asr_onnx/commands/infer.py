@@ -8,9 +8,21 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from .. import Options
 from ..package.opening import is_package
 from . import transcribe
-from .terminal import MODEL_VARIABLE, few, guarded, positive, seconds
+from .settings import (
+    MODEL_VARIABLE,
+    PREPARED_VARIABLE,
+    ModelSettings,
+    Settings,
+    few,
+    positive,
+    seconds,
+    splitting,
+)
+from .terminal import guarded
+from .transcribe import Transcription
 
 
 def infer_main(script_dir: Path, argv: Sequence[str] | None = None) -> int:
@@ -66,18 +78,32 @@ def infer_main(script_dir: Path, argv: Sequence[str] | None = None) -> int:
     add("--threads", type=few, metavar="N")
     given = list(sys.argv[1:] if argv is None else argv)
     arguments = parser.parse_args([_dashes(argument) for argument in given])
+    return guarded(lambda: transcribe.transcribe(_told(arguments, script_dir)), parser)
+
+
+def _told(arguments: argparse.Namespace, script_dir: Path) -> Transcription:
+    model = arguments.model
+    if not model and not os.environ.get(MODEL_VARIABLE):
+        model = script_dir if is_package(script_dir) else script_dir / "models" / "demo"
+    blocked = arguments.block_from_id
     begin, end = arguments.begin_time, arguments.end_time
-    arguments.begin = begin if begin >= 0 else None
-    arguments.end = end if end > max(begin, 0) else None
-    if arguments.block_from_id is not None and arguments.block_from_id < 0:
-        arguments.block_from_id = None
-    for name, value in vars(transcribe.defaults()).items():
-        if not hasattr(arguments, name):
-            setattr(arguments, name, value)
-    if not arguments.model and not os.environ.get(MODEL_VARIABLE):
-        own = is_package(script_dir)
-        arguments.model = script_dir if own else script_dir / "models" / "demo"
-    return guarded(lambda: transcribe.transcribe(arguments, parser.error))  # fmt: skip
+    return Transcription(
+        Settings(
+            ModelSettings(model, threads=arguments.threads),
+            prepared_dir=os.environ.get(PREPARED_VARIABLE),
+            options=Options(
+                arguments.max_new_tokens,
+                None if blocked is None or blocked < 0 else blocked,
+                retry=not arguments.no_retry,
+            ),
+            splitting=splitting(arguments.window),
+        ),
+        tuple(arguments.audio),
+        begin if begin >= 0 else None,
+        end if end > max(begin, 0) else None,
+        arguments.max_audio_seconds,
+        arguments.precision,
+    )
 
 
 def _dashes(argument: str) -> str:

@@ -1,4 +1,4 @@
-"""What all commands share: arguments, messages on stderr, progress, and how they end."""
+"""What all commands share on the terminal: messages on stderr, progress, and how they end."""
 
 from __future__ import annotations
 
@@ -9,133 +9,25 @@ import sys
 import time
 import warnings
 from collections.abc import Callable
-from pathlib import Path
 
-import ark_asr_onnx
-
-from .. import ArkError, Options, PackageError, Splitting, Transcriber
-from ..decoding.slots import DEFAULT_SLOTS
-from ..package.contract import Manifest
-
-MODEL_VARIABLE = "ARK_ASR_MODEL"
-PREPARED_VARIABLE = "ARK_ASR_PREPARED_DIR"
-
-
-def model_arguments(parser: argparse.ArgumentParser) -> None:
-    """``--model``, ``--local-files-only``."""
-    parser.add_argument(
-        "-m",
-        "--model",
-        "--model-dir",
-        metavar="MODEL",
-        help=f"model folder or Hugging Face id (default: ${MODEL_VARIABLE})",
-    )
-    parser.add_argument("--local-files-only", action="store_true",
-                        help="never download a model")  # fmt: skip
-
-
-def threads_argument(parser: argparse.ArgumentParser) -> None:
-    """``--threads``."""
-    parser.add_argument(
-        "--threads",
-        type=few,
-        metavar="N",
-        help="threads (default: the physical cores this process may use, at most 8)",
-    )
-
-
-def engine_arguments(parser: argparse.ArgumentParser) -> None:
-    """Everything about opening the model, cutting the audio and decoding."""
-    add = parser.add_argument
-    model_arguments(parser)
-    threads_argument(parser)
-    add(
-        "--prepared-dir",
-        metavar="DIR",
-        default=os.environ.get(PREPARED_VARIABLE),
-        help="open the graphs packed for this CPU from here, see ark-asr prepare (default: "
-        f"${PREPARED_VARIABLE})",
-    )
-    add(
-        "--slots",
-        type=few,
-        default=DEFAULT_SLOTS,
-        metavar="N",
-        help=f"windows decoded together ({DEFAULT_SLOTS})",
-    )
-    add(
-        "--window",
-        type=seconds,
-        metavar="SECONDS",
-        help="longest part heard at once (default: 15, or the model's limit if that is less)",
-    )
-    add("--no-vad", action="store_true", help="do not look for speech; cut at quiet points")
-    add("--split-short", action="store_true", help="look for speech in short audio too")
-    add("--pause", type=seconds, metavar="SECONDS",
-        help="silence that ends a part (default: 0.7)")  # fmt: skip
-    add("--max-new-tokens", type=positive, default=256, metavar="N", help="most of one part (256)")
-    add("--no-guards", action="store_true",
-        help="let the model repeat itself, and give any number of tokens a second")  # fmt: skip
-    add("--no-retry", action="store_true", help="do not try doubtful parts again")
-
-
-def options_of(arguments: argparse.Namespace) -> Options:
-    """How to decode, as the arguments say."""
-    guards = {"max_tokens_per_second": None, "max_repeats": None} if arguments.no_guards else {}
-    return Options(
-        arguments.max_new_tokens,
-        getattr(arguments, "block_from_id", None),
-        retry=not arguments.no_retry,
-        **guards,
-    )
-
-
-def splitting_of(arguments: argparse.Namespace) -> Splitting:
-    """How to cut, as the arguments say."""
-    if arguments.no_vad:
-        return Splitting(arguments.window, vad=None)
-    pause = {} if arguments.pause is None else {"pause_seconds": arguments.pause}
-    return Splitting(arguments.window, split_short=arguments.split_short, **pause)
-
-
-def named_model(arguments: argparse.Namespace) -> str | Path:
-    """The model named on the command line or by the environment."""
-    model = arguments.model or os.environ.get(MODEL_VARIABLE)
-    if not model:
-        raise PackageError(
-            f"no model given: pass --model DIR or set {MODEL_VARIABLE}; "
-            "a clone of the project has one in models/demo"
-        )
-    return model
-
-
-def opened(arguments: argparse.Namespace, model: str | Path | None = None) -> Transcriber:
-    """The model, for windows as the arguments say."""
-    transcriber = ark_asr_onnx.load(
-        model or named_model(arguments),
-        threads=arguments.threads,
-        local_files_only=arguments.local_files_only,
-        prepared_dir=arguments.prepared_dir,
-    )
-    check_window(arguments, transcriber.manifest)
-    return transcriber
-
-
-def check_window(arguments: argparse.Namespace, manifest: Manifest) -> None:
-    """Refuse a window that makes no sense, or not with this model."""
-    try:
-        splitting_of(arguments).longest(manifest.sizes.max_seconds)
-    except ValueError as error:
-        raise PackageError(f"--window: {error}") from error
+from .. import ArkError
+from .settings import UsageError
 
 
 class Progress:
     """A bar on stderr; nothing where that is no terminal, or the end is not known."""
 
-    def __init__(self, total: float | None, show: Callable[[float], str], label: str = "") -> None:
+    def __init__(
+        self,
+        total: float | None,
+        show: Callable[[float], str],
+        label: str = "",
+        *,
+        is_wanted: bool = True,
+    ) -> None:
         self._total, self._show, self._label = total, show, label
         self._begin = self._last = time.monotonic()
-        self.is_shown = bool(total) and sys.stderr.isatty()
+        self.is_shown = is_wanted and bool(total) and sys.stderr.isatty()
 
     def __call__(self, done: float) -> None:
         """So much is done."""
@@ -168,7 +60,7 @@ def hms(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
-def guarded(run: Callable[[], int]) -> int:
+def guarded(run: Callable[[], int], parser: argparse.ArgumentParser) -> int:
     """One line instead of a traceback for what can be expected to go wrong."""
     if hasattr(sys.stdout, "reconfigure"):  # not when a test or a notebook has replaced it
         sys.stdout.reconfigure(encoding="utf-8")  # pyright: ignore[reportAttributeAccessIssue, reportUnknownMemberType]
@@ -180,6 +72,8 @@ def guarded(run: Callable[[], int]) -> int:
             warnings.simplefilter("always", UserWarning)
             warnings.showwarning = _show_warning
             return run()
+    except UsageError as error:
+        parser.error(str(error))
     except ArkError as error:
         say(f"error: {error}")
         return 1
@@ -200,30 +94,6 @@ def guarded(run: Callable[[], int]) -> int:
 
 def _show_warning(message: Warning | str, *_: object, **__: object) -> None:
     say(f"warning: {message}")
-
-
-def positive(text: str) -> int:
-    """An argument that counts."""
-    value = int(text)
-    if not 1 <= value <= 1_000_000:
-        raise argparse.ArgumentTypeError("must be at least 1, and at most a million")
-    return value
-
-
-def few(text: str) -> int:
-    """An argument that counts what a machine has few of."""
-    value = positive(text)
-    if value > 1024:
-        raise argparse.ArgumentTypeError("must be at most 1024")
-    return value
-
-
-def seconds(text: str) -> float:
-    """An argument that is a duration."""
-    value = float(text)
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError("must be positive")
-    return value
 
 
 def say(line: str) -> None:

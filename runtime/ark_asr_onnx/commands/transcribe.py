@@ -8,7 +8,8 @@ import json
 import math
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,18 +19,15 @@ from .. import ArkError, AudioError, PackageError, Segment, Transcriber, Transcr
 from ..audio import microphone, pcm, sources
 from ..audio.mel import SAMPLE_RATE
 from ..writers import WRITERS, segment_to_json
-from .terminal import (
-    Progress,
-    engine_arguments,
-    hms,
-    opened,
-    options_of,
+from .settings import (
+    Settings,
+    UsageError,
+    arguments_of_all,
     positive,
-    rewrite,
-    say,
     seconds,
-    splitting_of,
+    settings,
 )
+from .terminal import Progress, hms, rewrite, say
 
 _AUDIO_ENDINGS = (
     ".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aiff", ".aif", ".aifc", ".au", ".caf",
@@ -42,6 +40,34 @@ _REASONS = {
     "loop": "began to repeat itself and was cut there",
     "empty": "there is speech, but no text",
 }
+
+
+@dataclass(frozen=True, slots=True)
+class Transcription:
+    """Audio to transcribe, and what becomes of its text."""
+
+    settings: Settings
+    audio: tuple[str, ...]
+    begin_seconds: float | None = None
+    end_seconds: float | None = None
+    max_seconds: float | None = None
+    precision: str | None = None  # that the model must have
+    format: str = "txt"
+    output_dir: Path | None = None
+    is_strict: bool = False
+    is_verbose: bool = False
+    has_bar: bool = True
+    rate: int | None = None  # of standard input without a header
+    channels: int = 1
+    partial_seconds: float | None = None
+
+    def check(self) -> None:
+        """Refuse what makes no sense; :class:`UsageError`."""
+        begin, end = self.begin_seconds, self.end_seconds
+        if begin is not None and not 0 <= begin < math.inf:
+            raise UsageError("--begin must not be negative")
+        if end is not None and not (begin or 0) < end < math.inf:
+            raise UsageError("--end must be after --begin, and after 0")
 
 
 def transcribe_arguments(parser: argparse.ArgumentParser) -> None:
@@ -60,7 +86,7 @@ def transcribe_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add("-o", "--output-dir", type=Path, metavar="DIR",
         help="write DIR/NAME.FORMAT instead of standard output")  # fmt: skip
-    engine_arguments(parser)
+    arguments_of_all(parser)
     add("--begin", type=float, metavar="SECONDS", help="start of the part")
     add("--end", type=float, metavar="SECONDS", help="end of the part")
     add("--strict", action="store_true", help="exit with 3 when a part of the text is doubtful")
@@ -71,12 +97,12 @@ def transcribe_arguments(parser: argparse.ArgumentParser) -> None:
         help="of - without a header (1)")  # fmt: skip
     add("--partial", type=seconds, metavar="SECONDS",
         help="with -: what was heard so far on stderr, each time so much has come")  # fmt: skip
-    parser.set_defaults(run=transcribe, max_audio_seconds=None, precision=None)
+    parser.set_defaults(run=_transcribe)
 
 
 def mic_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of ``mic``."""
-    engine_arguments(parser)
+    arguments_of_all(parser)
     parser.add_argument("--device", help="number or part of the name (default: the system's)")
     parser.add_argument("--partial", type=seconds, metavar="SECONDS",
                         help="what was heard so far on stderr, each time so much has "
@@ -84,74 +110,79 @@ def mic_arguments(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(run=_mic)
 
 
-def defaults() -> argparse.Namespace:
-    """What ``transcribe`` does when nothing is said."""
-    parser = argparse.ArgumentParser()
-    transcribe_arguments(parser)
-    return parser.parse_args([_STDIN])
+def _transcribe(arguments: argparse.Namespace) -> int:
+    return transcribe(
+        Transcription(
+            settings(arguments),
+            tuple(arguments.audio),
+            arguments.begin,
+            arguments.end,
+            format=arguments.format,
+            output_dir=arguments.output_dir,
+            is_strict=arguments.strict,
+            is_verbose=arguments.verbose,
+            has_bar=not arguments.no_progress,
+            rate=arguments.rate,
+            channels=arguments.channels,
+            partial_seconds=arguments.partial,
+        )
+    )
 
 
-def transcribe(arguments: argparse.Namespace, refuse: Callable[[str], object]) -> int:
+def transcribe(told: Transcription) -> int:
     """Transcribe every file; one that fails is reported and does not stop the others."""
-    if arguments.begin is not None and not 0 <= arguments.begin < math.inf:
-        refuse("--begin must not be negative")
-    if arguments.end is not None and not (arguments.begin or 0) < arguments.end < math.inf:
-        refuse("--end must be after --begin, and after 0")
-    if _STDIN in arguments.audio and sys.stdin is None:  # pyright: ignore[reportUnnecessaryComparison] - it was closed
+    told.check()
+    if _STDIN in told.audio and sys.stdin is None:  # pyright: ignore[reportUnnecessaryComparison] - it was closed
         raise AudioError("standard input is closed, there is nothing to hear")
-    if arguments.audio == [_STDIN] and pcm.can_be_read_as_it_comes(sys.stdin.buffer):  # pyright: ignore[reportArgumentType] - it is a BufferedReader
-        return _from_stdin(arguments, refuse)
-    paths = _expanded(arguments.audio)
-    outputs = _outputs(paths, arguments, refuse)
-    transcriber = opened(arguments)
+    if told.audio == (_STDIN,) and pcm.can_be_read_as_it_comes(sys.stdin.buffer):  # pyright: ignore[reportArgumentType] - it is a BufferedReader
+        return _from_stdin(told)
+    paths = _expanded(told.audio)
+    outputs = _outputs(paths, told)
+    transcriber = told.settings.load()
     precision = transcriber.manifest.precision
-    if arguments.precision not in (None, precision):
+    if told.precision not in (None, precision):
         raise PackageError(
-            f"the model is {precision}, --main-model-precision asks for {arguments.precision}"
+            f"the model is {precision}, --main-model-precision asks for {told.precision}"
         )
     n_failed = n_flagged = 0
     for path in paths:
         try:
-            transcript = _transcribed(transcriber, path, arguments, outputs.get(path), len(paths))
+            transcript = _transcribed(transcriber, path, told, outputs.get(path), len(paths))
         except ArkError as error:
             say(f"error: {error}")
             n_failed += 1
             continue
         n_flagged += _report_flagged(path, transcript.flagged)
-        if arguments.verbose:
+        if told.is_verbose:
             say(f"{path}: {_timing_line(transcript)}")
     if n_failed and len(paths) > 1:
         say(f"{n_failed} of {len(paths)} files failed")
-    return 1 if n_failed else 3 if n_flagged and arguments.strict else 0
+    return 1 if n_failed else 3 if n_flagged and told.is_strict else 0
 
 
 def _transcribed(
-    transcriber: Transcriber,
-    path: str,
-    arguments: argparse.Namespace,
-    output: Path | None,
-    n_paths: int,
+    transcriber: Transcriber, path: str, told: Transcription, output: Path | None, n_paths: int
 ) -> Transcript:
     """Transcribe a file and write its text; also as much as there is when that breaks off."""
-    begin = arguments.begin or 0.0
-    wanted = sys.stderr.isatty() and not arguments.no_progress
-    total = _duration(path, arguments) if wanted else None
+    begin = told.begin_seconds or 0.0
+    is_wanted = sys.stderr.isatty() and told.has_bar
+    total = _duration(path, told) if is_wanted else None
     show = Progress(total, hms, f"{path} " if n_paths > 1 else "")
     stream = transcriber.stream(
         sys.stdin.buffer if path == _STDIN else path,
-        begin_seconds=arguments.begin,
-        end_seconds=arguments.end,
-        max_seconds=arguments.max_audio_seconds,
-        options=options_of(arguments),
-        splitting=splitting_of(arguments),
-        slots=arguments.slots,
+        begin_seconds=told.begin_seconds,
+        end_seconds=told.end_seconds,
+        max_seconds=told.max_seconds,
+        options=told.settings.options,
+        splitting=told.settings.splitting,
+        slots=told.settings.slots,
     )
     stopped: ArkError | KeyboardInterrupt | None = None
     try:
         for segment in stream:
             show.clear()
             if output is None:
-                _print_segment(path, segment, arguments.format)
+                _print_segment(path, segment, told.format)
             show(segment.end - begin)
     except (ArkError, KeyboardInterrupt) as error:
         stopped = error
@@ -159,41 +190,37 @@ def _transcribed(
     transcript = stream.transcript()
     try:
         if stopped is None or transcript.segments:
-            _write(path, transcript, output, arguments.format)
+            _write(path, transcript, output, told.format)
     finally:
         if stopped is not None:
             raise stopped
     return transcript
 
 
-def _from_stdin(arguments: argparse.Namespace, refuse: Callable[[str], object]) -> int:
+def _from_stdin(told: Transcription) -> int:
     """Print the parts of live audio as their speech ends."""
-    if arguments.output_dir is not None or arguments.format not in ("txt", "jsonl"):
-        refuse("- gives its text as it comes, on standard output, with -f txt or jsonl")
-    if arguments.begin is not None or arguments.end is not None:
-        refuse("- has no --begin and --end: send what is to be heard")
-    if arguments.rate is None and not pcm.is_wav(sys.stdin.buffer):  # pyright: ignore[reportArgumentType] - it is a BufferedReader
+    if told.output_dir is not None or told.format not in ("txt", "jsonl"):
+        raise UsageError("- gives its text as it comes, on standard output, with -f txt or jsonl")
+    if told.begin_seconds is not None or told.end_seconds is not None:
+        raise UsageError("- has no --begin and --end: send what is to be heard")
+    if told.rate is None and not pcm.is_wav(sys.stdin.buffer):  # pyright: ignore[reportArgumentType] - it is a BufferedReader
         say("standard input has no header: taken for 16-bit samples, 16000 a second (see --rate)")
-    rate = arguments.rate or SAMPLE_RATE
-    blocks, rate = pcm.parts(sys.stdin.buffer, rate, arguments.channels)  # pyright: ignore[reportArgumentType] - sys.stdin.buffer is one
-    return _listen(arguments, blocks, rate, arguments.format)
+    blocks, rate = pcm.parts(sys.stdin.buffer, told.rate or SAMPLE_RATE, told.channels)  # pyright: ignore[reportArgumentType] - sys.stdin.buffer is one
+    return _listen(told, blocks, rate)
 
 
-def _mic(arguments: argparse.Namespace, _: object) -> int:
+def _mic(arguments: argparse.Namespace) -> int:
     """Print what is spoken, until Ctrl-C."""
+    told = Transcription(settings(arguments), (_STDIN,), partial_seconds=arguments.partial)
     device = arguments.device
     blocks = microphone.parts(int(device) if device and device.isdecimal() else device)
-    return _listen(arguments, blocks, SAMPLE_RATE, "txt", "listening; Ctrl-C ends it")
+    return _listen(told, blocks, SAMPLE_RATE, "listening; Ctrl-C ends it")
 
 
 def _listen(
-    arguments: argparse.Namespace,
-    blocks: Iterable[npt.NDArray[Any]],
-    rate: int,
-    output: str,
-    hint: str = "",
+    told: Transcription, blocks: Iterable[npt.NDArray[Any]], rate: int, hint: str = ""
 ) -> int:
-    transcriber = opened(arguments)
+    transcriber = told.settings.load()
     if hint:
         say(hint)
     interrupted = False
@@ -208,9 +235,9 @@ def _listen(
     segments = transcriber.listen(
         until_interrupted(),
         rate,
-        options=options_of(arguments),
-        splitting=splitting_of(arguments),
-        partial_seconds=arguments.partial,
+        options=told.settings.options,
+        splitting=told.settings.splitting,
+        partial_seconds=told.partial_seconds,
     )
     shown = sys.stderr.isatty()
     n_flagged = 0
@@ -218,14 +245,14 @@ def _listen(
         if not segment.is_final:
             (rewrite if shown else say)(f"… {segment.text}")
             continue
-        if shown and arguments.partial:
+        if shown and told.partial_seconds:
             rewrite("")
-        _print_segment(_STDIN, segment, output)
+        _print_segment(_STDIN, segment, told.format)
         if segment.finish_reason != "stop":
             n_flagged += _report_flagged(_STDIN, [segment])
     if interrupted:
         raise KeyboardInterrupt
-    return 3 if n_flagged and getattr(arguments, "strict", False) else 0
+    return 3 if n_flagged and told.is_strict else 0
 
 
 def _expanded(given: Sequence[str]) -> list[str]:
@@ -254,17 +281,14 @@ def _is_named_audio(path: Path) -> bool:
     return path.suffix.lower() in _AUDIO_ENDINGS
 
 
-def _outputs(
-    paths: Sequence[str], arguments: argparse.Namespace, refuse: Callable[[str], object]
-) -> dict[str, Path]:
+def _outputs(paths: Sequence[str], told: Transcription) -> dict[str, Path]:
     """Where each file's text goes, without an ending; empty for standard output."""
-    if arguments.output_dir is None:
-        if arguments.format == "all" or (
-            arguments.format in ("srt", "vtt", "tsv") and len(paths) > 1
-        ):
-            refuse(f"-f {arguments.format} of {len(paths)} files needs -o DIR")
+    folder, kind = told.output_dir, told.format
+    if folder is None:
+        if kind == "all" or (kind in ("srt", "vtt", "tsv") and len(paths) > 1):
+            raise UsageError(f"-f {kind} of {len(paths)} files needs -o DIR")
         return {}
-    outputs = {path: arguments.output_dir / _stem(path) for path in dict.fromkeys(paths)}
+    outputs = {path: folder / _stem(path) for path in dict.fromkeys(paths)}
     owners: dict[Path, str] = {}
     for path, output in outputs.items():
         if owners.setdefault(output, path) != path:
@@ -273,11 +297,9 @@ def _outputs(
                 "transcribe them into different folders"
             )
     try:
-        arguments.output_dir.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise AudioError(
-            f"{arguments.output_dir}: no folder that could be written ({error.strerror})"
-        ) from error
+        raise AudioError(f"{folder}: no folder that could be written ({error.strerror})") from error
     return outputs
 
 
@@ -285,14 +307,14 @@ def _stem(path: str) -> str:
     return "stdin" if path == _STDIN else Path(path).stem
 
 
-def _duration(path: str, arguments: argparse.Namespace) -> float | None:
+def _duration(path: str, told: Transcription) -> float | None:
     """Seconds that are to be transcribed, if they are known and it is worth a bar."""
     try:
         whole = sources.duration(path)
     except AudioError:
         return None  # transcribing tells
-    end = arguments.end if whole is None else min(arguments.end or whole, whole)
-    return None if end is None else max(0.0, end - (arguments.begin or 0.0))
+    end = told.end_seconds if whole is None else min(told.end_seconds or whole, whole)
+    return None if end is None else max(0.0, end - (told.begin_seconds or 0.0))
 
 
 def _print_segment(path: str, segment: Segment, output: str) -> None:

@@ -1,0 +1,177 @@
+"""What the commands are told: arguments, and the values that the library takes, typed."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import ark_asr_onnx
+
+from .. import Options, PackageError, Splitting, Transcriber
+from ..decoding.slots import DEFAULT_SLOTS
+from ..package.contract import Manifest
+
+MODEL_VARIABLE = "ARK_ASR_MODEL"
+PREPARED_VARIABLE = "ARK_ASR_PREPARED_DIR"
+
+
+class UsageError(Exception):
+    """The arguments make no sense together; the command ends with status 2."""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSettings:
+    """Which model, and whether it may be downloaded."""
+
+    model: str | Path | None = None  # None: the environment's
+    local_files_only: bool = False
+    threads: int | None = None
+
+    @property
+    def name(self) -> str | Path:
+        """The model of the command line or of the environment."""
+        model = self.model or os.environ.get(MODEL_VARIABLE)
+        if not model:
+            raise PackageError(
+                f"no model given: pass --model DIR or set {MODEL_VARIABLE}; "
+                "a clone of the project has one in models/demo"
+            )
+        return model
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """Which model, and how to open it, cut audio and decode."""
+
+    model: ModelSettings = ModelSettings()
+    prepared_dir: str | None = None
+    slots: int = DEFAULT_SLOTS
+    options: Options = field(default_factory=Options)
+    splitting: Splitting = field(default_factory=Splitting)
+
+    def load(self, model: str | Path | None = None, threads: int | None = None) -> Transcriber:
+        """The model, or another one, for windows as it is told."""
+        transcriber = ark_asr_onnx.load(
+            model or self.model.name,
+            threads=threads or self.model.threads,
+            local_files_only=self.model.local_files_only,
+            prepared_dir=self.prepared_dir,
+        )
+        self.check_window(transcriber.manifest)
+        return transcriber
+
+    def check_window(self, manifest: Manifest) -> None:
+        """Refuse a window that makes no sense, or not with this model."""
+        try:
+            self.splitting.longest(manifest.sizes.max_seconds)
+        except ValueError as error:
+            raise UsageError(f"--window: {error}") from error
+
+
+def model_arguments(parser: argparse.ArgumentParser) -> None:
+    """``--model``, ``--local-files-only``, ``--threads``."""
+    add = parser.add_argument
+    add(
+        "-m",
+        "--model",
+        "--model-dir",
+        metavar="MODEL",
+        help=f"model folder or Hugging Face id (default: ${MODEL_VARIABLE})",
+    )
+    add("--local-files-only", action="store_true", help="never download a model")
+    add(
+        "--threads",
+        type=few,
+        metavar="N",
+        help="threads (default: the physical cores this process may use, at most 8)",
+    )
+
+
+def model_settings(arguments: argparse.Namespace) -> ModelSettings:
+    """What :func:`model_arguments` were given."""
+    return ModelSettings(arguments.model, arguments.local_files_only, arguments.threads)
+
+
+def arguments_of_all(parser: argparse.ArgumentParser) -> None:
+    """Everything about opening the model, cutting the audio and decoding."""
+    add = parser.add_argument
+    model_arguments(parser)
+    add(
+        "--prepared-dir",
+        metavar="DIR",
+        default=os.environ.get(PREPARED_VARIABLE),
+        help="open the graphs packed for this CPU from here, see ark-asr prepare (default: "
+        f"${PREPARED_VARIABLE})",
+    )
+    add(
+        "--slots",
+        type=few,
+        default=DEFAULT_SLOTS,
+        metavar="N",
+        help=f"windows decoded together ({DEFAULT_SLOTS})",
+    )
+    add(
+        "--window",
+        type=seconds,
+        metavar="SECONDS",
+        help="longest part heard at once (default: 15, or the model's limit if that is less)",
+    )
+    add("--no-vad", action="store_true", help="do not look for speech; cut at quiet points")
+    add("--split-short", action="store_true", help="look for speech in short audio too")
+    add("--pause", type=seconds, metavar="SECONDS",
+        help="silence that ends a part (default: 0.7)")  # fmt: skip
+    add("--max-new-tokens", type=positive, default=256, metavar="N", help="most of one part (256)")
+    add("--no-guards", action="store_true",
+        help="let the model repeat itself, and give any number of tokens a second")  # fmt: skip
+    add("--no-retry", action="store_true", help="do not try doubtful parts again")
+
+
+def settings(arguments: argparse.Namespace) -> Settings:
+    """What :func:`arguments_of_all` were given."""
+    guards = {"max_tokens_per_second": None, "max_repeats": None} if arguments.no_guards else {}
+    return Settings(
+        model_settings(arguments),
+        arguments.prepared_dir,
+        arguments.slots,
+        Options(arguments.max_new_tokens, retry=not arguments.no_retry, **guards),
+        splitting(arguments.window, arguments),
+    )
+
+
+def splitting(window: float | None, arguments: argparse.Namespace | None = None) -> Splitting:
+    """How to cut audio: into windows of so many seconds at most, and as the arguments say."""
+    try:
+        if arguments is None:
+            return Splitting(window)
+        if arguments.no_vad:
+            return Splitting(window, vad=None)
+        pause = {} if arguments.pause is None else {"pause_seconds": arguments.pause}
+        return Splitting(window, split_short=arguments.split_short, **pause)
+    except ValueError as error:
+        raise UsageError(f"--window: {error}") from error
+
+
+def positive(text: str) -> int:
+    """An argument that counts."""
+    value = int(text)
+    if not 1 <= value <= 1_000_000:
+        raise argparse.ArgumentTypeError("must be at least 1, and at most a million")
+    return value
+
+
+def few(text: str) -> int:
+    """An argument that counts what a machine has few of."""
+    value = positive(text)
+    if value > 1024:
+        raise argparse.ArgumentTypeError("must be at most 1024")
+    return value
+
+
+def seconds(text: str) -> float:
+    """An argument that is a duration."""
+    value = float(text)
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError("must be positive")
+    return value

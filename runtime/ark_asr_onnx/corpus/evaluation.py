@@ -1,0 +1,136 @@
+"""Transcribing what has a reference text, and scoring it."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from .. import Options, Splitting, Transcriber
+from ..decoding.slots import DEFAULT_SLOTS
+from ..errors import ArkError, RecordsError
+from . import scoring
+from .batch import record_clip
+from .records import Record, read_records
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """The texts of one model and their scores, by record."""
+
+    records: tuple[Record, ...]
+    texts: tuple[str, ...]
+    scores: tuple[scoring.Score, ...]
+    failures: tuple[str, ...]  # a line for each record without a text
+    audio_seconds: float  # transcribed now, not read from the rows
+    elapsed_seconds: float
+
+    def report(self) -> scoring.Report:
+        """Rates and their intervals."""
+        return scoring.report(
+            self.scores, self.audio_seconds, self.elapsed_seconds, len(self.failures)
+        )
+
+    def rows(self) -> list[dict[str, Any]]:
+        """The rows of ``open-audio-opd``'s evaluation, worst first."""
+        found: list[dict[str, Any]] = []
+        for record, text, score in zip(self.records, self.texts, self.scores, strict=True):
+            begin, end = record.begin_seconds, record.end_seconds
+            fields = {
+                "audio": record.audio,
+                "text": record.text or "",
+                "pred_text": text,
+                "begin_time": -1 if begin is None else begin,
+                "end_time": -1 if end is None else end,
+                **{k: v for k, v in record.fields.items() if k != "pred_text"},
+            }
+            found.append(scoring.row(fields, score))
+        return scoring.sort_rows(found)
+
+
+def run_evaluation(
+    open_transcriber: Callable[[], Transcriber],
+    input_path: str | os.PathLike[str],
+    *,
+    language: str | None = None,
+    normalize: bool = True,
+    has_texts: bool = True,
+    options: Options | None = None,
+    splitting: Splitting | None = None,
+    slots: int = DEFAULT_SLOTS,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> Evaluation:
+    """Transcribe the records of a list, see :func:`read_records`, and score them by their ``text``.
+
+    Records with a ``pred_text`` are only scored, unless ``has_texts`` is false. The transcriber is
+    opened only if there is work, and closed afterwards. ``language`` counts for all; else each
+    record's, else its script. ``on_progress`` is told the number of records transcribed, and of
+    those to transcribe.
+
+    Raises :class:`RecordsError`, before any work, for a list in which one cannot be scored, and
+    :class:`MissingExtraError` without the extra ``eval``. Audio that fails counts as deleted words
+    and is among the ``failures``.
+    """
+    records = read_scorable(input_path, language, normalize=normalize)
+    scoring.score("a", "a", normalize=normalize)  # what it needs is installed
+    ready = [has_texts and "pred_text" in record.fields for record in records]
+    failures = [
+        f"{record.audio}: {record.fields['error']}"
+        for record, is_ready in zip(records, ready, strict=True)
+        if is_ready and record.fields.get("error")
+    ]
+    texts = [str(record.fields.get("pred_text", "")) for record in records]
+    waiting = [i for i, is_ready in enumerate(ready) if not is_ready]
+    audio_seconds = elapsed_seconds = 0.0
+    if waiting:
+        with open_transcriber() as transcriber:
+            begin = time.perf_counter()
+            results = transcriber.transcribe_many(
+                (record_clip(records[i]) for i in waiting),
+                options=options,
+                splitting=splitting,
+                slots=slots,
+            )
+            for n, (i, result) in enumerate(zip(waiting, results, strict=True), 1):
+                if isinstance(result, ArkError):
+                    texts[i] = ""
+                    failures.append(str(result))
+                else:
+                    texts[i] = result.text
+                    audio_seconds += result.duration
+                if on_progress:
+                    on_progress(n, len(waiting))
+            elapsed_seconds = time.perf_counter() - begin
+    scores = [
+        scoring.score(record.text or "", text, language or _language(record), normalize=normalize)
+        for record, text in zip(records, texts, strict=True)
+    ]
+    return Evaluation(
+        tuple(records), tuple(texts), tuple(scores), tuple(failures), audio_seconds, elapsed_seconds
+    )
+
+
+def _language(record: Record) -> str | None:
+    """What to count a record as; None: look at its script."""
+    language = record.fields.get("language")
+    return str(language) if language else None
+
+
+def read_scorable(
+    path: str | os.PathLike[str], language: str | None = None, *, normalize: bool = True
+) -> list[Record]:
+    """Records that can be scored; :class:`RecordsError` names the first that cannot."""
+    records = read_records(path, needs_text=True)
+    if not records:
+        raise RecordsError(f"{os.fspath(path)}: no lines, there is nothing to score")
+    for record in records:
+        where = f"{os.fspath(path)}:{record.line}"
+        try:
+            scoring.normalizer(language or _language(record), normalize)
+        except ValueError as error:
+            raise RecordsError(f"{where}: {error}") from error
+        if not isinstance(record.fields.get("pred_text", ""), str):
+            raise RecordsError(f"{where}: pred_text must be a string")
+    return records
