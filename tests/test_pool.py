@@ -372,7 +372,11 @@ def test_lines_take_turns() -> None:
         one.cancel()
 
 
-def test_texts_go_on_between_admissions() -> None:
+@pytest.mark.parametrize("n_lines", [1, 2])
+def test_texts_go_on_between_admissions_of_others(
+    n_lines: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(line, "_AHEAD", 4)
     events: list[str] = []
 
     class Slow(Double):
@@ -387,12 +391,20 @@ def test_texts_go_on_between_admissions() -> None:
             return super().step(ids)
 
     double = Slow({n: [1] * 200 + [EOS] for n in range(100, 104)})
-    found = list(engine(double, max_repeats=None, max_tokens_per_second=None).run(
-        window(n) for n in range(100, 104)
-    ))  # fmt: skip
-    assert len(found) == 4
+    caller = engine(double, max_repeats=None, max_tokens_per_second=None)
+    lines = [caller.pool.open(caller.options, caller.splitting, 4) for _ in range(n_lines)]
+    for i, n in enumerate(range(100, 104)):
+        lines[i % n_lines].put(window(n))
+    for one in lines:
+        one.complete()
+    double.may_start.set()
+    assert len(texts(one.take(20) for one in lines for _ in range(4 // n_lines))) == 4
     admissions = [i for i, event in enumerate(events) if event == "encode"]
-    assert all(1 <= b - a - 1 <= 20 for a, b in itertools.pairwise(admissions))
+    between = [b - a - 1 for a, b in itertools.pairwise(admissions)]
+    if n_lines == 1:
+        assert between == [0, 0, 0]
+    else:
+        assert all(1 <= n <= 20 for n in between)
 
 
 def test_a_line_that_is_cancelled_leaves_its_slots_at_the_next_step() -> None:

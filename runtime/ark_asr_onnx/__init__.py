@@ -15,17 +15,20 @@ from .decoding.job import Job
 from .errors import (
     ArkError,
     AudioError,
+    AudioTooLongError,
     ClosedError,
     DecodeError,
+    EmptyAudioError,
     ExportError,
     MissingExtraError,
     PackageError,
     QueueFullError,
     RecordsError,
+    ServiceError,
 )
 from .loading import load, prepare
 from .package.opening import Package, open_package
-from .transcriber import Transcriber
+from .transcriber import Status, Transcriber
 from .transcript import Segment, Timings, Transcript, transcript_to_json
 
 __version__ = "0.1.0"
@@ -33,9 +36,11 @@ __version__ = "0.1.0"
 __all__ = [
     "ArkError",
     "AudioError",
+    "AudioTooLongError",
     "Clip",
     "ClosedError",
     "DecodeError",
+    "EmptyAudioError",
     "ExportError",
     "Job",
     "MissingExtraError",
@@ -45,7 +50,9 @@ __all__ = [
     "QueueFullError",
     "RecordsError",
     "Segment",
+    "ServiceError",
     "Splitting",
+    "Status",
     "Timings",
     "Transcriber",
     "Transcript",

@@ -6,9 +6,12 @@
     ├── PackageError (ValueError)        a model folder is missing, damaged or too new
     ├── RecordsError (ValueError)       a list of audio, or what was written for it, cannot be used
     ├── AudioError (ValueError)          the audio cannot be read or cannot be transcribed
+    │   ├── EmptyAudioError              it has no samples, or too few for one frame
+    │   └── AudioTooLongError            it is longer than was allowed
     ├── DecodeError (RuntimeError)       the model ran and could not go on
     ├── ClosedError (RuntimeError)       a transcriber was closed, before or while it was used
     ├── QueueFullError (RuntimeError)    more work waits than was allowed; says when to come again
+    ├── ServiceError (RuntimeError)      the HTTP service cannot start
     ├── MissingExtraError (ImportError)  an optional dependency is not installed
     └── ExportError (ValueError)         a checkpoint cannot be exported (raised by ark_onnx_export)
 
@@ -34,6 +37,14 @@ class AudioError(ArkError, ValueError):
     """Audio that cannot be read, or that holds nothing that can be transcribed."""
 
 
+class EmptyAudioError(AudioError):
+    """Audio without samples, or with too few for a single frame."""
+
+
+class AudioTooLongError(AudioError):
+    """Audio longer than was allowed."""
+
+
 class DecodeError(ArkError, RuntimeError):
     """The model ran but decoding could not go on."""
 
@@ -48,6 +59,10 @@ class QueueFullError(ArkError, RuntimeError):
     def __init__(self, message: str, retry_after: float) -> None:
         super().__init__(message)
         self.retry_after = retry_after
+
+
+class ServiceError(ArkError, RuntimeError):
+    """The HTTP service cannot start, or cannot be found."""
 
 
 class MissingExtraError(ArkError, ImportError):

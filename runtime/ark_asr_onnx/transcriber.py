@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy.typing as npt
@@ -30,10 +30,21 @@ from .package.text import Text
 from .transcript import Segment, Transcript, join
 
 
+@dataclass(frozen=True, slots=True)
+class Status:
+    """What a transcriber does now."""
+
+    is_loaded: bool  # the model is in memory; else the next call opens it
+    n_active: int  # windows being decoded
+    n_waiting: int  # calls and jobs that wait for their first slot
+    stalled_seconds: float  # since the last step of work that is due
+
+
 class Transcriber:
     """A loaded model. Safe to use from several threads at once; a context manager that closes it.
 
-    ``manifest`` and ``model`` are for tools that look at one stage; transcribing needs neither.
+    ``manifest``, ``text`` (its tokenizer) and ``model`` are for tools that look at one stage;
+    transcribing needs none of them.
     """
 
     def __init__(
@@ -53,15 +64,23 @@ class Transcriber:
         with ThreadPoolExecutor(1) as pool:
             opening = pool.submit(lambda: self.model)
             wait([opening], timeout=0.02)
-            text = Text(package.tokenizer_dir)
+            self.text = Text(package.tokenizer_dir)
             opening.result()
-        self._pool = Pool(self._resident, self.manifest, text, max_waiting, max_waiting_seconds)
+        self._pool = Pool(
+            self._resident, self.manifest, self.text, max_waiting, max_waiting_seconds
+        )
 
     @property
     def model(self) -> Model:
         """The opened model; whoever holds it keeps it in memory."""
         with self._resident.use() as model:
             return model
+
+    @property
+    def status(self) -> Status:
+        """What it does now; for those who watch it."""
+        pool = self._pool
+        return Status(self._resident.is_open, pool.n_active, pool.n_waiting, pool.stalled_seconds)
 
     def close(self) -> None:
         """End the work in progress after its step, and give the memory back.

@@ -25,6 +25,7 @@ class Segment:
     finish_reason: FinishReason
     speech_seconds: float  # of it, as far as anybody looked for speech; else its length
     is_final: bool = True  # False: speech goes on, a longer text will replace this one
+    audio_tokens: int = 0  # positions of the prompt that held audio
 
     @property
     def mean_logprob(self) -> float:

@@ -10,7 +10,7 @@ from ..arrays import F32
 from ..audio import mel, sources, split
 from ..audio.sources import AudioSource
 from ..audio.split import Splitting, Window
-from ..errors import ArkError, AudioError
+from ..errors import ArkError, AudioTooLongError, EmptyAudioError
 from .clock import Clock
 from .line import End, Line, Task
 
@@ -69,7 +69,7 @@ class Take:
         found = split.windows(counted, self.splitting, self.model_seconds, offset)
         for window in self.clock.each("split", found):
             if len(window.waveform) < mel.MIN_SAMPLES:
-                raise AudioError(
+                raise EmptyAudioError(
                     f"{sources.describe(clip.source)}: too short, {len(window.waveform)} samples "
                     f"at 16 kHz; at least {mel.MIN_SAMPLES} (0.013 s) are needed"
                 )
@@ -87,7 +87,7 @@ class Take:
 
     def _check_duration(self, seconds: float) -> None:
         if self._max_seconds is not None and seconds > self._max_seconds:
-            raise AudioError(
+            raise AudioTooLongError(
                 f"{sources.describe(self.clip.source)}: longer than the {self._max_seconds:g} s "
                 "that are allowed; raise the limit or select a part with begin and end"
             )

@@ -59,9 +59,10 @@ class Job(Iterator[Segment]):
 
     def run(self, on_segment: Callable[[Segment], None]) -> Transcript:
         """Do all of it, reading in this thread, and decoding too when nobody else does."""
-        line = self._open_line(True)
         with self._lock:
-            self._line = line
+            if self._is_closed:
+                return self.transcript()
+            line = self._line = self._open_line(True)
         try:
             with (
                 contextlib.suppress(CancelledError),

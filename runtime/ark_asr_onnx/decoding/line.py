@@ -51,6 +51,7 @@ class Place:
     may_split: bool = True
     forbid_empty: bool = False
     utterance: Utterance = field(init=False)
+    n_audio: int = 0  # rows of its audio embeddings
     result: Segment | ArkError | None = None
 
 
@@ -87,7 +88,8 @@ class Line:
 
     def _share(self, changed: threading.Condition) -> None:
         self._changed = changed
-        self._own = threading.Condition(changed._lock)  # pyright: ignore
+        self._room = threading.Condition(changed._lock)  # pyright: ignore
+        self._results = threading.Condition(changed._lock)  # pyright: ignore
 
     @property
     def is_queued(self) -> bool:
@@ -113,6 +115,10 @@ class Line:
         ended = self.is_cancelled or (self.is_complete and not self.waiting)
         return ended and not self.n_active
 
+    def is_last(self, place: Place) -> bool:
+        """Whether a window is all that there is to decode, now and later."""
+        return self.is_complete and not self.n_active and list(self.waiting) == [place]
+
     def put(self, item: Task | End) -> None:
         """Add a window or an end; waits while enough of them wait.
 
@@ -124,7 +130,7 @@ class Line:
                 or len(self.order) >= _UNREAD
             ):
                 self.call()
-                self._own.wait(1.0)  # on Windows Ctrl-C does not interrupt a wait without end
+                self._room.wait(1.0)  # on Windows Ctrl-C does not interrupt a wait without end
             if self.is_cancelled:
                 raise CancelledError
             if isinstance(item, Task):
@@ -132,6 +138,7 @@ class Line:
                 self.order.append(self.waiting[-1])
             else:
                 self.order.append(item)
+                self._tell()
             self.notify()
 
     def call(self) -> None:
@@ -151,6 +158,7 @@ class Line:
         """Say that nothing more comes, and why if it should have."""
         with self._changed:
             self.is_complete, self.error = True, self.error or error
+            self._tell()
             self.notify()
 
     def take(
@@ -167,12 +175,12 @@ class Line:
                 left = 1.0 if until is None else min(1.0, until - time.monotonic())
                 if left <= 0:
                     raise TimeoutError
-                self._own.wait(left)
+                self._results.wait(left)
             if not self.order:
                 if self.error is not None:
                     raise self.error
                 return None
-            self._own.notify_all()
+            self._room.notify()
             result = _result(self.order.popleft())
             if kept is not None and isinstance(result, Segment):
                 kept.append(result)
@@ -184,7 +192,7 @@ class Line:
             while self.order and isinstance(result := _result(self.order[0]), Segment):
                 self.order.popleft()
                 kept.append(result)
-            self._own.notify_all()
+            self._room.notify()
 
     def cancel(self, error: BaseException | None = None) -> None:
         """End the line: its windows leave their slots at the next step; finished results stay."""
@@ -196,14 +204,24 @@ class Line:
             self.waiting.clear()
             finished = itertools.takewhile(lambda item: _result(item) is not None, self.order)
             self.order = deque(finished)
+            self._room.notify()
+            self._tell()
             self.notify()
+
+    def admit(self) -> Place:
+        """The next window gets a slot."""
+        place = self.waiting.popleft()
+        self.n_active += 1
+        self.was_admitted = True
+        self._room.notify()
+        return place
 
     def finish(self, place: Place, result: Segment | ArkError) -> None:
         """A window has left its slot."""
         with self._changed:
             place.result = result
             self.n_active -= 1
-            self.notify()
+            self._tell()
 
     def again(self, place: Place, others: list[Place]) -> None:
         """A window has left its slot, and others take its place, the next to be admitted."""
@@ -213,7 +231,6 @@ class Line:
                 each = ([item] if item is not place else others for item in self.order)
                 self.order = deque(itertools.chain.from_iterable(each))
                 self.waiting.extendleft(reversed(others))
-            self.notify()
 
     def restart(self) -> None:
         """The slots are lost: what was in them waits again."""
@@ -227,11 +244,15 @@ class Line:
         self.cancel(error)
 
     def notify(self) -> None:
-        """Wake whoever puts or takes, and the pool; under the lock."""
-        self._last = time.perf_counter()
-        self._own.notify_all()
+        """Wake the pool's thread, if it is to work for this line; under the lock."""
         if not self.is_own:
             self._changed.notify_all()
+
+    def _tell(self) -> None:
+        """Wake whoever waits for a result, if there is one."""
+        self._last = time.perf_counter()
+        if self.has_result:
+            self._results.notify()
 
 
 def _result(item: Place | End) -> Result | None:

@@ -48,6 +48,7 @@ class Pool:
         self._resident, self._manifest, self._text = resident, manifest, text
         self._max_waiting, self._max_waiting_seconds = max_waiting, max_waiting_seconds
         self._audio_seconds = self._busy_seconds = 0.0  # admitted so far, and what all took
+        self._last_turn = time.monotonic()
         self.is_closed = False
         self._lines: deque[Line] = deque()
         self._begin()
@@ -87,6 +88,8 @@ class Pool:
             if self.is_closed:
                 raise ClosedError("this transcriber was closed; load the model again")
             self._check_queue()
+            if not self._lines:
+                self._last_turn = time.monotonic()
             self._lines.append(line)
             if self._thread is None:
                 arguments = weakref.ref(self), self._changed
@@ -146,6 +149,24 @@ class Pool:
         """Whether nothing is in work."""
         with self._changed:
             return self._driver is None and all(line.is_over for line in self._lines)
+
+    @property
+    def n_active(self) -> int:
+        """Windows in slots."""
+        return self._slots.n_active if self._slots is not None else 0
+
+    @property
+    def n_waiting(self) -> int:
+        """Lines that have had no slot yet."""
+        with self._changed:
+            return sum(line.is_queued for line in self._lines)
+
+    @property
+    def stalled_seconds(self) -> float:
+        """Since the last step, while windows wait for one."""
+        with self._changed:
+            has_work = any(line.waiting or line.n_active for line in self._lines)
+            return time.monotonic() - self._last_turn if has_work else 0.0
 
     @property
     def needs_thread(self) -> bool:
@@ -230,11 +251,12 @@ class Pool:
             else:
                 slots.step()
         self._busy_seconds += time.perf_counter() - begin
+        self._last_turn = time.monotonic()
         return True
 
     def _next(self, slots: Slots) -> Place | None:
         """The window to be admitted now: lines take turns."""
-        if not slots.may_admit:
+        if not slots.may_admit(self._lines):
             return None
         for _ in range(len(self._lines)):
             line = self._lines[0]
@@ -242,11 +264,7 @@ class Pool:
                 if not slots.has_room(line.waiting[0], self._lines):
                     return None  # first all slots must be free: nobody overtakes
                 self._lines.rotate(-1)
-                line.n_active += 1
-                line.was_admitted = True
-                place = line.waiting.popleft()
-                line.notify()
-                return place
+                return line.admit()
             self._lines.rotate(-1)
         return None
 

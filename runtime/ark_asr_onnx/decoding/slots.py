@@ -14,7 +14,6 @@ import numpy as np
 
 from ..arrays import F32
 from ..audio import mel, vad
-from ..audio.split import Window
 from ..errors import ArkError, DecodeError
 from ..model.seam import Decoding, Model
 from ..package.contract import Manifest
@@ -33,9 +32,9 @@ _SHORTEST_CUT_SECONDS = 2.0  # shorter windows are not cut in two
 class Slots:
     """Slots of a model, and whose windows are in the first ``n_active``. For one thread at a time.
 
-    An admission, from the waveform to the first token, takes as long as many steps, and whoever is
-    in the middle of a text should not wait for several of them: after each, all slots go on until
-    one is free or a share of its time has gone.
+    An admission, from the waveform to the first token, takes as long as many steps, and a line in
+    the middle of a text should not wait for several of others: after each, all slots go on until
+    one is free or a share of its time has gone. A line alone fills its slots first.
     """
 
     def __init__(self, model: Model, manifest: Manifest, text: Text) -> None:
@@ -51,14 +50,14 @@ class Slots:
         """Windows in slots."""
         return len(self._active)
 
-    @property
-    def may_admit(self) -> bool:
+    def may_admit(self, lines: Sequence[Line]) -> bool:
         """Whether a window may be admitted, if there is room for it."""
-        return not self._active or (self.n_active < self._n_slots and self._owed <= 0)
+        is_due = self._owed <= 0 or len(lines) == 1
+        return not self._active or (self.n_active < self._n_slots and is_due)
 
     def has_room(self, place: Place, lines: Sequence[Line]) -> bool:
         """Whether a slot can hold a window, or there will be new ones when it is admitted."""
-        if len(lines) == 1 and place.task.window.is_whole:  # no more than it needs
+        if len(lines) == 1 and place.line.is_last(place):  # no more than it needs
             n_slots = 1
             positions = self._needed(place.line.options, place.task.window.seconds)
         else:
@@ -100,6 +99,7 @@ class Slots:
             log_mel = mel.log_mel(window.waveform, self._manifest.sizes.n_mels)
         with clock.stage("encode"):
             audio_embeds = self._model.encode(log_mel)
+            place.n_audio = audio_embeds.shape[1]
         with clock.stage("prefill"):
             room = self._positions - self._model.n_prompt(log_mel.shape[2]) + 1
             place.utterance = Utterance(
@@ -155,7 +155,7 @@ class Slots:
     def _end(self, place: Place) -> None:
         """The text is there: good, or to be tried again in another way."""
         line, window, clock = place.line, place.task.window, place.task.clock
-        segment = self._segment(window, place.utterance)
+        segment = self._segment(place)
         if segment.finish_reason in ("length", "loop"):
             if line.options.retry and place.may_split and window.seconds >= _SHORTEST_CUT_SECONDS:
                 tasks = [Task(part, clock) for part in window.halves()]
@@ -169,7 +169,8 @@ class Slots:
             segment = replace(segment, finish_reason="empty")
         line.finish(place, segment)
 
-    def _segment(self, window: Window, utterance: Utterance) -> Segment:
+    def _segment(self, place: Place) -> Segment:
+        window, utterance = place.task.window, place.utterance
         assert utterance.finish_reason is not None
         ids = tuple(utterance.ids)
         # However end of turn is spelled, it is no part of the text.
@@ -183,6 +184,7 @@ class Slots:
             logprobs=tuple(utterance.logprobs),
             finish_reason=utterance.finish_reason,
             speech_seconds=window.speech_seconds,
+            audio_tokens=place.n_audio,
         )
 
     def _mask(self, options: Options) -> F32:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
 
@@ -31,6 +32,19 @@ _MARKERS = re.compile(
 _LEADING = " \t\r\n\f\v,.;:!?-"
 
 
+def _byte_characters() -> dict[str, int]:
+    """Byte-level BPE writes a byte as a character: itself where it can be printed.
+
+    Source: ``bytes_to_unicode`` of GPT-2's encoder.
+    """
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = [byte for byte in range(256) if byte not in printable]
+    return {chr(b): b for b in printable} | {chr(256 + i): b for i, b in enumerate(others)}
+
+
+_BYTES = _byte_characters()
+
+
 class Text:
     """The tokenizer of a folder.
 
@@ -48,6 +62,23 @@ class Text:
     def decode(self, ids: Sequence[int]) -> str:
         """Text with special tokens kept; bytes that are no UTF-8 become U+FFFD."""
         return self._tokenizer.decode(list(ids), skip_special_tokens=False)
+
+    def token_bytes(self, ids: Sequence[int]) -> bytes:
+        """What ids stand for; a token may be a part of a character."""
+        return b"".join(map(self._bytes_of, ids))
+
+    @cached_property
+    def _added_ids(self) -> frozenset[int]:
+        return frozenset(self._tokenizer.get_added_tokens_decoder())
+
+    def _bytes_of(self, token_id: int) -> bytes:
+        token = self._tokenizer.id_to_token(token_id) or ""
+        if token_id in self._added_ids:
+            return token.encode()
+        try:
+            return bytes(_BYTES[character] for character in token)
+        except KeyError:
+            return token.encode()
 
     def encode(self, text: str) -> tuple[int, ...]:
         """Ids of a text, nothing added; special tokens in it are recognised."""
