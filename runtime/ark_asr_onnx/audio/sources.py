@@ -20,19 +20,21 @@ import soundfile  # pyright: ignore[reportMissingTypeStubs]
 import soxr  # pyright: ignore[reportMissingTypeStubs]
 
 from ..arrays import F32
-from ..errors import AudioError
+from ..errors import AudioError, EmptyAudioError
+from . import containers
 from .mel import SAMPLE_RATE
 
 _File: TypeAlias = str | os.PathLike[str] | bytes | BinaryIO
 AudioSource: TypeAlias = _File | npt.NDArray[Any]
 
 _SAMPLE_RATES = range(1_000, 1_000_001)  # Hz; beyond, a header is damaged, and resampling explodes
+_BLOCK_SAMPLES = 1 << 20  # of all channels together, in memory at once
 _MAX_CLAIMED = 1 << 48  # samples; a header that claims more does not know
 _T = TypeVar("_T")
 # Who writes a WAV into a pipe cannot go back to its header, and leaves nearly 2**31 or 2**32.
 UNKNOWN_BYTES = (1 << 31) - (1 << 20)
 _READABLE = (
-    "WAV, FLAC, OGG, Opus, MP3 and AIFF can be read; convert others, for example with ffmpeg"
+    "WAV, FLAC, OGG, Opus, WebM/Opus, MP3 and AIFF can be read, MP4/M4A with the extra media"
 )
 
 
@@ -84,8 +86,11 @@ def duration(source: AudioSource, sample_rate: int | None = None) -> float | Non
         return None
     if not isinstance(source, bytes) and not os.path.isfile(source):  # noqa: PTH113 - never raises
         return None  # a pipe can be read only once
-    with _opened(source, describe(source)) as stream, _decoder(stream, describe(source)) as file:
-        return file.frames / file.samplerate if file.frames < _MAX_CLAIMED else None
+    with _opened(source, name := describe(source)) as stream:
+        if containers.kind(stream) is not None:
+            return None
+        with _decoder(stream, name) as file:
+            return file.frames / file.samplerate if file.frames < _MAX_CLAIMED else None
 
 
 def _mono_16_khz(
@@ -114,7 +119,7 @@ def _mono_16_khz(
             yield np.ascontiguousarray(mono, dtype=np.float32)
     if not n_read:
         where = f" from {begin} s on" if begin else ""
-        raise AudioError(f"{name}: no samples{where}; the audio is empty")
+        raise EmptyAudioError(f"{name}: no samples{where}; the audio is empty")
     if resampler is not None:
         rest = cast("F32", resampler.resample_chunk(np.empty(0, np.float32), last=True))
         if len(rest):
@@ -138,21 +143,35 @@ def _native_blocks(
     elif isinstance(source, (str, os.PathLike, bytes)) or hasattr(source, "read"):
         yield from _decode(cast("_File", source), name, begin, end)
     elif isinstance(cast("object", source), Iterable):
-        n_before = 0
-        for part in cast("Iterable[npt.NDArray[Any]]", source):
-            if not isinstance(cast("object", part), np.ndarray):
-                raise _no_audio(source)
-            rate, columns = _rate(sample_rate), _as_columns(part)
-            n_after = n_before + len(columns)
-            last = n_after if end is None else min(n_after, _at(end, rate))
-            wanted = columns[max(0, _at(begin, rate) - n_before) : max(0, last - n_before)]
-            if len(wanted):
-                yield _scaled(wanted), rate
-            if last < n_after:
-                return
-            n_before = n_after
+        rate = _rate(sample_rate)
+        parts = cast("Iterable[npt.NDArray[Any]]", source)
+        columns = ((_columns_of(part, source), rate) for part in parts)
+        for part, _ in _between(columns, begin, end):
+            yield _scaled(part), rate
     else:
         raise _no_audio(source)
+
+
+def _columns_of(part: object, source: object) -> npt.NDArray[Any]:
+    if not isinstance(part, np.ndarray):
+        raise _no_audio(source)
+    return _as_columns(cast("npt.NDArray[Any]", part))
+
+
+def _between(
+    parts: Iterable[tuple[npt.NDArray[Any], int]], begin: float, end: float | None
+) -> Iterator[tuple[npt.NDArray[Any], int]]:
+    """What lies between two times of parts ``[n, channels]``, and their rate."""
+    n_before = 0
+    for part, rate in parts:
+        n_after = n_before + len(part)
+        last = n_after if end is None else min(n_after, _at(end, rate))
+        wanted = part[max(0, _at(begin, rate) - n_before) : max(0, last - n_before)]
+        if len(wanted):
+            yield wanted, rate
+        if last < n_after:
+            return
+        n_before = n_after
 
 
 def describe(source: object) -> str:
@@ -201,7 +220,22 @@ def _scaled(samples: npt.NDArray[Any]) -> F32:
 
 def _decode(source: _File, name: str, begin: float, end: float | None) -> Iterator[tuple[F32, int]]:
     """Samples ``[n, channels]`` of an encoded file between two times, in parts, and its rate."""
-    with _opened(source, name) as stream, _decoder(stream, name) as file:
+    with _opened(source, name) as stream:
+        which = containers.kind(stream)
+        if which is None:
+            yield from _decode_file(stream, name, begin, end)
+        elif which == "webm" and (ogg := containers.as_ogg(stream, name)) is not None:
+            with ogg:
+                yield from _decode_file(ogg, name, begin, end)
+        else:
+            yield from _between(containers.blocks(stream, which, name), begin, end)
+
+
+def _decode_file(
+    stream: BinaryIO, name: str, begin: float, end: float | None
+) -> Iterator[tuple[F32, int]]:
+    """What libsndfile opens."""
+    with _decoder(stream, name) as file:
         rate = int(file.samplerate)
         first = min(_at(begin, rate), file.frames)
         last = file.frames if end is None else min(_at(end, rate), file.frames)
@@ -211,7 +245,7 @@ def _decode(source: _File, name: str, begin: float, end: float | None) -> Iterat
         with _told(name, file.frames, file):
             file.seek(at)
             while at < last:
-                part = file.part(min(rate, last - at))
+                part = file.part(min(rate, last - at, max(1, _BLOCK_SAMPLES // file.channels)))
                 if not len(part):
                     break
                 if at + len(part) > first:
@@ -361,7 +395,7 @@ def _opened(source: _File, name: str) -> Generator[BinaryIO]:
         if isinstance(head, str):
             raise AudioError(f"{name}: opened as text; open it in binary mode, 'rb'")
         if not head:
-            raise AudioError(f"{name}: the file is empty (0 bytes)")
+            raise EmptyAudioError(f"{name}: the file is empty (0 bytes)")
         yield stream
 
 
@@ -375,7 +409,8 @@ def _stream(source: _File, owned: ExitStack) -> BinaryIO:
         stream = source
     else:
         raise _no_audio(source)
-    if hasattr(stream, "seek") and stream.seekable():
+    # A SpooledTemporaryFile, an upload for one, has no seekable() before Python 3.11, and seeks.
+    if hasattr(stream, "seek") and (not hasattr(stream, "seekable") or stream.seekable()):
         return stream
     content = cast("object", stream.read())
     if isinstance(content, str):
