@@ -9,7 +9,7 @@ from pathlib import Path
 
 import ark_asr_onnx
 
-from . import corpus, transcribe
+from . import corpus, serve, transcribe
 from .settings import PREPARED_VARIABLE, model_arguments, model_settings
 from .terminal import guarded, say
 
@@ -32,6 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     transcribe.mic_arguments(add("mic", "a microphone to text, as it is spoken"))
     corpus.batch_arguments(add("batch", "thousands of files, JSON Lines to JSON Lines"))
     corpus.evaluate_arguments(add("evaluate", "word and character error rates"))
+    serve.serve_arguments(add("serve", "an HTTP service, and a page"))
     _prepare_arguments(add("prepare", "pack a model for this CPU, once"))
     _inspect_arguments(add("inspect", "what a model folder holds"))
     arguments = parser.parse_args(argv)

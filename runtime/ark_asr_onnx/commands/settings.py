@@ -51,13 +51,20 @@ class Settings:
     options: Options = field(default_factory=Options)
     splitting: Splitting = field(default_factory=Splitting)
 
-    def load(self, model: str | Path | None = None, threads: int | None = None) -> Transcriber:
+    def load(
+        self,
+        model: str | Path | None = None,
+        *,
+        threads: int | None = None,
+        idle_unload_seconds: float | None = None,
+    ) -> Transcriber:
         """The model, or another one, for windows as it is told."""
         transcriber = ark_asr_onnx.load(
             model or self.model.name,
             threads=threads or self.model.threads,
             local_files_only=self.model.local_files_only,
             prepared_dir=self.prepared_dir,
+            idle_unload_seconds=idle_unload_seconds,
         )
         self.check_window(transcriber.manifest)
         return transcriber

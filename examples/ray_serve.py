@@ -1,0 +1,42 @@
+"""The service on more than one machine: Ray Serve around the same application.
+
+    pip install 'ark-asr-onnx[ray,server]' 'ray[serve]'
+    ARK_ASR_MODEL=DIR serve run examples.ray_serve:app          # on a cluster's head
+    curl -sS http://127.0.0.1:8000/v1/audio/transcriptions -F file=@audio.flac
+
+Every replica opens the model once, uses ``THREADS`` cores and has the limits of
+``ark-asr serve``; the model must lie under the same path on every machine. Ray starts more
+replicas when requests wait.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+
+from ray import serve
+
+import ark_asr_onnx
+from ark_asr_onnx.server.app import ServiceSettings, create_app
+from ark_asr_onnx.server.limits import Access
+
+THREADS = int(os.environ.get("ARK_ASR_THREADS", "2"))
+
+
+def build() -> object:
+    """The application of one replica; Ray's proxy stands before it, whatever its name is."""
+    load = functools.partial(ark_asr_onnx.load, os.environ["ARK_ASR_MODEL"], threads=THREADS)
+    return create_app(load, ServiceSettings(access=Access(is_loopback=False)))
+
+
+@serve.deployment(
+    ray_actor_options={"num_cpus": THREADS},
+    autoscaling_config={"min_replicas": 1, "max_replicas": 8, "target_ongoing_requests": 8},
+    max_ongoing_requests=48,
+)
+@serve.ingress(build)
+class Service:
+    """A replica."""
+
+
+app = Service.bind()

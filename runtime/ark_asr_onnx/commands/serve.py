@@ -1,0 +1,208 @@
+"""``ark-asr serve``: the HTTP service, in the foreground or in the background."""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .. import MissingExtraError, PackageError, ServiceError
+from .settings import UsageError, arguments_of_all, few, positive, seconds, settings
+from .terminal import say
+
+if TYPE_CHECKING:
+    from ..server.app import ServiceSettings
+    from ..server.process import Background
+    from ..server.run import Address
+
+_ACTIONS = ("start", "status", "stop", "restart")
+_CANNOT_START, _NOT_READY, _NOT_RUNNING = 3, 1, 3
+_KEYS_VARIABLE = "ARK_ASR_API_KEYS"
+_MEGABYTE = 1_000_000
+
+
+def serve_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments of ``serve``. Each has a twin in the environment: ``ARK_ASR_…``."""
+    add = parser.add_argument
+    add("action", nargs="?", choices=_ACTIONS,
+        help="of a service in the background; without one: serve in the foreground")  # fmt: skip
+    arguments_of_all(parser)
+    add(
+        "--host", default=_environment("HOST", "127.0.0.1"), help="address to listen on (127.0.0.1)"
+    )
+    add("--port", type=_port, default=_environment("PORT", "8025"), help="(8025)")
+    add("--max-audio-seconds", type=seconds, default=_environment("MAX_AUDIO_SECONDS", "14400"),
+        metavar="N", help="longer audio is refused, not cut (14400)")  # fmt: skip
+    add("--max-upload-mb", type=positive, default=_environment("MAX_UPLOAD_MB", "200"),
+        metavar="N", help="larger uploads are refused (200)")  # fmt: skip
+    add("--max-active", type=few, default=_environment("MAX_ACTIVE", "16"), metavar="N",
+        help="requests whose audio is read at once (16)")  # fmt: skip
+    add("--max-waiting", type=few, default=_environment("MAX_WAITING", "32"), metavar="N",
+        help="requests that may wait; further ones get 429 (32)")  # fmt: skip
+    add("--upload-timeout", type=seconds, default=_environment("UPLOAD_TIMEOUT", "30"),
+        metavar="SECONDS", help="without a byte of an upload end it (30)")  # fmt: skip
+    add("--grace", type=seconds, default=_environment("GRACE", "30"), metavar="SECONDS",
+        help="that running requests have when the service ends (30)")  # fmt: skip
+    add("--idle-unload", type=seconds, default=_environment("IDLE_UNLOAD"), metavar="SECONDS",
+        help="give the model's memory back after so long without work")  # fmt: skip
+    add("--api-key-file", type=Path, default=_environment("API_KEY_FILE"), metavar="FILE",
+        help=f"a key a line, one of which every request must have (or ${_KEYS_VARIABLE}, with "
+        "commas)")  # fmt: skip
+    add("--cors-origin", action="append", metavar="ORIGIN",
+        help="whose pages may ask, such as https://example.org; several times")  # fmt: skip
+    add("--allowed-host", action="append", metavar="NAME",
+        help="a name that the service answers to, such as a proxy's; several times")  # fmt: skip
+    add("--alias", action="append", metavar="NAME", help="another name of the model")
+    add("--strict-model", action="store_true", help="refuse requests for other models")
+    add("--no-ui", action="store_true", help="no page")
+    add("--root-path", default=_environment("ROOT_PATH", ""), metavar="/PATH",
+        help="that a proxy puts before ours")  # fmt: skip
+    add("--ssl-certfile", metavar="FILE", help="for https")
+    add("--ssl-keyfile", metavar="FILE", help="its key")
+    add("--run-dir", type=Path, default=_environment("RUN_DIR", "runs"), metavar="DIR",
+        help="for the log and the number of a service in the background (runs)")  # fmt: skip
+    add("--wait", type=seconds, default=120.0, metavar="SECONDS",
+        help="start: until it is ready (120)")  # fmt: skip
+    parser.set_defaults(run=_serve)
+
+
+def _serve(arguments: argparse.Namespace) -> int:
+    try:
+        from ..server import process, run
+    except ImportError as error:
+        raise MissingExtraError(
+            f"the service needs an extra ({error.name} is missing): install 'ark-asr-onnx[server]'"
+        ) from error
+    address = run.Address(
+        arguments.host, arguments.port, arguments.ssl_certfile, arguments.ssl_keyfile,
+        arguments.root_path,
+    )  # fmt: skip
+    if arguments.action is None:
+        return _foreground(arguments, address)
+    if sys.platform == "win32":
+        raise UsageError("on Windows the service runs in the foreground: ark-asr serve")
+    background = process.Background(
+        arguments.run_dir, address.host, address.port, address.certificate is not None
+    )
+    return _in_background(arguments, address, background)
+
+
+def _foreground(arguments: argparse.Namespace, address: Address) -> int:
+    from ..server.run import run
+
+    told = settings(arguments)
+    service = _service_settings(arguments, address)
+    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(message)s")
+    for noisy in ("uvicorn", "uvicorn.error"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    if not service.access.is_loopback and not service.access.keys:
+        say(f"warning: {address.url} is open to everybody who can reach it; see --api-key-file")
+    load = functools.partial(told.load, idle_unload_seconds=arguments.idle_unload)
+    try:
+        told.model.name  # noqa: B018 - told before it listens
+        run(load, service, address, lambda url: say(f"listening on {url}"))
+    except (ServiceError, PackageError) as error:
+        say(f"error: {error}")
+        return _CANNOT_START
+    return 0
+
+
+def _in_background(arguments: argparse.Namespace, address: Address, background: Background) -> int:
+    if arguments.action in ("stop", "restart"):
+        was_running = background.stop(arguments.grace + 5)
+        say("stopped" if was_running else "was not running")
+        if arguments.action == "stop":
+            return 0
+    if arguments.action == "status":
+        return _status(address, background)
+    settings(arguments).model.name  # noqa: B018 - told here, not in a log
+    try:
+        found = background.start(_without_action(sys.argv[1:]), arguments.wait)
+    except ServiceError as error:
+        say(f"error: {error}")
+        return _CANNOT_START
+    print(f"process {found.pid}, {address.url}, log {background.log_file}")
+    return 0
+
+
+def _status(address: Address, background: Background) -> int:
+    found, readiness = background.process(), background.readiness()
+    if found is None:
+        print("not running")
+        return _NOT_RUNNING
+    is_ready = readiness == 200
+    print(f"process {found.pid}, {address.url}, {'ready' if is_ready else 'not ready'}, "
+          f"log {background.log_file}")  # fmt: skip
+    return 0 if is_ready else _NOT_READY
+
+
+def _service_settings(arguments: argparse.Namespace, address: Address) -> ServiceSettings:
+    from ..server.app import ServiceSettings
+    from ..server.limits import Access, Limits
+
+    limits = Limits(
+        max_upload_bytes=arguments.max_upload_mb * _MEGABYTE,
+        max_audio_seconds=arguments.max_audio_seconds,
+        max_active=arguments.max_active,
+        max_waiting=arguments.max_waiting,
+        silent_seconds=arguments.upload_timeout,
+        max_new_tokens=arguments.max_new_tokens,
+        grace_seconds=arguments.grace,
+    )
+    origins = arguments.cors_origin or _list(_environment("CORS_ORIGINS"))
+    access = Access(
+        keys=frozenset(_keys(arguments.api_key_file)),
+        origins=tuple(origins),
+        hosts=frozenset(arguments.allowed_host or ()),
+        is_loopback=address.host in ("127.0.0.1", "::1", "localhost"),
+    )
+    return ServiceSettings(
+        limits=limits,
+        access=access,
+        slots=arguments.slots,
+        names=("ark-asr", *(arguments.alias or ())),
+        is_strict=arguments.strict_model,
+        has_page=not arguments.no_ui,
+    )
+
+
+def _keys(path: Path | None) -> list[str]:
+    """Keys of the file and of the environment; a file without any is a mistake."""
+    found = _list(os.environ.get(_KEYS_VARIABLE))
+    if path is None:
+        return found
+    try:
+        lines = Path(path).read_text("utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"--api-key-file: {path} cannot be read ({error})") from error
+    keys = [line.strip() for line in lines if line.strip()]
+    if not keys:
+        raise UsageError(f"--api-key-file: {path} holds no key; write one a line")
+    return found + keys
+
+
+def _environment(name: str, default: str | None = None) -> str | None:
+    return os.environ.get(f"ARK_ASR_{name}") or default
+
+
+def _list(text: str | None) -> list[str]:
+    return [item.strip() for item in (text or "").split(",") if item.strip()]
+
+
+def _port(text: str) -> int:
+    value = int(text)
+    if not 1 <= value <= 65535:
+        raise argparse.ArgumentTypeError("must be 1 to 65535")
+    return value
+
+
+def _without_action(arguments: Sequence[str]) -> list[str]:
+    """The arguments of the command itself, for the process in the background."""
+    rest = list(arguments[arguments.index("serve") + 1 :])
+    action = next(i for i, argument in enumerate(rest) if argument in _ACTIONS)
+    return rest[:action] + rest[action + 1 :]

@@ -1,0 +1,543 @@
+"""The service's routes."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import importlib.resources
+import logging
+import math
+import threading
+import time
+from collections.abc import AsyncGenerator, Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any, BinaryIO
+
+from starlette.applications import Starlette
+from starlette.datastructures import FormData, UploadFile
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
+
+from .. import (
+    ArkError,
+    AudioError,
+    AudioTooLongError,
+    EmptyAudioError,
+    MissingExtraError,
+    Options,
+    QueueFullError,
+    Transcriber,
+    Transcript,
+)
+from . import answers, fields
+from .answers import Events, Failure
+from .gate import Gate, Refused, refusal
+from .limits import Access, Limits
+from .metrics import CONTENT_TYPE, Metrics
+from .requests import Item, Work
+
+_LOG = logging.getLogger("ark_asr_onnx.server")
+_FIRST_SECONDS = 10.0  # until a stream's headers go out, though nothing is known yet
+_HEARTBEAT_SECONDS = 10.0
+_MAX_FIELDS, _MAX_FIELD_BYTES = 64, 65_536
+_PAGE_TYPES = {"html": "text/html", "js": "text/javascript", "css": "text/css"}
+_POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
+    "media-src blob:; img-src 'self' data:; base-uri 'none'; form-action 'none'; "
+    "frame-ancestors 'none'"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceSettings:
+    """How a service behaves."""
+
+    limits: Limits = field(default_factory=Limits)
+    access: Access = field(default_factory=Access)
+    slots: int = 8
+    names: tuple[str, ...] = ("ark-asr",)  # of the model, the first in its list
+    is_strict: bool = False  # refuse names of other models
+    has_page: bool = True
+
+
+class Service:
+    """A model that is loaded in the background, and the requests in the house."""
+
+    def __init__(self, load: Callable[[], Transcriber], settings: ServiceSettings) -> None:
+        self.settings, self._load = settings, load
+        self.metrics = Metrics()
+        self.is_closing = False
+        self.error: Exception | None = None  # why the model could not be loaded
+        self.n_requests = 0  # in the house
+        self.created = int(time.time())
+        self._transcriber: Transcriber | None = None
+        self._model: answers.Model | None = None
+        self._executor = ThreadPoolExecutor(settings.limits.max_active, "ark-asr-request")
+        self._typical_seconds = 1.0  # that a request takes, as far as seen
+        self._watch()
+
+    def start(self) -> None:
+        """Load the model in a thread."""
+        threading.Thread(target=self._open, name="ark-asr-load", daemon=True).start()
+
+    def _open(self) -> None:
+        try:
+            transcriber = self._load()
+            tokens, text = transcriber.manifest.tokens, transcriber.text
+            self._model = answers.Model(tokens, text.token_bytes)
+            self._transcriber = transcriber
+            _LOG.info("ready")
+        except Exception as error:
+            self.error = error
+
+    def close(self) -> None:
+        """End what is left."""
+        self.is_closing = True
+        if self._transcriber is not None:
+            self._transcriber.close()
+        self._executor.shutdown(wait=True)
+
+    @property
+    def transcriber(self) -> Transcriber:
+        """The model, once it is loaded."""
+        if self._transcriber is None:
+            if self.error is not None:
+                raise Refused(Failure(503, "the model could not be loaded; see the log", "failed"))
+            raise Refused(Failure(503, "the model is being loaded", "loading", retry_after=2))
+        return self._transcriber
+
+    @property
+    def model(self) -> answers.Model:
+        """What answers tell of it."""
+        assert self.transcriber is not None and self._model is not None
+        return self._model
+
+    @contextlib.contextmanager
+    def place(self) -> Any:
+        """A place in the house, taken before the audio is read."""
+        limits = self.settings.limits
+        if self.n_requests >= limits.max_requests:
+            n_rounds = limits.max_waiting / limits.max_active + 1
+            after = min(max(math.ceil(self._typical_seconds * n_rounds), 1), 60)
+            self.metrics.rejected.labels("queue_full").inc()
+            raise Refused(
+                Failure(
+                    429, f"{self.n_requests} requests are in work or wait; try again in {after} s",
+                    "queue_full", retry_after=after,
+                )
+            )  # fmt: skip
+        self.n_requests += 1
+        begin = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.n_requests -= 1
+            self._typical_seconds += 0.2 * (time.perf_counter() - begin - self._typical_seconds)
+
+    def work(self, source: BinaryIO, asked: fields.Request) -> Work:
+        """Begin to transcribe."""
+        limits = self.settings.limits
+        job = self.transcriber.stream(
+            source,
+            begin_seconds=asked.begin_seconds,
+            end_seconds=asked.end_seconds,
+            max_seconds=limits.max_audio_seconds,
+            options=Options(asked.max_new_tokens),
+            splitting=asked.splitting,
+            slots=self.settings.slots,
+        )
+        return Work(job, self._executor)
+
+    def readiness(self) -> tuple[int, dict[str, Any]]:
+        """Status and body of ``/ready``."""
+        found = self._transcriber.status if self._transcriber is not None else None
+        if found is None:
+            model = "failed" if self.error is not None else "loading"
+        else:
+            model = "loaded" if found.is_loaded else "unloaded"
+        stalled = found.stalled_seconds if found is not None else 0.0
+        is_ready = (
+            found is not None
+            and not self.is_closing
+            and stalled < self.settings.limits.stalled_seconds
+        )
+        return 200 if is_ready else 503, {
+            "ready": is_ready,
+            "model": model,
+            "active": min(self.n_requests, self.settings.limits.max_active),
+            "queued": max(0, self.n_requests - self.settings.limits.max_active),
+            "stalled_s": round(stalled, 1),
+        }
+
+    def _watch(self) -> None:
+        def of(name: str) -> Callable[[], float]:
+            def value() -> float:
+                found = self._transcriber
+                return float(getattr(found.status, name)) if found is not None else 0.0
+
+            return value
+
+        watch, limits = self.metrics.watch, self.settings.limits
+        watch("ark_asr_slots", "Windows decoded together at most", lambda: self.settings.slots)
+        watch("ark_asr_slots_active", "Windows being decoded", of("n_active"))
+        watch("ark_asr_model_loaded", "Whether the model is in memory", of("is_loaded"))
+        watch("ark_asr_jobs_waiting", "Requests that wait for a thread",
+              lambda: max(0, self.n_requests - limits.max_active))  # fmt: skip
+
+
+def create_app(load: Callable[[], Transcriber], settings: ServiceSettings) -> Starlette:
+    """The ASGI application of a service; its ``state.service`` is the :class:`Service`."""
+    service = Service(load, settings)
+    routes = _Routes(service)
+
+    @contextlib.asynccontextmanager
+    async def lifespan(_: Starlette) -> AsyncGenerator[None]:
+        service.start()
+        yield
+        await asyncio.to_thread(service.close)
+
+    table = [
+        Route("/health", routes.health),
+        Route("/ready", routes.ready),
+        Route("/metrics", routes.metrics),
+        Route("/token-mask", routes.token_mask),
+        Route("/asr", routes.asr, methods=["POST"]),
+    ]
+    for prefix in ("/v1", ""):
+        table += [
+            Route(f"{prefix}/audio/transcriptions", routes.transcriptions, methods=["POST"]),
+            Route(f"{prefix}/audio/translations", routes.translations, methods=["POST"]),
+            Route(f"{prefix}/models", routes.models),
+            Route(f"{prefix}/models/{{name:path}}", routes.one_model),
+            Route(f"{prefix}/audio/models", routes.models),
+        ]
+    if settings.has_page:
+        table += [Route("/", routes.page), Route("/ui", routes.page)]
+        table.append(Route("/ui/{name}", routes.page))
+    names = frozenset(route.path for route in table)
+    gate = Middleware(
+        Gate, settings.access, settings.limits, service.metrics, names, lambda: service.is_closing
+    )
+    cors = Middleware(
+        CORSMiddleware,
+        allow_origins=settings.access.origins,
+        allow_methods=["GET", "POST", "OPTIONS"],
+        allow_headers=["*"],
+        expose_headers=["x-request-id", "retry-after", "ark-ignored"],
+    )
+    app = Starlette(
+        routes=table,
+        middleware=[*([cors] if settings.access.origins else []), gate],
+        exception_handlers={Refused: _refused, HTTPException: _http_error},
+        lifespan=lifespan,
+    )
+    app.state.service = service
+    return app
+
+
+class _Routes:
+    """A handler for each route."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+        page = importlib.resources.files("ark_asr_onnx.server") / "page"
+        self._page = {item.name: item.read_bytes() for item in page.iterdir() if item.is_file()}
+
+    async def health(self, _: Request) -> Response:
+        """Liveness alone, as upstream's."""
+        return _json(b'{"status":"ok"}')
+
+    async def ready(self, _: Request) -> Response:
+        """Whether requests would be served now."""
+        status, found = self._service.readiness()
+        return _json(answers.to_json(found), status)
+
+    async def metrics(self, _: Request) -> Response:
+        """For Prometheus."""
+        return Response(self._service.metrics.text(), headers={"content-type": CONTENT_TYPE})
+
+    async def token_mask(self, _: Request) -> Response:
+        """Which ids may be chosen."""
+        transcriber = self._service.transcriber
+        n_ids = transcriber.manifest.sizes.vocab_size
+        return _json(answers.token_mask(self._service.model, n_ids, transcriber.text.id))
+
+    async def models(self, _: Request) -> Response:
+        """The model's names."""
+        return _json(answers.models(self._service.settings.names, self._service.created))
+
+    async def one_model(self, request: Request) -> Response:
+        """One of them."""
+        name = request.path_params["name"]
+        if name not in self._service.settings.names:
+            raise Refused(_no_model(name))
+        return _json(answers.to_json(answers.model(name, self._service.created)))
+
+    async def translations(self, _: Request) -> Response:
+        """There is no such thing."""
+        raise Refused(
+            Failure(400, "this model transcribes, it does not translate", "unsupported_value")
+        )
+
+    async def page(self, request: Request) -> Response:
+        """The page and its files."""
+        name = request.path_params.get("name", "index.html")
+        content = self._page.get(name)
+        if content is None:
+            raise HTTPException(404)
+        kind = _PAGE_TYPES[name.rpartition(".")[2]]
+        headers = {"content-security-policy": _POLICY, "cache-control": "no-cache"}
+        return Response(content, headers=headers, media_type=kind)
+
+    async def asr(self, request: Request) -> Response:
+        """Upstream's endpoint."""
+        begin = time.perf_counter()
+
+        def answer(transcript: Transcript, asked: fields.Request) -> Response:
+            seconds = time.perf_counter() - begin
+            model = self._service.model
+            return _json(answers.upstream(transcript, asked, model, seconds))
+
+        return await self._transcribe(request, fields.asr, ("file", "audio_file"), 422, answer)
+
+    async def transcriptions(self, request: Request) -> Response:
+        """OpenAI's endpoint."""
+
+        def answer(transcript: Transcript, asked: fields.Request) -> Response:
+            kind = answers.MEDIA_TYPES[asked.response_format]
+            content = answers.body(transcript, asked, self._service.model)
+            return Response(content, headers={"content-type": kind})
+
+        return await self._transcribe(request, fields.transcription, ("file",), 400, answer)
+
+    async def _transcribe(
+        self,
+        request: Request,
+        parse: Callable[[fields.Form, int], fields.Request],
+        names: tuple[str, ...],
+        unreadable: int,
+        answer: Callable[[Transcript, fields.Request], Response],
+    ) -> Response:
+        service = self._service
+        service.transcriber  # noqa: B018 - refused before the upload while it is not there
+        held = contextlib.ExitStack()
+        held.enter_context(service.place())
+        form: FormData | None = None
+        work: Work | None = None
+        try:
+            form = await _form(request)
+            asked = _asked(form, parse, service.settings, unreadable)
+            work = service.work(_audio(form, names, unreadable), asked)
+            if asked.is_stream:
+                stream = _Stream(service, work, asked, form, held)
+                await stream.begin(request.receive)
+                held, form, work = contextlib.ExitStack(), None, None  # the stream's now
+                return stream
+            while not isinstance(item := await work.next(request.receive), Transcript):
+                if isinstance(item, BaseException):
+                    raise item
+            service.metrics.count(item)
+            response = answer(item, asked)
+            response.headers.update(_told(asked, work, item))
+            return response
+        except (ConnectionResetError, ClientDisconnect):
+            service.metrics.cancelled.inc()
+            return Response(status_code=499)
+        except (ArkError, Exception) as error:
+            raise Refused(_failure(error)) from error
+        finally:
+            await _release(work, form, held)
+
+
+class _Stream(Response):
+    """A transcription as server-sent events."""
+
+    def __init__(
+        self,
+        service: Service,
+        work: Work,
+        asked: fields.Request,
+        form: FormData,
+        held: contextlib.ExitStack,
+    ) -> None:
+        super().__init__(
+            headers={
+                "content-type": "text/event-stream; charset=utf-8",
+                "cache-control": "no-cache",
+                "x-accel-buffering": "no",
+                **_told(asked),
+            }
+        )
+        del self.headers["content-length"]
+        self._service, self._work, self._form, self._held = service, work, form, held
+        self._events = Events(asked, service.model)
+        self._first: Item | None = None
+
+    async def begin(self, receive: Receive) -> None:
+        """Wait for the first text, so that what fails before it has a status of its own."""
+        self._first = await self._work.next(receive, _FIRST_SECONDS)
+        if isinstance(self._first, BaseException):
+            raise self._first
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002
+        """ASGI."""
+        try:
+            await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+            async with contextlib.aclosing(self._chunks(receive)) as chunks:
+                async for chunk in chunks:
+                    if chunk:
+                        await send({"type": "http.response.body", "body": chunk, "more_body": True})
+            await send({"type": "http.response.body", "body": b""})
+        except (ConnectionResetError, OSError):
+            self._service.metrics.cancelled.inc()
+        finally:
+            await _release(self._work, self._form, self._held)
+
+    async def _chunks(self, receive: Receive) -> AsyncGenerator[bytes]:
+        item = self._first
+        while True:
+            if item is None:
+                yield answers.KEEP_ALIVE
+            elif isinstance(item, Transcript):
+                self._service.metrics.count(item)
+                yield self._events.done(item)
+                return
+            elif isinstance(item, BaseException):
+                yield _failure(item).event()
+                return
+            else:
+                yield self._events.delta(item)
+            item = await self._work.next(receive, _HEARTBEAT_SECONDS)
+
+
+async def _release(work: Work | None, form: FormData | None, held: contextlib.ExitStack) -> None:
+    """Nobody reads the audio any more: close it, and give the place to another."""
+
+    async def release() -> None:
+        with held:
+            if work is not None:
+                await work.end()
+            if form is not None:
+                await form.close()
+
+    await asyncio.shield(asyncio.ensure_future(release()))
+
+
+async def _form(request: Request) -> FormData:
+    """The parts of a request; bytes of the file are spooled by Starlette, to disk if many."""
+    kind = request.headers.get("content-type", "")
+    if not kind.lower().startswith("multipart/form-data"):
+        raise Refused(
+            Failure(
+                415, "the body must be multipart/form-data with a part 'file', as curl -F sends",
+                "unsupported_media_type",
+            )
+        )  # fmt: skip
+    try:
+        return await request.form(
+            max_files=1, max_fields=_MAX_FIELDS, max_part_size=_MAX_FIELD_BYTES
+        )
+    except HTTPException as error:
+        raise Refused(Failure(400, f"the form cannot be read: {error.detail}")) from error
+
+
+def _asked(
+    form: FormData,
+    parse: Callable[[fields.Form, int], fields.Request],
+    settings: ServiceSettings,
+    unreadable: int,
+) -> fields.Request:
+    values: dict[str, list[str]] = {}
+    for name, value in form.multi_items():
+        if isinstance(value, str):
+            values.setdefault(name, []).append(value)
+    try:
+        asked = parse(values, settings.limits.max_new_tokens)
+    except fields.FieldError as error:
+        status = unreadable if error.status == 422 else error.status
+        raise Refused(Failure(status, str(error), error.code, error.param)) from error
+    if settings.is_strict and asked.model is not None and asked.model not in settings.names:
+        raise Refused(_no_model(asked.model))
+    return asked
+
+
+def _audio(form: FormData, names: tuple[str, ...], unreadable: int) -> BinaryIO:
+    for name in names:
+        value = form.get(name)
+        if isinstance(value, UploadFile):
+            return value.file
+        if value is not None:
+            raise Refused(
+                Failure(unreadable, f"the part {name!r} has no file name; send it as a file",
+                        param=name)
+            )  # fmt: skip
+    raise Refused(
+        Failure(
+            unreadable, f"no part {names[0]!r}, or the body was cut off; send the audio as "
+            f"multipart/form-data, such as curl -F {names[0]}=@audio.wav", param=names[0],
+        )
+    )  # fmt: skip
+
+
+def _told(
+    asked: fields.Request, work: Work | None = None, transcript: Transcript | None = None
+) -> Mapping[str, str]:
+    found = {"ark-ignored": ", ".join(asked.ignored)} if asked.ignored else {}
+    if work is not None and work.queue_seconds is not None:
+        found["ark-queue-ms"] = f"{1000 * work.queue_seconds:.0f}"
+    if transcript is not None and transcript.timings.total:
+        found["ark-rtfx"] = f"{transcript.rtfx:.1f}"
+        found["server-timing"] = f"engine;dur={1000 * transcript.timings.total:.1f}"
+    return found
+
+
+def _failure(error: BaseException) -> Failure:
+    """What a client is told of an error; what it need not know goes to the log."""
+    if isinstance(error, Refused):
+        return error.failure
+    message = str(error).replace("audio stream: ", "")
+    if isinstance(error, AudioTooLongError):
+        return Failure(413, message, "audio_too_long", "file", is_final=True)
+    if isinstance(error, EmptyAudioError):
+        return Failure(400, message, "empty_audio", "file")
+    if isinstance(error, (AudioError, MissingExtraError)):
+        return Failure(400, message, "invalid_audio", "file")
+    if isinstance(error, QueueFullError):
+        after = min(max(math.ceil(error.retry_after), 1), 60)
+        return Failure(429, message, "queue_full", retry_after=after)
+    _LOG.error("a request failed", exc_info=error)
+    return Failure(500, "the model could not transcribe this audio", is_final=True)
+
+
+def _no_model(name: str) -> Failure:
+    return Failure(404, f"the model {ascii(name)[:80]} does not exist", "model_not_found", "model")
+
+
+async def _refused(_: Request, error: Exception) -> Response:
+    assert isinstance(error, Refused)
+    return refusal(error.failure)
+
+
+async def _http_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    if error.status_code == 404:
+        path = ascii(request.url.path)[1:-1][:80]
+        failure = Failure(404, f"no such path: {path}; transcribe with POST "
+                          "/v1/audio/transcriptions or /asr", "not_found")  # fmt: skip
+    elif error.status_code == 405:
+        failure = Failure(405, "this path has another method; see Allow", "method_not_allowed")
+    else:
+        failure = Failure(error.status_code, str(error.detail))
+    response = refusal(failure)
+    response.headers.update(error.headers or {})
+    return response
+
+
+def _json(content: bytes, status: int = 200) -> Response:
+    return Response(content, status, media_type="application/json")

@@ -1,0 +1,259 @@
+"""Form fields of a request to values that the library takes. Pure: knows nothing of HTTP servers.
+
+Two dialects: upstream's ``/asr``, with its bounds and messages, and OpenAI's transcriptions, as
+four generations of clients spell them. What the model cannot follow is accepted where it is a
+hint, and named in ``ignored``; where an answer would only look right, it is refused.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeAlias, cast
+
+from ..audio.split import Splitting
+
+Form: TypeAlias = Mapping[str, Sequence[str]]  # every value of every field
+
+MAX_NEW_TOKENS = 2048
+FORMATS = ("json", "text", "srt", "vtt", "verbose_json", "tsv", "jsonl")
+_HINTS = ("prompt", "language", "languages", "keywords")  # that the model does not follow
+_SAMPLING = (("temperature", 0.0, 2.0), ("top_p", 0.0, 1.0), ("repetition_penalty", 0.1, 2.0))
+_NEUTRAL = {"temperature": 0.0, "top_p": 1.0, "top_k": -1, "repetition_penalty": 1.0}
+_TRUE, _FALSE = ("true", "1", "yes", "on"), ("false", "0", "no", "off", "")
+
+
+class FieldError(ValueError):
+    """A field that cannot be; ``param`` names it."""
+
+    def __init__(self, message: str, param: str | None, code: str | None = None, status: int = 400):
+        super().__init__(message)
+        self.param, self.code, self.status = param, code, status
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What a request asks for, the audio apart."""
+
+    max_new_tokens: int
+    begin_seconds: float | None = None
+    end_seconds: float | None = None
+    response_format: str = "json"
+    is_stream: bool = False
+    wants_logprobs: bool = False
+    model: str | None = None
+    language: str = "und"  # the request's, shortened; else ISO 639's "undetermined"
+    splitting: Splitting = field(default_factory=Splitting)
+    ignored: tuple[str, ...] = ()  # fields that were given and have no effect
+
+
+def asr(form: Form, default_tokens: int) -> Request:
+    """Upstream's ``/asr``: checks in its order, with its messages."""
+    tokens = _tokens(form, default_tokens, limit=None)
+    ignored = _sampling(form)
+    begin, end = _part(form)
+    return Request(tokens, begin, end, ignored=tuple(ignored))
+
+
+def transcription(form: Form, default_tokens: int) -> Request:
+    """OpenAI's transcriptions, with upstream's fields beside."""
+    response_format = _one_of(form, "response_format", FORMATS, "json")
+    granularities = _items(form, "timestamp_granularities")
+    for granularity in granularities:
+        if granularity == "word":
+            raise FieldError(
+                "this model gives no times of words; use timestamp_granularities=segment",
+                "timestamp_granularities",
+                "unsupported_value",
+            )
+        if granularity != "segment":
+            raise FieldError(
+                f"timestamp_granularities has {granularity[:40]!r}, expected segment",
+                "timestamp_granularities",
+                "unsupported_value",
+            )
+    for name in ("known_speaker_names", "known_speaker_references"):
+        if _items(form, name):
+            raise FieldError("this model does not tell speakers apart", name, "unsupported_value")
+    include = _items(form, "include")
+    for value in include:
+        if value != "logprobs":
+            raise FieldError(
+                f"include has {value[:40]!r}, expected logprobs", "include", "unsupported_value"
+            )
+    if include and response_format not in ("json", "verbose_json"):
+        raise FieldError(
+            f"include=logprobs needs response_format=json, not {response_format}", "include"
+        )
+    begin, end = _part(form)
+    ignored = [name for name in _HINTS if any(value.strip() for value in _items(form, name))]
+    ignored += _sampling(form)
+    return Request(
+        max_new_tokens=_tokens(form, default_tokens, limit=MAX_NEW_TOKENS),
+        begin_seconds=begin,
+        end_seconds=end,
+        response_format=response_format,
+        is_stream=_boolean(form, "stream"),
+        wants_logprobs=bool(include),
+        model=_last(form, "model"),
+        language=_language(form),
+        splitting=_splitting(form),
+        ignored=tuple(ignored),
+    )
+
+
+def _last(form: Form, name: str) -> str | None:
+    """The value of a field that is given once; None when it is absent or empty."""
+    values = form.get(name, ())
+    return values[-1].strip() or None if values else None
+
+
+def _items(form: Form, name: str) -> list[str]:
+    """A list: repeated, with or without brackets, as JSON, or with commas between."""
+    found: list[str] = []
+    for value in (*form.get(name, ()), *form.get(f"{name}[]", ())):
+        parsed: object = None
+        if value.lstrip().startswith("["):
+            try:
+                parsed = json.loads(value)
+            except (ValueError, RecursionError):
+                parsed = None
+        if isinstance(parsed, list):
+            found += [str(item) for item in cast("list[object]", parsed)]
+        elif name in ("timestamp_granularities", "include"):
+            found += value.split(",")
+        else:
+            found.append(value)
+    return [item.strip() for item in found if item.strip()]
+
+
+def _one_of(form: Form, name: str, allowed: Sequence[str], default: str) -> str:
+    value = _last(form, name) or default
+    if value not in allowed:
+        raise FieldError(
+            f"{name} is {value[:40]!r}, expected one of {', '.join(allowed)}",
+            name,
+            "unsupported_value",
+        )
+    return value
+
+
+def _boolean(form: Form, name: str) -> bool:
+    value = (_last(form, name) or "").lower()
+    if value not in (*_TRUE, *_FALSE):
+        raise FieldError(f"{name} is {value[:40]!r}, expected true or false", name)
+    return value in _TRUE
+
+
+def _number(form: Form, name: str, kind: Callable[[str], Any] = float) -> Any:
+    """A number, or None when it is absent; 422 as upstream for what is none."""
+    value = _last(form, name)
+    if value is None:
+        return None
+    try:
+        number = kind(value)
+    except ValueError:
+        wanted = "an integer" if kind is int else "a number"
+        raise FieldError(f"{name} is {value[:40]!r}, expected {wanted}", name, status=422) from None
+    if not math.isfinite(number):
+        raise FieldError(f"{name} is {value[:40]!r}, expected a finite number", name)
+    return number
+
+
+def _tokens(form: Form, default: int, limit: int | None) -> int:
+    for name in ("max_new_tokens", "max_tokens", "max_completion_tokens"):
+        value = _number(form, name, int)
+        if not value:  # upstream tests truth: 0 is the default, too
+            continue
+        if value < 0:
+            raise FieldError(f"{name} must be positive, got {value}", name)
+        if limit is not None and value > limit:
+            raise FieldError(f"{name} must be at most {limit}, got {value}", name)
+        return min(value, MAX_NEW_TOKENS)
+    return default
+
+
+def _sampling(form: Form) -> list[str]:
+    """Check upstream's sampling; gives the names of what would change the text, and does not."""
+    given: dict[str, float] = {}
+    for name, least, most in _SAMPLING[:2]:
+        given |= _within(form, name, least, most)
+    top_k = _number(form, "top_k", int)
+    if top_k is not None:
+        if top_k != -1 and top_k < 1:
+            raise FieldError(f"top_k must be -1 or a positive integer, got {top_k}", "top_k")
+        given["top_k"] = top_k
+    given |= _within(form, *_SAMPLING[2])
+    return [name for name, value in given.items() if value != _NEUTRAL[name]]
+
+
+def _within(form: Form, name: str, least: float, most: float) -> dict[str, float]:
+    value = _number(form, name)
+    if value is None:
+        return {}
+    if not least <= value <= most:
+        raise FieldError(f"{name} must be between {least} and {most}, got {value}", name)
+    return {name: value}
+
+
+def _part(form: Form) -> tuple[float | None, float | None]:
+    """Begin and end in seconds; upstream's -1 for none."""
+    begin, end = _number(form, "begin_time"), _number(form, "end_time")
+    begin = None if begin is None or begin < 0 else begin
+    end = None if end is None or end < 0 else end
+    if end is not None and end <= (begin or 0.0):
+        raise FieldError(
+            f"end_time is {end:g}, must be after begin_time {begin or 0:g}", "end_time"
+        )
+    return begin, end
+
+
+def _language(form: Form) -> str:
+    """What to echo: the first subtag of the request's language, if it looks like one."""
+    for value in (*_items(form, "language"), *_items(form, "languages")):
+        subtag = re.split("[-_]", value)[0].lower()
+        if re.fullmatch("[a-z]{2,3}", subtag):
+            return subtag
+    return "und"
+
+
+def _splitting(form: Form) -> Splitting:
+    """``chunking_strategy``: ``auto``, or server_vad's three numbers in any of three spellings."""
+    name = "chunking_strategy"
+    given: dict[str, object] = {
+        key[len(name) + 1 : -1]: values[-1]
+        for key, values in form.items()
+        if values and key.startswith(f"{name}[") and key.endswith("]")
+    }
+    whole = _last(form, name)
+    if whole is not None and whole.startswith("{"):
+        try:
+            parsed = json.loads(whole)
+        except (ValueError, RecursionError):
+            raise FieldError(f"{name} is no JSON object", name) from None
+        given |= cast("dict[str, object]", parsed)
+    elif whole is not None and whole != "auto":
+        given.setdefault("type", whole)
+    if not given:
+        return Splitting()
+    if given.get("type", "server_vad") not in ("server_vad", "auto"):
+        raise FieldError(
+            f"{name} is {str(given['type'])[:40]!r}, expected auto or server_vad", name
+        )
+    scales = (
+        ("threshold", "threshold", 1.0),
+        ("silence_duration_ms", "pause_seconds", 1000.0),
+        ("prefix_padding_ms", "pad_seconds", 1000.0),
+    )
+    splitting = Splitting()
+    for key, ours, scale in scales:
+        if key in given:
+            try:
+                value = float(str(given[key])) / scale
+                splitting = replace(splitting, **{ours: value})
+            except ValueError as error:
+                raise FieldError(f"{name}: {key}: {error}", name) from None
+    return splitting

@@ -1,0 +1,80 @@
+"""What a service allows, and who may use it."""
+
+from __future__ import annotations
+
+import hmac
+from collections.abc import Mapping
+from dataclasses import dataclass
+from urllib.parse import urlsplit
+
+from .answers import Failure
+
+_LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What a service allows."""
+
+    max_upload_bytes: int = 200_000_000
+    max_audio_seconds: float = 14_400.0
+    max_active: int = 16  # requests whose audio is read at once
+    max_waiting: int = 32  # requests beyond them
+    silent_seconds: float = 30.0  # of an upload of which nothing comes
+    max_new_tokens: int = 256  # of one window, where a request does not say it
+    grace_seconds: float = 30.0  # that running requests have when the service ends
+    stalled_seconds: float = 60.0  # without a step, after which it is not ready
+
+    @property
+    def max_requests(self) -> int:
+        """At once, running and waiting."""
+        return self.max_active + self.max_waiting
+
+
+@dataclass(frozen=True, slots=True)
+class Access:
+    """Who may use a service."""
+
+    keys: frozenset[str] = frozenset()
+    origins: tuple[str, ...] = ()  # of pages elsewhere that may ask; "*" for all
+    hosts: frozenset[str] = frozenset()  # names it answers to, beside those of this machine
+    is_loopback: bool = True  # it listens on this machine only
+
+    def refuse(
+        self, headers: Mapping[str, str], *, needs_key: bool, writes: bool
+    ) -> Failure | None:
+        """Why a request with these headers is refused, if it is."""
+        host = headers.get("host", "")
+        name = urlsplit(f"//{host}").hostname or ""
+        allowed = {*self.hosts, *(_LOOPBACK if self.is_loopback else ())}
+        if (self.is_loopback or self.hosts) and name not in allowed:
+            return Failure(
+                403, f"this service does not answer to the name {ascii(name)[:80]}; allow it with "
+                "--allowed-host", "forbidden_host",
+            )  # fmt: skip
+        if writes and not self._may_write(headers, host):
+            return Failure(
+                403, "a page of another origin may not use this service; allow it with "
+                "--cors-origin", "forbidden_origin",
+            )  # fmt: skip
+        if needs_key and self.keys and not self._has_key(headers):
+            return Failure(
+                401, "no valid key: send Authorization: Bearer KEY, or X-API-Key",
+                "invalid_api_key",
+            )  # fmt: skip
+        return None
+
+    def _may_write(self, headers: Mapping[str, str], host: str) -> bool:
+        """Browsers send simple requests anywhere, whether the page may read the answer or not."""
+        origin = headers.get("origin")
+        if origin is not None and (origin in self.origins or "*" in self.origins):
+            return True
+        if headers.get("sec-fetch-site") == "cross-site":
+            return False
+        return origin is None or urlsplit(origin).netloc == host
+
+    def _has_key(self, headers: Mapping[str, str]) -> bool:
+        scheme, _, bearer = headers.get("authorization", "").partition(" ")
+        given = bearer.strip() if scheme.lower() == "bearer" else headers.get("x-api-key", "")
+        matches = [hmac.compare_digest(given.encode(), key.encode()) for key in self.keys]
+        return any(matches)

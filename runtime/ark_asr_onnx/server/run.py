@@ -1,0 +1,115 @@
+"""A service in the foreground: a socket, uvicorn, and an end that lets requests finish."""
+
+from __future__ import annotations
+
+import socket
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import FrameType
+from typing import Any
+
+import uvicorn
+
+from .. import Transcriber
+from ..errors import ServiceError
+from .app import ServiceSettings, create_app
+
+_OTHER_CONNECTIONS = 64  # beside those of requests: for health, metrics and the page
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """Where a service listens."""
+
+    host: str = "127.0.0.1"
+    port: int = 8025
+    certificate: str | None = None
+    key: str | None = None
+    root_path: str = ""
+
+    @property
+    def url(self) -> str:
+        """For people."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{'https' if self.certificate else 'http'}://{host}:{self.port}{self.root_path}"
+
+
+def run(
+    load: Callable[[], Transcriber],
+    settings: ServiceSettings,
+    address: Address,
+    on_listening: Callable[[str], None] = print,
+) -> None:
+    """Serve until SIGTERM or Ctrl-C. Raises :class:`ServiceError` when it cannot begin."""
+    listener = _listener(address)
+    app = create_app(load, settings)
+    limits = settings.limits
+    try:
+        config = uvicorn.Config(
+            app,
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            proxy_headers=False,
+            ws="none",
+            root_path=address.root_path,
+            limit_concurrency=limits.max_requests + _OTHER_CONNECTIONS,
+            timeout_graceful_shutdown=max(1, round(limits.grace_seconds)),
+            ssl_certfile=address.certificate,
+            ssl_keyfile=address.key,
+        )
+        config.load()
+    except OSError as error:
+        listener.close()
+        raise ServiceError(f"the certificate cannot be used ({error})") from error
+    on_listening(address.url)
+    server = _Server(config, app.state.service)
+    try:
+        server.run(sockets=[listener])
+    finally:
+        listener.close()
+    if app.state.service.error is not None:
+        raise ServiceError(f"the model could not be loaded: {app.state.service.error}")
+
+
+class _Server(uvicorn.Server):
+    """Goes on listening while requests finish, so that new ones are told."""
+
+    def __init__(self, config: uvicorn.Config, service: Any) -> None:
+        super().__init__(config)
+        self._service = service
+        self._n_signals = 0
+        self._until = 0.0  # the end of the grace
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """A signal: the first lets requests finish, the second does not."""
+        self._n_signals += 1
+        self._until = time.monotonic() + self._service.settings.limits.grace_seconds
+        self._service.is_closing = True
+        if self._n_signals > 1:
+            super().handle_exit(sig, frame)
+
+    async def on_tick(self, counter: int) -> bool:
+        """Every tenth of a second."""
+        is_over = not self._service.n_requests or time.monotonic() > self._until
+        self.should_exit |= self._service.error is not None or (self._n_signals > 0 and is_over)
+        return await super().on_tick(counter)
+
+
+def _listener(address: Address) -> socket.socket:
+    family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
+    found = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        if sys.platform != "win32":
+            found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        found.bind((address.host, address.port))
+        found.listen(2048)
+    except OSError as error:
+        found.close()
+        raise ServiceError(
+            f"port {address.port} of {address.host} cannot be used ({error.strerror}); "
+            "choose another with --port"
+        ) from error
+    return found

@@ -1,0 +1,147 @@
+"""Form fields as clients spell them: what they mean, what has no effect, what is refused."""
+
+from __future__ import annotations
+
+import pytest
+
+pytest.importorskip("starlette")
+
+from ark_asr_onnx.server import fields
+from ark_asr_onnx.server.fields import FieldError, Request
+
+
+def openai(**given: str | list[str]) -> Request:
+    return fields.transcription(listed(given), 256)
+
+
+def listed(given: dict[str, str | list[str]]) -> dict[str, list[str]]:
+    return {k: v if isinstance(v, list) else [v] for k, v in given.items()}
+
+
+def asr(**given: str) -> Request:
+    return fields.asr(listed(dict(given)), 256)
+
+
+def test_nothing_but_a_file_is_enough() -> None:
+    assert openai() == Request(max_new_tokens=256)
+    assert asr() == Request(max_new_tokens=256)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"timestamp_granularities[]": "segment"},
+        {"timestamp_granularities": "segment"},
+        {"timestamp_granularities": '["segment"]'},
+        {"timestamp_granularities": "segment,segment"},
+        {"timestamp_granularities[]": ["segment", "segment"]},
+    ],
+)
+def test_lists_in_every_spelling(given: dict[str, str | list[str]]) -> None:
+    assert openai(**given) == openai()
+    words = {k: [i.replace("segment", "word") for i in v] for k, v in listed(given).items()}
+    with pytest.raises(FieldError, match="segment") as error:
+        fields.transcription(words, 256)
+    assert error.value.param == "timestamp_granularities"
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("true", True), ("True", True), ("1", True), ("false", False), ("False", False), ("", False)],
+)
+def test_booleans(text: str, expected: bool) -> None:
+    assert openai(stream=text).is_stream is expected
+
+
+@pytest.mark.parametrize(
+    ("language", "echo"),
+    [("", "und"), ("auto", "und"), ("en", "en"), ("en-US", "en"), ("zh_CN", "zh"), ("xx", "xx"),
+     ("x" * 200, "und"), ("english", "und")],
+)  # fmt: skip
+def test_a_language_is_echoed_and_never_an_error(language: str, echo: str) -> None:
+    found = openai(language=language)
+    assert found.language == echo
+    assert found.ignored == (("language",) if language else ())
+
+
+def test_hints_are_named() -> None:
+    found = openai(**{
+        "prompt": "x", "keywords[]": ["a", "b"], "languages[]": "de", "temperature": "0.2",
+        "top_p": "1", "top_k": "-1", "vad_filter": "false", "hotwords": "x",
+    })  # fmt: skip
+    assert found.ignored == ("prompt", "languages", "keywords", "temperature")
+    assert found.language == "de"
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"chunking_strategy": '{"type": "server_vad", "threshold": 0.4, "silence_duration_ms": 300,'
+         ' "prefix_padding_ms": 100}'},
+        {"chunking_strategy[type]": "server_vad", "chunking_strategy[threshold]": "0.4",
+         "chunking_strategy[silence_duration_ms]": "300",
+         "chunking_strategy[prefix_padding_ms]": "100"},
+    ],
+)  # fmt: skip
+def test_how_to_cut(given: dict[str, str | list[str]]) -> None:
+    found = openai(**given).splitting
+    assert (found.threshold, found.pause_seconds, found.pad_seconds) == (0.4, 0.3, 0.1)
+    assert openai(chunking_strategy="auto").splitting == openai().splitting
+
+
+@pytest.mark.parametrize(
+    ("given", "param"),
+    [
+        ({"response_format": "xml"}, "response_format"),
+        ({"response_format": "diarized_json"}, "response_format"),
+        ({"stream": "maybe"}, "stream"),
+        ({"temperature": "warm"}, "temperature"),
+        ({"temperature": "nan"}, "temperature"),
+        ({"temperature": "2.1"}, "temperature"),
+        ({"include[]": "words"}, "include"),
+        ({"include[]": "logprobs", "response_format": "srt"}, "include"),
+        ({"chunking_strategy": "by_hand"}, "chunking_strategy"),
+        ({"chunking_strategy": "{"}, "chunking_strategy"),
+        ({"chunking_strategy[threshold]": "1.5"}, "chunking_strategy"),
+        ({"chunking_strategy[threshold]": "nan"}, "chunking_strategy"),
+        ({"known_speaker_names[]": "Ann"}, "known_speaker_names"),
+        ({"max_new_tokens": "-3"}, "max_new_tokens"),
+        ({"max_new_tokens": "2049"}, "max_new_tokens"),
+        ({"max_tokens": "x"}, "max_tokens"),
+        ({"begin_time": "3", "end_time": "3"}, "end_time"),
+        ({"begin_time": "inf"}, "begin_time"),
+    ],
+)
+def test_what_cannot_be_names_its_field(given: dict[str, str | list[str]], param: str) -> None:
+    with pytest.raises(FieldError) as error:
+        openai(**given)
+    assert error.value.param == param
+    assert "\n" not in str(error.value)
+
+
+def test_upstreams_bounds_in_its_order_and_words() -> None:
+    for given, message in [
+        ({"max_new_tokens": "-2", "temperature": "9"}, "max_new_tokens must be positive, got -2"),
+        ({"temperature": "9", "top_p": "9"}, "temperature must be between 0.0 and 2.0, got 9.0"),
+        ({"top_p": "1.5", "top_k": "0"}, "top_p must be between 0.0 and 1.0, got 1.5"),
+        (
+            {"top_k": "0", "repetition_penalty": "9"},
+            "top_k must be -1 or a positive integer, got 0",
+        ),
+        ({"repetition_penalty": "0"}, "repetition_penalty must be between 0.1 and 2.0, got 0.0"),
+    ]:
+        with pytest.raises(FieldError) as error:
+            asr(**given)
+        assert str(error.value) == message
+        assert error.value.status == 400
+    with pytest.raises(FieldError) as error:
+        asr(top_k="x")
+    assert error.value.status == 422
+
+
+def test_upstreams_none_and_default() -> None:
+    found = asr(begin_time="-1", end_time="-1", max_new_tokens="0", top_k="5")
+    assert found == Request(max_new_tokens=256, ignored=("top_k",))
+    assert asr(begin_time="1", end_time="2.5").end_seconds == 2.5
+    assert asr(max_new_tokens="1000000").max_new_tokens == fields.MAX_NEW_TOKENS
+    assert openai(max_completion_tokens="7").max_new_tokens == 7

@@ -1,0 +1,169 @@
+"""The page in a real browser, with a microphone that plays a file."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import soundfile  # pyright: ignore[reportMissingTypeStubs]
+from conftest import Sample
+from serving import Served, served
+
+from ark_asr_onnx.audio import containers, sources
+from ark_asr_onnx.server.app import ServiceSettings
+from ark_asr_onnx.server.limits import Access
+
+webdriver = pytest.importorskip("selenium.webdriver")
+from selenium.webdriver.support.ui import WebDriverWait  # noqa: E402
+
+CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
+pytestmark = pytest.mark.skipif(
+    (not CHROMIUM or not DRIVER) and os.environ.get("ARK_ASR_TEST_BROWSER") != "required",
+    reason="needs Debian's chromium and chromium-driver",
+)
+
+
+@contextmanager
+def browser(*flags: str) -> Iterator[Any]:
+    options = webdriver.ChromeOptions()
+    options.binary_location = CHROMIUM
+    for flag in (
+        "--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--window-size=420,900",
+        "--use-fake-ui-for-media-stream", "--use-fake-device-for-media-stream", *flags,
+    ):  # fmt: skip
+        options.add_argument(flag)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+    found = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
+    try:
+        yield found
+    finally:
+        found.quit()
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Served]:
+    with served() as found:
+        yield found
+
+
+class Page:
+    """The page, as a person uses it."""
+
+    def __init__(self, driver: Any, url: str) -> None:
+        self.driver, self.url = driver, url
+        driver.get(f"{url}/ui")
+
+    def element(self, name: str) -> Any:
+        return self.driver.find_element("id", name)
+
+    def wait(self, condition: Any) -> Any:
+        return WebDriverWait(self.driver, 20, 0.05).until(lambda _: condition())
+
+    def transcribe(self) -> str:
+        self.wait(lambda: self.element("go").is_enabled())
+        self.element("go").click()
+        self.wait(lambda: not self.element("cancel").is_displayed())
+        return self.element("text").text
+
+    def requested(self) -> set[str]:
+        """Addresses that the page asked for."""
+        import json
+
+        messages = (json.loads(e["message"]) for e in self.driver.get_log("performance"))
+        sent = (m["message"]["params"] for m in messages
+                if m["message"]["method"] == "Network.requestWillBeSent")  # fmt: skip
+        return {request["request"]["url"] for request in sent}
+
+
+def test_a_file_and_what_it_gives(server: Served, samples: list[Sample]) -> None:
+    with browser() as driver:
+        page = Page(driver, server.url)
+        page.wait(lambda: page.element("state").text == "ready")
+        page.element("file").send_keys(str(samples[0].path.resolve()))
+        assert page.transcribe() == samples[0].text
+        raw = page.element("raw").get_attribute("textContent")
+        assert '"segments"' in raw
+        page.driver.execute_script("document.getElementById('endpoint').value = 'asr'")
+        assert page.transcribe() == samples[0].text
+        assert "latency" in page.element("figures").text
+        page.element("clear").click()
+        assert not page.element("result").is_displayed()
+        here = (server.url, "blob:", "data:")
+        assert [url for url in page.requested() if not url.startswith(here)] == []
+        assert [e for e in driver.get_log("browser") if e["level"] == "SEVERE"] == []
+
+
+def test_the_microphone(server: Served, samples: list[Sample], tmp_path: Path) -> None:
+    soundfile.write(tmp_path / "mic.wav", sources.read(samples[0].path), 16000)
+    flag = f"--use-file-for-fake-audio-capture={tmp_path / 'mic.wav'}%noloop"
+    with browser(flag) as driver:
+        page = Page(driver, server.url)
+        page.element("record").click()
+        page.wait(lambda: page.element("clock").text == "0:03")
+        page.element("record").click()
+        assert page.transcribe() == samples[0].text
+
+
+def test_what_the_service_cannot_decode_the_browser_may(
+    samples: list[Sample], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    av = pytest.importorskip("av")
+    path = tmp_path / "voice.m4a"
+    waveform = sources.read(samples[0].path)
+    with av.open(str(path), "w", format="ipod") as container:
+        stream = container.add_stream("aac", rate=16000, layout="mono")
+        frame = av.AudioFrame.from_ndarray(waveform[None], format="fltp", layout="mono")
+        frame.sample_rate = 16000
+        frames = av.AudioFifo()
+        frames.write(frame)
+        while (part := frames.read(1024, partial=True)) is not None:
+            container.mux(stream.encode(part))
+        container.mux(stream.encode(None))
+    monkeypatch.setattr(containers, "has_media", lambda: False)
+    with served() as plain, browser() as driver:
+        page = Page(driver, plain.url)
+        page.element("file").send_keys(str(path))
+        assert page.transcribe() == samples[0].text
+
+
+def test_errors_say_what_to_do(samples: list[Sample], tmp_path: Path) -> None:
+    (broken := tmp_path / "broken.wav").write_bytes(b"no audio at all")
+    access = Access(keys=frozenset({"secret"}))
+    with served(ServiceSettings(access=access)) as closed, browser() as driver:
+        page = Page(driver, closed.url)
+        page.element("file").send_keys(str(samples[0].path.resolve()))
+        page.transcribe()
+        assert "no valid key" in page.element("error").text
+        page.element("key").send_keys("secret")
+        assert page.transcribe() == samples[0].text
+        page.element("file").send_keys(str(broken))
+        page.transcribe()
+        assert "not readable as audio" in page.element("error").text
+
+
+def test_no_microphone_where_browsers_give_none(server: Served) -> None:
+    rule = "--host-resolver-rules=MAP far.example 127.0.0.1"
+    settings = ServiceSettings(access=Access(hosts=frozenset({"far.example"})))
+    with served(settings) as far, browser(rule) as driver:
+        page = Page(driver, f"http://far.example:{far.port}")
+        assert not page.element("record").is_enabled()
+        assert "https" in page.element("microphone-hint").text
+    assert server.get("/ui/recorder.js").headers["content-type"].startswith("text/javascript")
+
+
+def test_its_files_are_all_there_is(server: Served) -> None:
+    for path in ("/", "/ui"):
+        found = server.get(path)
+        policy = found.headers["content-security-policy"]
+        assert "default-src 'none'" in policy
+        assert "unsafe" not in policy
+        assert b"http" not in found.body
+    for path in ("/ui/nothing.js", "/ui/..%2fapp.py", "/ui/%2e%2e/app.py", "/ui/__init__.py"):
+        assert server.get(path).status == 404
+    with served(ServiceSettings(has_page=False)) as plain:
+        assert plain.get("/").status == 404

@@ -1,0 +1,194 @@
+"""``ark-asr serve``: a process, its signals, its files and what it says."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import DEMO, ROOT, Sample
+from serving import form
+
+from ark_asr_onnx.audio import sources
+
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX signals")
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return listener.getsockname()[1]
+
+
+class Command:
+    """``ark-asr serve`` on a port, with a run folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.port = folder, free_port()
+
+    def arguments(self, *more: object) -> list[str]:
+        return [
+            sys.executable, "-m", "ark_asr_onnx", "serve", "--model", str(DEMO), "--threads", "1",
+            "--port", str(self.port), "--run-dir", str(self.folder), *map(str, more),
+        ]  # fmt: skip
+
+    def run(self, *more: object) -> tuple[int, str]:
+        found = subprocess.run(
+            self.arguments(*more), capture_output=True, text=True, check=False, env=environment()
+        )
+        return found.returncode, found.stdout + found.stderr
+
+    def ask(self, path: str, body: bytes | None = None, kind: str = "") -> tuple[int, bytes]:
+        with contextlib.closing(
+            http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
+        ) as connection:
+            headers = {"content-type": kind} if body is not None else {}
+            connection.request("POST" if body is not None else "GET", path, body, headers)
+            answer = connection.getresponse()
+            return answer.status, answer.read()
+
+    def is_ready(self) -> bool:
+        try:
+            return self.ask("/ready")[0] == 200
+        except OSError:
+            return False
+
+
+def environment() -> dict[str, str]:
+    path = os.pathsep.join([str(ROOT / "runtime"), os.environ.get("PYTHONPATH", "")])
+    return {**os.environ, "PYTHONPATH": path}
+
+
+@pytest.fixture
+def command(tmp_path: Path) -> Iterator[Command]:
+    found = Command(tmp_path / "runs")
+    yield found
+    found.run("stop")
+
+
+def wait_until(condition: object, seconds: float = 20.0) -> None:
+    until = time.monotonic() + seconds
+    while not condition():  # pyright: ignore
+        assert time.monotonic() < until
+        time.sleep(0.05)
+
+
+def test_start_status_stop(command: Command, samples: list[Sample]) -> None:
+    assert command.run("status") == (3, "not running\n")
+    assert command.run("stop") == (0, "was not running\n")
+    status, said = command.run("start")
+    assert (status, f"http://127.0.0.1:{command.port}" in said) == (0, True)
+    status, said = command.run("status")
+    assert (status, ", ready, " in said) == (0, True)
+    body, kind = form({"file": samples[0].path})
+    assert samples[0].text.encode() in command.ask("/asr", body, kind)[1]
+    status, said = command.run("start")
+    assert (status, said.startswith("error: already running: process ")) == (3, True)
+    assert command.run("restart")[0] == 0
+    assert command.run("stop") == (0, "stopped\n")
+    assert command.run("stop") == (0, "was not running\n")
+    assert [p.suffix for p in command.folder.iterdir()] == [".log"]
+
+
+def test_a_stale_file_is_no_process(command: Command) -> None:
+    command.folder.mkdir()
+    pid_file = command.folder / f"ark_asr_{command.port}.pid"
+    for content in (f"{os.getpid()} another", "999999999 1", "damaged", ""):
+        pid_file.write_text(content)
+        assert command.run("status")[0] == 3
+    assert command.run("stop") == (0, "was not running\n")  # and this process goes on
+    assert not pid_file.exists()
+
+
+def test_a_port_in_use(command: Command) -> None:
+    with socket.create_server(("127.0.0.1", command.port)):
+        status, said = command.run()
+        assert (status, said.count("\n")) == (3, 1)
+        assert f"error: port {command.port} of 127.0.0.1 cannot be used" in said
+        status, said = command.run("start", "--wait", 20)
+        assert status == 3
+        assert "cannot be used" in said
+
+
+def test_a_model_that_is_not_there_is_told_before_anything_listens(command: Command) -> None:
+    status, said = command.run("start", "--model", command.folder / "none", "--wait", 20)
+    assert status == 3
+    assert "does not exist" in said
+    assert command.run("status")[0] == 3
+
+
+def test_the_end_lets_requests_finish(command: Command, samples: list[Sample]) -> None:
+    once = [np.append(sources.read(s.path), np.zeros(16000, np.float32)) for s in samples]
+    long = np.tile(np.concatenate(once), 30)
+    import io
+
+    import soundfile  # pyright: ignore[reportMissingTypeStubs]
+
+    data = io.BytesIO()
+    soundfile.write(data, long, 16000, format="FLAC")
+    body, kind = form({"file": data.getvalue(), "stream": "true"})
+    process = subprocess.Popen(
+        command.arguments(), env=environment(), stderr=subprocess.PIPE, text=True
+    )
+    try:
+        wait_until(command.is_ready)
+        connection = http.client.HTTPConnection("127.0.0.1", command.port, timeout=60)
+        connection.request("POST", "/v1/audio/transcriptions", body, {"content-type": kind})
+        answer = connection.getresponse()
+        assert answer.readline().startswith(b"data: ")  # it is in the middle of the work
+        process.send_signal(signal.SIGTERM)
+        wait_until(lambda: command.ask("/ready")[0] == 503)
+        small, small_kind = form({"file": samples[0].path})
+        status, said = command.ask("/asr", small, small_kind)
+        assert (status, b"shutting_down" in said) == (503, True)
+        assert answer.read().endswith(b"data: [DONE]\n\n")
+        connection.close()
+        assert process.wait(30) == 0
+    finally:
+        process.kill()
+        process.communicate()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_service_without_work_ends_at_once(command: Command, number: int) -> None:
+    process = subprocess.Popen(
+        command.arguments(), env=environment(), stderr=subprocess.PIPE, text=True
+    )
+    try:
+        wait_until(command.is_ready)
+        process.send_signal(number)
+        assert process.wait(10) == 0
+        assert process.stderr is not None
+        assert "Traceback" not in process.stderr.read()
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def test_usage_that_makes_no_sense(command: Command, tmp_path: Path) -> None:
+    (empty := tmp_path / "keys").write_text("\n")
+    for options in (("--api-key-file", empty), ("--api-key-file", tmp_path / "no"), ("--port", 0)):
+        status, said = command.run(*options)
+        assert status == 2
+        assert "error: " in said
+
+
+def test_listening_for_everybody_without_a_key_is_told(command: Command) -> None:
+    process = subprocess.Popen(
+        [*command.arguments(), "--host", "0.0.0.0"], env=environment(), stderr=subprocess.PIPE,
+        text=True,
+    )  # fmt: skip
+    try:
+        wait_until(command.is_ready)
+    finally:
+        process.terminate()
+        _, said = process.communicate(timeout=20)
+    assert "is open to everybody who can reach it" in said
