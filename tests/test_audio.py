@@ -520,7 +520,10 @@ def test_the_length_is_known_where_a_header_tells_it(tmp_path: Path) -> None:
     path.write_bytes(encoded(swell(8000)))
     assert sources.duration(path) == sources.duration(path.read_bytes()) == 0.5
     assert sources.duration(swell(8000), RATE) == 0.5
-    assert sources.duration(io.BytesIO(path.read_bytes())) is None
+    stream = io.BytesIO(path.read_bytes())
+    assert sources.duration(stream) == 0.5
+    assert stream.tell() == 0
+    assert len(sources.read(stream)) == 8000
 
 
 class Breaking(io.BytesIO):

@@ -34,7 +34,8 @@ _T = TypeVar("_T")
 # Who writes a WAV into a pipe cannot go back to its header, and leaves nearly 2**31 or 2**32.
 UNKNOWN_BYTES = (1 << 31) - (1 << 20)
 _READABLE = (
-    "WAV, FLAC, OGG, Opus, WebM/Opus, MP3 and AIFF can be read, MP4/M4A with the extra media"
+    "WAV, FLAC, OGG, Opus, WebM/Opus, MP3 and AIFF can be read, MP4/M4A with the extra media; "
+    "convert others, for example with ffmpeg"
 )
 
 
@@ -82,15 +83,18 @@ def duration(source: AudioSource, sample_rate: int | None = None) -> float | Non
     """Seconds of audio as the header says; None for a source that would have to be read first."""
     if isinstance(source, np.ndarray):
         return len(source) / sample_rate if sample_rate and source.ndim else None
-    if not isinstance(source, (str, os.PathLike, bytes)):
+    if isinstance(source, (str, os.PathLike)):
+        if not os.path.isfile(source):  # noqa: PTH113 - never raises
+            return None  # a pipe can be read only once
+    elif not isinstance(source, bytes) and not _can_seek(source):
         return None
-    if not isinstance(source, bytes) and not os.path.isfile(source):  # noqa: PTH113 - never raises
-        return None  # a pipe can be read only once
     with _opened(source, name := describe(source)) as stream:
         if containers.kind(stream) is not None:
             return None
         with _decoder(stream, name) as file:
-            return file.frames / file.samplerate if file.frames < _MAX_CLAIMED else None
+            found = file.frames / file.samplerate if file.frames < _MAX_CLAIMED else None
+        stream.seek(0)  # where reading begins
+        return found
 
 
 def _mono_16_khz(
@@ -143,10 +147,9 @@ def _native_blocks(
     elif isinstance(source, (str, os.PathLike, bytes)) or hasattr(source, "read"):
         yield from _decode(cast("_File", source), name, begin, end)
     elif isinstance(cast("object", source), Iterable):
-        rate = _rate(sample_rate)
         parts = cast("Iterable[npt.NDArray[Any]]", source)
-        columns = ((_columns_of(part, source), rate) for part in parts)
-        for part, _ in _between(columns, begin, end):
+        columns = ((_columns_of(part, source), _rate(sample_rate)) for part in parts)
+        for part, rate in _between(columns, begin, end):
             yield _scaled(part), rate
     else:
         raise _no_audio(source)
@@ -409,13 +412,22 @@ def _stream(source: _File, owned: ExitStack) -> BinaryIO:
         stream = source
     else:
         raise _no_audio(source)
-    # A SpooledTemporaryFile, an upload for one, has no seekable() before Python 3.11, and seeks.
-    if hasattr(stream, "seek") and (not hasattr(stream, "seekable") or stream.seekable()):
+    if _can_seek(stream):
         return stream
     content = cast("object", stream.read())
     if isinstance(content, str):
         return cast("BinaryIO", io.StringIO(content))
     return io.BytesIO(cast("bytes", content))
+
+
+def _can_seek(stream: object) -> bool:
+    """A SpooledTemporaryFile, an upload for one, has no seekable() before Python 3.11, and can."""
+    if not (hasattr(stream, "read") and hasattr(stream, "seek")):
+        return False
+    try:
+        return cast("Any", getattr(stream, "seekable", lambda: True))()
+    except ValueError:  # it is closed, which is told when it is read
+        return True
 
 
 def _no_audio(source: object) -> AudioError:
