@@ -106,7 +106,7 @@ def test_segments_come_while_the_audio_is_read(
     first = next(stream)
     assert said[0].text.startswith(first.text[:5])
     partial = stream.transcript()
-    assert partial.text == first.text
+    assert partial.text.startswith(first.text)  # more may be finished by now
     assert partial.duration < 40  # it has not been read to its end
     stream.close()
     assert list(stream) == []

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import ctypes
 import functools
 import logging
 import os
@@ -24,6 +26,7 @@ _ACTIONS = ("start", "status", "stop", "restart")
 _CANNOT_START, _NOT_READY, _NOT_RUNNING = 3, 1, 3
 _KEYS_VARIABLE = "ARK_ASR_API_KEYS"
 _MEGABYTE = 1_000_000
+_M_ARENA_MAX = -8  # of glibc's malloc.h
 
 
 def serve_arguments(parser: argparse.ArgumentParser) -> None:
@@ -95,6 +98,7 @@ def _serve(arguments: argparse.Namespace) -> int:
 def _foreground(arguments: argparse.Namespace, address: Address) -> int:
     from ..server.run import run
 
+    _share_memory()
     told = settings(arguments)
     service = _service_settings(arguments, address)
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(message)s")
@@ -110,6 +114,12 @@ def _foreground(arguments: argparse.Namespace, address: Address) -> int:
         say(f"error: {error}")
         return _CANNOT_START
     return 0
+
+
+def _share_memory() -> None:
+    """Let threads share glibc's heaps: one of each thread's own keeps what others could use."""
+    with contextlib.suppress(OSError, AttributeError, TypeError):  # of another C library
+        ctypes.CDLL(None).mallopt(_M_ARENA_MAX, 2)
 
 
 def _in_background(arguments: argparse.Namespace, address: Address, background: Background) -> int:

@@ -16,7 +16,7 @@ from typing import Any
 import numpy.typing as npt
 
 from .. import ArkError, AudioError, PackageError, Segment, Transcriber, Transcript
-from ..audio import microphone, pcm, sources
+from ..audio import containers, microphone, pcm, sources
 from ..audio.mel import SAMPLE_RATE
 from ..writers import WRITERS, segment_to_json
 from .settings import (
@@ -31,8 +31,9 @@ from .terminal import Progress, hms, rewrite, say
 
 _AUDIO_ENDINGS = (
     ".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aiff", ".aif", ".aifc", ".au", ".caf",
-    ".w64", ".rf64",
+    ".w64", ".rf64", ".webm",
 )  # fmt: skip
+_MEDIA_ENDINGS = (".m4a", ".mp4", ".aac", ".mov", ".mkv", ".mka")  # with the extra media
 _STDIN = "-"
 _REASONS = {
     "length": "stopped after {n} tokens, the text may be cut; raise --max-new-tokens, or "
@@ -278,7 +279,8 @@ def _audio_in(folder: Path) -> list[str]:
 
 
 def _is_named_audio(path: Path) -> bool:
-    return path.suffix.lower() in _AUDIO_ENDINGS
+    ending = path.suffix.lower()
+    return ending in _AUDIO_ENDINGS or (ending in _MEDIA_ENDINGS and containers.has_media())
 
 
 def _outputs(paths: Sequence[str], told: Transcription) -> dict[str, Path]:

@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO
 
+from python_multipart.exceptions import FormParserError
 from starlette.applications import Starlette
 from starlette.datastructures import FormData, UploadFile
 from starlette.exceptions import HTTPException
@@ -230,6 +231,7 @@ def create_app(load: Callable[[], Transcriber], settings: ServiceSettings) -> St
         allow_methods=["GET", "POST", "OPTIONS"],
         allow_headers=["*"],
         expose_headers=["x-request-id", "retry-after", "ark-ignored"],
+        allow_private_network=True,  # pages on https may ask this machine
     )
     app = Starlette(
         routes=table,
@@ -443,8 +445,9 @@ async def _form(request: Request) -> FormData:
         return await request.form(
             max_files=1, max_fields=_MAX_FIELDS, max_part_size=_MAX_FIELD_BYTES
         )
-    except HTTPException as error:
-        raise Refused(Failure(400, f"the form cannot be read: {error.detail}")) from error
+    except (HTTPException, FormParserError) as error:
+        reason = error.detail if isinstance(error, HTTPException) else error
+        raise Refused(Failure(400, f"the form cannot be read: {reason}")) from error
 
 
 def _asked(

@@ -23,6 +23,7 @@ from .metrics import Metrics
 _LOG = logging.getLogger("ark_asr_onnx.server")
 _OPEN = ("/health", "/ready", "/", "/ui")  # without a key
 _DRAINED_BYTES = 1 << 20  # of a body that is refused: some clients read no answer before
+_DRAIN_SECONDS = 0.2  # for its next part
 _SECURITY = {"x-content-type-options": "nosniff", "referrer-policy": "no-referrer"}
 
 
@@ -147,7 +148,7 @@ class _Body:
             return
         try:
             while not self._is_complete and self._n_bytes < _DRAINED_BYTES:
-                await asyncio.wait_for(self.receive(), 1.0)
+                await asyncio.wait_for(self.receive(), _DRAIN_SECONDS)
         except (asyncio.TimeoutError, Refused):
             pass
 
