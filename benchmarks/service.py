@@ -180,8 +180,10 @@ async def attacks(server: Server) -> list[str]:
     begin = time.perf_counter()
     async with connection(server.port) as (reader, writer):
         announced = head(1).replace(b"content-length: 1", b"transfer-encoding: chunked")
-        writer.write(announced + b"100000\r\n" + bytes(1 << 20) + b"\r\n")
-        sent = 1 << 20
+        start = (f'--{BOUNDARY}\r\ncontent-disposition: form-data; name="file"; filename="a"'
+                 "\r\n\r\n").encode()  # fmt: skip
+        writer.write(announced + f"{len(start):x}\r\n".encode() + start + b"\r\n")
+        sent = 0
         with contextlib.suppress(ConnectionError):
             while sent < _GIGABYTE:
                 writer.write(b"100000\r\n" + bytes(1 << 20) + b"\r\n")
@@ -235,6 +237,7 @@ async def measure(options: argparse.Namespace) -> None:
             await load(server.port, clips, 4, requests=rest)
         print(f"resident memory: {before:.0f} MB before, {after:.0f} MB after them, "
               f"{server.megabytes:.0f} MB after {max(options.requests, 0)} requests")  # fmt: skip
+        await asyncio.sleep(10)
         begin = server.cpu_seconds
         await asyncio.sleep(10)
         print(f"idle: {10 * (server.cpu_seconds - begin):.2f} % of a core")
