@@ -173,6 +173,38 @@ def test_a_service_without_work_ends_at_once(command: Command, number: int) -> N
         process.communicate()
 
 
+def test_a_service_that_is_killed_leaves_nothing(
+    command: Command, samples: list[Sample], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (temporary := tmp_path / "tmp").mkdir()
+    monkeypatch.setenv("TMPDIR", str(temporary))
+    assert command.run("start")[0] == 0
+    pid = int((command.folder / f"ark_asr_{command.port}.pid").read_text().split()[0])
+    body, _ = form({"file": b"RIFF" + bytes(3_000_000)})
+    with socket.create_connection(("127.0.0.1", command.port)) as client:
+        head = f"POST /asr HTTP/1.1\r\nhost: localhost\r\ncontent-length: {len(body)}\r\n"
+        kind = "content-type: multipart/form-data; boundary=" + body[2:34].decode()
+        client.sendall(f"{head}{kind}\r\n\r\n".encode() + body[:-100])
+        time.sleep(0.3)  # it is on disk by now
+        os.kill(pid, signal.SIGKILL)
+    wait_until(lambda: command.run("status")[0] == 3)
+    assert list(temporary.iterdir()) == []
+    assert command.run("start")[0] == 0  # the stale file is no hindrance
+    found, kind = form({"file": samples[0].path})
+    assert command.ask("/asr", found, kind)[0] == 200
+
+
+def test_upstreams_environment(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ARK_ASR_MODEL_PATH", str(command.folder / "nowhere"))
+    monkeypatch.delenv("ARK_ASR_MODEL", raising=False)
+    found = subprocess.run(
+        [sys.executable, "-m", "ark_asr_onnx", "serve", "--port", str(command.port)],
+        capture_output=True, text=True, check=False, env=environment(),
+    )  # fmt: skip
+    assert found.returncode == 3
+    assert "nowhere does not exist" in found.stderr
+
+
 def test_usage_that_makes_no_sense(command: Command, tmp_path: Path) -> None:
     (empty := tmp_path / "keys").write_text("\n")
     for options in (("--api-key-file", empty), ("--api-key-file", tmp_path / "no"), ("--port", 0)):

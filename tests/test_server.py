@@ -20,6 +20,7 @@ import pytest
 import soundfile  # pyright: ignore[reportMissingTypeStubs]
 from conftest import DEMO, Sample
 from serving import Answer, Served, form, served
+from test_webm import cluster, file, opus, simple, track_entry
 
 import ark_asr_onnx
 from ark_asr_onnx import Transcriber
@@ -147,8 +148,10 @@ def test_any_model_name_will_do_unless_one_is_strict(server: Served, clip: Path)
 
 def test_content_decides_what_a_file_is(server: Served, samples: list[Sample]) -> None:
     waveform = sources.read(samples[0].path)
-    for kind in ("WAV", "FLAC", "MP3", "OGG"):
-        data = wav(waveform, kind=kind)
+    head, _, *rest = opus(np.repeat(waveform, 3))
+    recordings = [wav(waveform, kind=kind) for kind in ("WAV", "FLAC", "MP3", "OGG")]
+    recordings.append(file(track_entry(head), cluster(simple(rest), live=True), live=True))
+    for data in recordings:
         for name, media in (
             ("x", "audio/wav"),
             ("a.webm", "video/webm"),

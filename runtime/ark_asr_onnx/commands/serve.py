@@ -71,7 +71,14 @@ def serve_arguments(parser: argparse.ArgumentParser) -> None:
         help="for the log and the number of a service in the background (runs)")  # fmt: skip
     add("--wait", type=seconds, default=120.0, metavar="SECONDS",
         help="start: until it is ready (120)")  # fmt: skip
-    parser.set_defaults(run=_serve)
+    add(
+        "--block-token-id-from",
+        type=positive,
+        default=_environment("BLOCK_TOKEN_ID_FROM"),
+        metavar="ID",
+        help="choose no id from here up (default: as the package says)",
+    )
+    parser.set_defaults(run=_serve, max_new_tokens=_environment("MAX_NEW_TOKENS", "256"))
 
 
 def _serve(arguments: argparse.Namespace) -> int:
@@ -162,9 +169,10 @@ def _service_settings(arguments: argparse.Namespace, address: Address) -> Servic
         max_waiting=arguments.max_waiting,
         silent_seconds=arguments.upload_timeout,
         max_new_tokens=arguments.max_new_tokens,
+        block_from_id=arguments.block_token_id_from,
         grace_seconds=arguments.grace,
     )
-    origins = arguments.cors_origin or _list(_environment("CORS_ORIGINS"))
+    origins = arguments.cors_origin or _list(_environment("CORS_ALLOW_ORIGINS"))
     access = Access(
         keys=frozenset(_keys(arguments.api_key_file)),
         origins=tuple(origins),

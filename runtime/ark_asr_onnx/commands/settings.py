@@ -15,6 +15,7 @@ from ..package.contract import Manifest
 
 MODEL_VARIABLE = "ARK_ASR_MODEL"
 PREPARED_VARIABLE = "ARK_ASR_PREPARED_DIR"
+_PUBLISHED_VARIABLE = "ARK_ASR_MODEL_PATH"  # of the makers' own service
 
 
 class UsageError(Exception):
@@ -32,7 +33,7 @@ class ModelSettings:
     @property
     def name(self) -> str | Path:
         """The model of the command line or of the environment."""
-        model = self.model or os.environ.get(MODEL_VARIABLE)
+        model = self.model or os.environ.get(MODEL_VARIABLE) or os.environ.get(_PUBLISHED_VARIABLE)
         if not model:
             raise PackageError(
                 f"no model given: pass --model DIR or set {MODEL_VARIABLE}; "

@@ -149,7 +149,7 @@ class Service:
             begin_seconds=asked.begin_seconds,
             end_seconds=asked.end_seconds,
             max_seconds=limits.max_audio_seconds,
-            options=Options(asked.max_new_tokens),
+            options=Options(asked.max_new_tokens, limits.block_from_id),
             splitting=asked.splitting,
             slots=self.settings.slots,
         )
