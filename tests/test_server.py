@@ -219,6 +219,19 @@ def test_log_probabilities(server: Served, samples: list[Sample]) -> None:
     assert len(found["logprobs"]) == found["usage"]["output_tokens"]
 
 
+def test_the_services_own_settings_hold_where_a_request_says_nothing(minutes: bytes) -> None:
+    settings = ServiceSettings(
+        options=ark_asr_onnx.Options(3, retry=False), splitting=ark_asr_onnx.Splitting(4.0)
+    )
+    with served(settings) as short:
+        asked = {"file": minutes, "response_format": "verbose_json", "end_time": "20"}
+        found = short.post(OPENAI, asked).json["segments"]
+        assert max(segment["end"] - segment["start"] for segment in found) <= 4
+        assert max(len(segment["tokens"]) for segment in found) == 3
+        found = short.post(OPENAI, {**asked, "max_new_tokens": "5"}).json["segments"]
+        assert max(len(segment["tokens"]) for segment in found) > 3
+
+
 def test_words_are_refused_with_the_reason(server: Served, clip: Path) -> None:
     found = server.post(OPENAI, {"file": clip, "timestamp_granularities[]": "word"})
     assert found.status == 400

@@ -10,6 +10,7 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -168,8 +169,6 @@ def _service_settings(arguments: argparse.Namespace, address: Address) -> Servic
         max_active=arguments.max_active,
         max_waiting=arguments.max_waiting,
         silent_seconds=arguments.upload_timeout,
-        max_new_tokens=arguments.max_new_tokens,
-        block_from_id=arguments.block_token_id_from,
         grace_seconds=arguments.grace,
     )
     origins = arguments.cors_origin or _list(_environment("CORS_ALLOW_ORIGINS"))
@@ -179,10 +178,13 @@ def _service_settings(arguments: argparse.Namespace, address: Address) -> Servic
         hosts=frozenset(arguments.allowed_host or ()),
         is_loopback=address.host in ("127.0.0.1", "::1", "localhost"),
     )
+    told = settings(arguments)
     return ServiceSettings(
         limits=limits,
         access=access,
-        slots=arguments.slots,
+        slots=told.slots,
+        options=replace(told.options, block_from_id=arguments.block_token_id_from),
+        splitting=told.splitting,
         names=("ark-asr", *(arguments.alias or ())),
         is_strict=arguments.strict_model,
         has_page=not arguments.no_ui,

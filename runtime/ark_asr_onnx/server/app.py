@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import AsyncGenerator, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, BinaryIO
 
 from python_multipart.exceptions import FormParserError
@@ -33,6 +33,7 @@ from .. import (
     MissingExtraError,
     Options,
     QueueFullError,
+    Splitting,
     Transcriber,
     Transcript,
 )
@@ -62,6 +63,8 @@ class ServiceSettings:
     limits: Limits = field(default_factory=Limits)
     access: Access = field(default_factory=Access)
     slots: int = 8
+    options: Options = field(default_factory=Options)  # but for what a request says
+    splitting: Splitting = field(default_factory=Splitting)
     names: tuple[str, ...] = ("ark-asr",)  # of the model, the first in its list
     is_strict: bool = False  # refuse names of other models
     has_page: bool = True
@@ -149,8 +152,8 @@ class Service:
             begin_seconds=asked.begin_seconds,
             end_seconds=asked.end_seconds,
             max_seconds=limits.max_audio_seconds,
-            options=Options(asked.max_new_tokens, limits.block_from_id),
-            splitting=asked.splitting,
+            options=replace(self.settings.options, max_new_tokens=asked.max_new_tokens),
+            splitting=replace(self.settings.splitting, **asked.splitting),
             slots=self.settings.slots,
         )
         return Work(job, self._executor)
@@ -461,7 +464,7 @@ def _asked(
         if isinstance(value, str):
             values.setdefault(name, []).append(value)
     try:
-        asked = parse(values, settings.limits.max_new_tokens)
+        asked = parse(values, settings.options.max_new_tokens)
     except fields.FieldError as error:
         status = unreadable if error.status == 422 else error.status
         raise Refused(Failure(status, str(error), error.code, error.param)) from error

@@ -46,7 +46,7 @@ class Request:
     wants_logprobs: bool = False
     model: str | None = None
     language: str = "und"  # the request's, shortened; else ISO 639's "undetermined"
-    splitting: Splitting = field(default_factory=Splitting)
+    splitting: dict[str, float] = field(default_factory=dict[str, float])  # of Splitting's fields
     ignored: tuple[str, ...] = ()  # fields that were given and have no effect
 
 
@@ -220,7 +220,7 @@ def _language(form: Form) -> str:
     return "und"
 
 
-def _splitting(form: Form) -> Splitting:
+def _splitting(form: Form) -> dict[str, float]:
     """``chunking_strategy``: ``auto``, or server_vad's three numbers in any of three spellings."""
     name = "chunking_strategy"
     given: dict[str, object] = {
@@ -238,7 +238,7 @@ def _splitting(form: Form) -> Splitting:
     elif whole is not None and whole != "auto":
         given.setdefault("type", whole)
     if not given:
-        return Splitting()
+        return {}
     if given.get("type", "server_vad") not in ("server_vad", "auto"):
         raise FieldError(
             f"{name} is {str(given['type'])[:40]!r}, expected auto or server_vad", name
@@ -248,12 +248,12 @@ def _splitting(form: Form) -> Splitting:
         ("silence_duration_ms", "pause_seconds", 1000.0),
         ("prefix_padding_ms", "pad_seconds", 1000.0),
     )
-    splitting = Splitting()
+    found: dict[str, float] = {}
     for key, ours, scale in scales:
         if key in given:
             try:
-                value = float(str(given[key])) / scale
-                splitting = replace(splitting, **{ours: value})
+                found[ours] = float(str(given[key])) / scale
+                replace(Splitting(), **{ours: found[ours]})
             except ValueError as error:
                 raise FieldError(f"{name}: {key}: {error}", name) from None
-    return splitting
+    return found

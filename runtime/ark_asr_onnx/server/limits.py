@@ -21,8 +21,6 @@ class Limits:
     max_active: int = 16  # requests whose audio is read at once
     max_waiting: int = 32  # requests beyond them
     silent_seconds: float = 30.0  # of an upload of which nothing comes
-    max_new_tokens: int = 256  # of one window, where a request does not say it
-    block_from_id: int | None = None  # no id from here up is chosen; None: the package's
     grace_seconds: float = 30.0  # that running requests have when the service ends
     stalled_seconds: float = 60.0  # without a step, after which it is not ready
 
