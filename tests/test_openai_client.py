@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -103,4 +104,18 @@ def test_keys_and_limits() -> None:
         closed.service.n_requests += 1  # somebody is in the house
         with pytest.raises(openai.RateLimitError, match="try again in"):
             right.with_options(max_retries=0).audio.transcriptions.create(model="x", file=b"x")
-        closed.service.n_requests -= 1
+
+
+def test_a_client_that_is_told_to_come_again_does(samples: list[Sample]) -> None:
+    with served(ServiceSettings(Limits(max_active=1, max_waiting=0))) as full:
+        full.service.n_requests += 1  # somebody is in the house, and leaves
+
+        def leave() -> None:
+            full.service.n_requests -= 1
+
+        threading.Timer(0.5, leave).start()
+        client = openai.OpenAI(base_url=f"{full.url}/v1", api_key="any", max_retries=3)
+        with samples[0].path.open("rb") as file:
+            found = client.audio.transcriptions.create(model="x", file=file)
+        assert found.text == samples[0].text
+        assert b'ark_asr_rejected_total{reason="queue_full"} 1.0' in full.get("/metrics").body

@@ -73,7 +73,7 @@ def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_documented_commands_work(example: Example, clone: Path) -> None:
     if "ark-onnx-export" in example.code or "benchmarks/" in example.code:
         pytest.importorskip("torch")
-    if "ark-asr evaluate" in example.code:
+    if "ark-asr evaluate" in example.code or "run_evaluation" in example.code:
         pytest.importorskip("jiwer")
         pytest.importorskip("whisper_normalizer")
     if "openai_client" in example.code:

@@ -125,7 +125,7 @@ def test_audio_that_fits_one_window_is_one_and_nobody_looks() -> None:
     splitting = Splitting(window_seconds=10, vad=unused)
     waveform = sound((10, 0.1))
     (window,) = cut(waveform, splitting)
-    assert (window.start, window.end, window.spans, window.is_whole) == (0, 10, None, True)
+    assert (window.start, window.end, window.spans) == (0, 10, None)
     np.testing.assert_array_equal(window.waveform, waveform)
 
 

@@ -67,7 +67,6 @@ class Window:
     start: float  # of the first speech
     end: float  # of the last speech
     spans: tuple[tuple[float, float], ...] | None = None  # of speech; None: nobody looked
-    is_whole: bool = False  # it is all of the audio
 
     @property
     def seconds(self) -> float:
@@ -119,7 +118,7 @@ def windows(
             if first:
                 waveform = np.concatenate(first)
                 end = offset + len(waveform) / SAMPLE_RATE
-                yield Window(waveform, offset, offset, end, is_whole=True)
+                yield Window(waveform, offset, offset, end)
             return
     splitter = Splitter(splitting, max_seconds, offset)
     while first:
