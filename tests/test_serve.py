@@ -84,8 +84,9 @@ def wait_until(condition: object, seconds: float = 20.0) -> None:
 def test_start_status_stop(command: Command, samples: list[Sample]) -> None:
     assert command.run("status") == (3, "not running\n")
     assert command.run("stop") == (0, "was not running\n")
-    status, said = command.run("start")
+    status, said = command.run("--alias", "start", "start")
     assert (status, f"http://127.0.0.1:{command.port}" in said) == (0, True)
+    assert b'"start"' in command.ask("/v1/models")[1]
     status, said = command.run("status")
     assert (status, ", ready, " in said) == (0, True)
     body, kind = form({"file": samples[0].path})

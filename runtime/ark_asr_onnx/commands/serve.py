@@ -140,7 +140,7 @@ def _in_background(arguments: argparse.Namespace, address: Address, background: 
         return _status(address, background)
     settings(arguments).model.name  # noqa: B018 - told here, not in a log
     try:
-        found = background.start(_without_action(sys.argv[1:]), arguments.wait)
+        found = background.start(_without_action(sys.argv[1:], arguments.action), arguments.wait)
     except ServiceError as error:
         say(f"error: {error}")
         return _CANNOT_START
@@ -221,8 +221,14 @@ def _port(text: str) -> int:
     return value
 
 
-def _without_action(arguments: Sequence[str]) -> list[str]:
+def _without_action(arguments: Sequence[str], action: str) -> list[str]:
     """The arguments of the command itself, for the process in the background."""
+    parser = argparse.ArgumentParser()
+    serve_arguments(parser)
     rest = list(arguments[arguments.index("serve") + 1 :])
-    action = next(i for i, argument in enumerate(rest) if argument in _ACTIONS)
-    return rest[:action] + rest[action + 1 :]
+    for i in (i for i, argument in enumerate(rest) if argument == action):
+        without = rest[:i] + rest[i + 1 :]
+        with contextlib.suppress(SystemExit), contextlib.redirect_stderr(None):
+            if parser.parse_args(without).action is None:  # it was no option's value
+                return without
+    raise UsageError(f"say {action} once, as the action")
