@@ -8,6 +8,8 @@ and gives back the whole present.
 
 from __future__ import annotations
 
+import abc
+
 import numpy as np
 
 from ...arrays import F32, Array
@@ -79,6 +81,32 @@ def _check_logits(graph: Graph, sizes: Sizes) -> None:
         )
 
 
+class _OneSlot(abc.ABC):
+    """One utterance; see :class:`.prompted.EmbedsDecoding`."""
+
+    def prefill(self, slot: int, inputs_embeds: F32) -> F32:
+        """See :class:`.prompted.EmbedsDecoding`."""
+        assert slot == 0
+        self._empty()
+        return self._call(inputs_embeds)[0]
+
+    def step(self, inputs_embeds: F32) -> F32:
+        """See :class:`.prompted.EmbedsDecoding`."""
+        return self._call(inputs_embeds)
+
+    def move(self, source: int, target: int) -> None:
+        """See :class:`.prompted.EmbedsDecoding`; there is one slot."""
+        assert source == target == 0
+
+    @abc.abstractmethod
+    def _empty(self) -> None:
+        """Forget what was read."""
+
+    @abc.abstractmethod
+    def _call(self, inputs_embeds: F32) -> F32:
+        """Read ``[1, n, hidden]``; the last position's logits ``[1, V]``."""
+
+
 class StaticDecoder:
     """The published decoder; see :class:`.prompted.EmbedsDecoder`."""
 
@@ -107,7 +135,7 @@ class StaticDecoder:
         return StaticDecoding(self)
 
 
-class StaticDecoding:
+class StaticDecoding(_OneSlot):
     """Caches ``[1, P, n_kv_heads, head_dim]`` for each layer, key and value, written in place."""
 
     def __init__(self, decoder: StaticDecoder) -> None:
@@ -116,20 +144,9 @@ class StaticDecoding:
         self._mask = np.zeros((1, decoder.capacity), np.int64)
         self._length = 0
 
-    def prefill(self, slot: int, inputs_embeds: F32) -> F32:
-        """See :class:`.prompted.EmbedsDecoding`."""
-        assert slot == 0
+    def _empty(self) -> None:
         self._length = 0
         self._mask[:] = 0
-        return self._call(inputs_embeds)[0]
-
-    def step(self, inputs_embeds: F32) -> F32:
-        """See :class:`.prompted.EmbedsDecoding`."""
-        return self._call(inputs_embeds)
-
-    def move(self, source: int, target: int) -> None:
-        """See :class:`.prompted.EmbedsDecoding`; there is one slot."""
-        assert source == target == 0
 
     def _call(self, inputs_embeds: F32) -> F32:
         begin, end = self._length, self._length + inputs_embeds.shape[1]
@@ -176,26 +193,15 @@ class GrowingDecoder:
         return GrowingDecoding(self)
 
 
-class GrowingDecoding:
+class GrowingDecoding(_OneSlot):
     """Past arrays, replaced by the present ones after each call."""
 
     def __init__(self, decoder: GrowingDecoder) -> None:
         self._decoder = decoder
         self._past: list[Array] = []
 
-    def prefill(self, slot: int, inputs_embeds: F32) -> F32:
-        """See :class:`.prompted.EmbedsDecoding`."""
-        assert slot == 0
+    def _empty(self) -> None:
         self._past = [np.zeros(self._decoder.past_shape, np.float32)] * len(self._decoder.pasts)
-        return self._call(inputs_embeds)[0]
-
-    def step(self, inputs_embeds: F32) -> F32:
-        """See :class:`.prompted.EmbedsDecoding`."""
-        return self._call(inputs_embeds)
-
-    def move(self, source: int, target: int) -> None:
-        """See :class:`.prompted.EmbedsDecoding`; there is one slot."""
-        assert source == target == 0
 
     def _call(self, inputs_embeds: F32) -> F32:
         begin = self._past[0].shape[2]
