@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .. import MissingExtraError, PackageError, ServiceError
-from .settings import UsageError, arguments_of_all, few, positive, seconds, settings
+from .settings import Settings, UsageError, arguments_of_all, few, positive, seconds, settings
 from .terminal import say
 
 if TYPE_CHECKING:
@@ -108,7 +108,7 @@ def _foreground(arguments: argparse.Namespace, address: Address) -> int:
 
     _share_memory()
     told = settings(arguments)
-    service = _service_settings(arguments, address)
+    service = _service_settings(arguments, told, address)
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(message)s")
     for noisy in ("uvicorn", "uvicorn.error"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
@@ -159,7 +159,9 @@ def _status(address: Address, background: Background) -> int:
     return 0 if is_ready else _NOT_READY
 
 
-def _service_settings(arguments: argparse.Namespace, address: Address) -> ServiceSettings:
+def _service_settings(
+    arguments: argparse.Namespace, told: Settings, address: Address
+) -> ServiceSettings:
     from ..server.app import ServiceSettings
     from ..server.limits import Access, Limits
 
@@ -178,7 +180,6 @@ def _service_settings(arguments: argparse.Namespace, address: Address) -> Servic
         hosts=frozenset(arguments.allowed_host or ()),
         is_loopback=address.host in ("127.0.0.1", "::1", "localhost"),
     )
-    told = settings(arguments)
     return ServiceSettings(
         limits=limits,
         access=access,

@@ -9,7 +9,7 @@ import logging
 import math
 import threading
 import time
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Generator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import Any, BinaryIO
@@ -26,7 +26,6 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from .. import (
-    ArkError,
     AudioError,
     AudioTooLongError,
     EmptyAudioError,
@@ -123,12 +122,12 @@ class Service:
         return self._model
 
     @contextlib.contextmanager
-    def place(self) -> Any:
+    def place(self) -> Generator[None]:
         """A place in the house, taken before the audio is read."""
         limits = self.settings.limits
         if self.n_requests >= limits.max_requests:
             n_rounds = limits.max_waiting / limits.max_active + 1
-            after = min(max(math.ceil(self._typical_seconds * n_rounds), 1), 60)
+            after = _retry_after(self._typical_seconds * n_rounds)
             self.metrics.rejected.labels("queue_full").inc()
             raise Refused(
                 Failure(
@@ -143,6 +142,11 @@ class Service:
         finally:
             self.n_requests -= 1
             self._typical_seconds += 0.2 * (time.perf_counter() - begin - self._typical_seconds)
+
+    @property
+    def n_waiting(self) -> int:
+        """Requests in the house that wait for a thread."""
+        return max(0, self.n_requests - self.settings.limits.max_active)
 
     def work(self, source: BinaryIO, asked: fields.Request) -> Work:
         """Begin to transcribe."""
@@ -174,8 +178,8 @@ class Service:
         return 200 if is_ready else 503, {
             "ready": is_ready,
             "model": model,
-            "active": min(self.n_requests, self.settings.limits.max_active),
-            "queued": max(0, self.n_requests - self.settings.limits.max_active),
+            "active": self.n_requests - self.n_waiting,
+            "queued": self.n_waiting,
             "stalled_s": round(stalled, 1),
         }
 
@@ -187,12 +191,11 @@ class Service:
 
             return value
 
-        watch, limits = self.metrics.watch, self.settings.limits
+        watch = self.metrics.watch
         watch("ark_asr_slots", "Windows decoded together at most", lambda: self.settings.slots)
         watch("ark_asr_slots_active", "Windows being decoded", of("n_active"))
         watch("ark_asr_model_loaded", "Whether the model is in memory", of("is_loaded"))
-        watch("ark_asr_jobs_waiting", "Requests that wait for a thread",
-              lambda: max(0, self.n_requests - limits.max_active))  # fmt: skip
+        watch("ark_asr_jobs_waiting", "Requests that wait for a thread", lambda: self.n_waiting)
 
 
 def create_app(load: Callable[[], Transcriber], settings: ServiceSettings) -> Starlette:
@@ -354,7 +357,7 @@ class _Routes:
         except (ConnectionResetError, ClientDisconnect):
             service.metrics.cancelled.inc()
             return Response(status_code=499)
-        except (ArkError, Exception) as error:
+        except Exception as error:
             raise Refused(_failure(error)) from error
         finally:
             await _release(work, form, held)
@@ -515,10 +518,14 @@ def _failure(error: BaseException) -> Failure:
     if isinstance(error, (AudioError, MissingExtraError)):
         return Failure(400, message, "invalid_audio", "file")
     if isinstance(error, QueueFullError):
-        after = min(max(math.ceil(error.retry_after), 1), 60)
-        return Failure(429, message, "queue_full", retry_after=after)
+        return Failure(429, message, "queue_full", retry_after=_retry_after(error.retry_after))
     _LOG.error("a request failed", exc_info=error)
     return Failure(500, "the model could not transcribe this audio", is_final=True)
+
+
+def _retry_after(seconds: float) -> int:
+    """Whole seconds that every generation of clients obeys."""
+    return min(max(math.ceil(seconds), 1), 60)
 
 
 def _no_model(name: str) -> Failure:

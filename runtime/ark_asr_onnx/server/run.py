@@ -86,6 +86,7 @@ class _Server(uvicorn.Server):
         self._n_signals = 0
         self._until = 0.0  # the end of the grace
         self._signalled = asyncio.Event()
+        self._loop: asyncio.AbstractEventLoop | None = None
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """A signal: the first lets requests finish, the second does not."""
@@ -94,10 +95,12 @@ class _Server(uvicorn.Server):
         self._service.is_closing = True
         if self._n_signals > 1:
             super().handle_exit(sig, frame)
-        self._signalled.set()
+        if self._loop is not None:  # which sleeps in a system call
+            self._loop.call_soon_threadsafe(self._signalled.set)
 
     async def main_loop(self) -> None:
         """As uvicorn's, which wakes ten times a second, but asleep while nothing is to end."""
+        self._loop = asyncio.get_running_loop()
         while not await self.on_tick(0):
             if self._n_signals:
                 await asyncio.sleep(0.05)
