@@ -1,0 +1,119 @@
+"""Files and folders that appear whole or not at all, and what a killed process left of them."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import shutil
+import sys
+import time
+from collections.abc import Generator
+from pathlib import Path
+from typing import BinaryIO
+
+if sys.platform != "win32":
+    import fcntl
+
+_PREFIX = ".ark-asr-"  # of what is being written; the same for whoever sweeps
+_LOCK = "lock"  # in a staging folder, held by the process that fills it
+_MIN_AGE_SECONDS = 60.0  # between making a file and locking it, nobody may take it for left over
+_swept: set[str] = set()
+
+
+def write(path: str | os.PathLike[str], content: bytes) -> None:
+    """Write a file whole or not at all: the old one stays until the new one is on the disk.
+
+    A link is followed. What is no file (a device, a pipe) is written to as it is. Raises
+    ``OSError``.
+    """
+    target = Path(path)
+    if target.exists() and not target.is_file():
+        target.write_bytes(content)
+        return
+    target = Path(os.path.realpath(target))
+    sweep(target.parent)
+    # The mode is the one that any new file gets, so that the umask counts.
+    temporary = target.with_name(f"{_PREFIX}{secrets.token_hex(8)}")
+    with temporary.open("xb") as stream:
+        try:
+            _lock(stream)
+            stream.write(content)
+            stream.flush()
+            os.fsync(stream.fileno())
+            if target.exists():
+                shutil.copymode(target, temporary)
+        except BaseException:
+            stream.close()
+            temporary.unlink()
+            raise
+    try:
+        temporary.replace(target)
+    except BaseException:
+        temporary.unlink()
+        raise
+
+
+@contextlib.contextmanager
+def staging(parent: Path) -> Generator[Path]:
+    """A fresh folder in ``parent`` for what is to be renamed to its place; then removed.
+
+    ``parent`` is made if need be. Raises ``OSError``.
+    """
+    parent.mkdir(parents=True, exist_ok=True)
+    sweep(parent)
+    folder = parent / f"{_PREFIX}{secrets.token_hex(8)}"
+    folder.mkdir()
+    try:
+        with (folder / _LOCK).open("xb") as lock:
+            _lock(lock)
+            inside = folder / "new"
+            inside.mkdir()
+            yield inside
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def sweep(folder: Path) -> None:
+    """Remove what killed processes left in a folder, once in the life of this process."""
+    name = str(folder.absolute())
+    if name in _swept:
+        return
+    _swept.add(name)
+    with contextlib.suppress(OSError):
+        for path in list(folder.glob(f"{_PREFIX}*")):
+            if _is_left_over(path):
+                if path.is_dir():
+                    shutil.rmtree(path, ignore_errors=True)
+                else:
+                    path.unlink(missing_ok=True)
+
+
+def _lock(stream: BinaryIO) -> bool:
+    """Claim a file until it is closed or the process ends; whether that went well."""
+    if sys.platform == "win32":
+        return True  # an open file cannot be removed there
+    try:
+        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        pass  # a file system that knows no locks
+    return True
+
+
+def _is_left_over(path: Path) -> bool:
+    """Whether nobody writes it any more."""
+    if path.is_symlink() or time.time() - path.stat().st_mtime < _MIN_AGE_SECONDS:
+        return False
+    claimed = path / _LOCK if path.is_dir() else path
+    try:
+        if sys.platform == "win32":
+            claimed.unlink()
+            return True
+        with claimed.open("rb") as stream:
+            return _lock(stream)
+    except FileNotFoundError:
+        return path.is_dir()  # killed before it could lock
+    except OSError:
+        return False
