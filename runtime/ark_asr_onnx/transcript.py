@@ -47,6 +47,14 @@ class Timings:
 
 
 @dataclass(frozen=True, slots=True)
+class AudioWarning:
+    """Something about an audio that may have cost words, such as a file that was cut off."""
+
+    kind: str
+    message: str  # what was found, in one line, without the name of the audio
+
+
+@dataclass(frozen=True, slots=True)
 class Transcript:
     """The text of one audio, and how it came about."""
 
@@ -54,6 +62,7 @@ class Transcript:
     segments: tuple[Segment, ...]
     duration: float  # seconds of audio
     timings: Timings
+    warnings: tuple[AudioWarning, ...] = ()  # what may be missing from the audio, or wrong with it
 
     @property
     def raw_text(self) -> str:
