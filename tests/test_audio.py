@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import re
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
@@ -13,7 +15,7 @@ import pytest
 import soundfile
 import soxr
 
-from ark_asr_onnx import AudioError
+from ark_asr_onnx import AudioError, AudioWarning
 from ark_asr_onnx.audio import sources
 
 Samples = npt.NDArray[np.floating]
@@ -151,11 +153,26 @@ def test_channels_are_averaged(n_channels: int) -> None:
     np.testing.assert_allclose(sources.read(channels, RATE), expected, atol=1e-7)
 
 
-def test_opposite_channels_cancel_at_any_rate() -> None:
-    left = tone(440, 4410, 44100)
-    waveform = sources.read(np.stack([left, -left], axis=1), 44100)
-    assert len(waveform) == 1600
-    assert not waveform.any()
+@pytest.mark.parametrize("other", [-1.0, -0.9, -0.8])
+@pytest.mark.parametrize("rate", [16000, 44100])
+def test_of_channels_that_cancel_one_is_heard(other: float, rate: int) -> None:
+    left = tone(440, rate, rate)
+    told: list[AudioWarning] = []
+    waveform = sources.read(np.stack([other * left, left], 1), rate, on_warning=told.append)
+    np.testing.assert_allclose(np.abs(waveform), np.abs(sources.read(left, rate)), atol=1e-6)
+    (warning,) = told
+    assert warning.kind == "channels"
+    assert f"from 0.0 s on channel {1 if other == -1 else 2} is heard alone" in warning.message
+
+
+def test_channels_that_do_not_cancel_are_averaged() -> None:
+    first, second = np.random.default_rng(0).normal(0, 0.1, (2, 3 * RATE)).astype(np.float32)
+    silent = np.zeros_like(first)
+    for columns in ([first, second], [first, first], [first, silent], [first, second, silent]):
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            waveform = sources.read(np.stack(columns, axis=1), RATE)
+        np.testing.assert_allclose(waveform, np.mean(columns, axis=0), atol=1e-7)
 
 
 # Sources -----------------------------------------------------------------------------------------
@@ -169,6 +186,37 @@ def test_a_path_a_string_bytes_and_a_stream_are_the_same_audio(tmp_path: Path) -
         np.testing.assert_array_equal(sources.read(source), swell())
     with path.open("rb") as stream:
         np.testing.assert_array_equal(sources.read(stream), swell())
+
+
+def test_bytes_of_every_type_are_the_same_audio() -> None:
+    data = wav(swell())
+    for source in (bytearray(data), memoryview(data)):
+        np.testing.assert_array_equal(sources.read(source), swell())
+
+
+@pytest.mark.parametrize("kind", ["WAV", "FLAC", "OGG", "MP3"])
+@pytest.mark.parametrize("call", range(8))
+def test_what_a_stream_raises_is_raised_wherever_it_does(kind: str, call: int) -> None:
+    class Breaking(io.BytesIO):
+        error: BaseException = KeyboardInterrupt()
+        n_left = 10**9
+
+        def read(self, n: int | None = -1) -> bytes:
+            self.n_left -= 1
+            if self.n_left < 0:
+                raise self.error
+            return super().read(n)
+
+    data = encoded(swell(), kind=kind, subtype=None)
+    for error, expected in (
+        (KeyboardInterrupt(), KeyboardInterrupt),
+        (ConnectionResetError(104, "Connection reset by peer"), AudioError),
+    ):
+        stream = Breaking(data)
+        stream.error, stream.n_left = error, call
+        with pytest.raises(expected) as raised:
+            sources.read(stream)
+        assert expected is KeyboardInterrupt or "Connection reset" in str(raised.value)
 
 
 def test_a_stream_that_cannot_seek_is_read() -> None:
@@ -334,7 +382,7 @@ def test_a_raw_file_is_refused_because_it_does_not_know_its_rate(tmp_path: Path)
         sources.read(path)
 
 
-@pytest.mark.filterwarnings("ignore:.*ends too early")
+@pytest.mark.filterwarnings("ignore:.*cut off")
 def test_a_wav_cut_short_gives_the_samples_that_are_there() -> None:
     data = encoded(swell())  # a header of 44 bytes, then 2 bytes a sample
     whole = sources.read(data)
@@ -346,7 +394,7 @@ def test_a_wav_cut_short_gives_the_samples_that_are_there() -> None:
 def test_a_file_that_was_cut_off_says_so(kind: str) -> None:
     noise = np.random.default_rng(0).uniform(-0.5, 0.5, 10 * RATE)
     data = encoded(noise, kind=kind, subtype=None)
-    with pytest.warns(UserWarning, match="audio bytes: the file ends too early .* copy it again"):
+    with pytest.warns(UserWarning, match="audio bytes: cut off"):
         assert len(sources.read(data[: len(data) // 2])) < 6 * RATE
     sources.read(data[: len(data) // 2], end_seconds=0.5)  # of no concern in a part that is there
 
@@ -404,7 +452,7 @@ def test_nan_and_infinity_are_refused_where_they_stand(value: float) -> None:
     ids=["beyond float32", "sum of channels"],
 )
 def test_values_that_overflow_are_refused_without_a_warning(array: Samples) -> None:
-    with pytest.raises(AudioError, match=r"sample 0 .* is NaN or infinite"):
+    with pytest.raises(AudioError, match=r"sample 0 .* is (NaN or infinite|3e\+38)"):
         sources.read(array, RATE)
 
 
@@ -414,18 +462,42 @@ def test_values_beyond_one_are_kept() -> None:
     np.testing.assert_array_equal(sources.read(wav(loud)), loud)
 
 
+def test_integers_that_were_not_scaled_are_refused_with_their_values(tmp_path: Path) -> None:
+    whole = np.round(swell() * 2**15)
+    for array in (whole.astype(np.int32), whole.astype(np.int64), whole, whole.astype(np.float32)):
+        with pytest.raises(AudioError, match=r"audio array: .*32768|audio array: .*int16"):
+            sources.read(array, RATE)
+    path = tmp_path / "undivided.wav"
+    soundfile.write(path, whole, RATE, subtype="FLOAT")
+    with pytest.raises(AudioError, match=r"undivided\.wav: sample \d+ .* expected from -1 to 1"):
+        sources.read(path)
+    np.testing.assert_allclose(sources.read(whole.astype(np.int16), RATE), swell(), atol=2**-15)
+
+
+@pytest.mark.parametrize("rate", [16000.0, np.float64(16000), np.int32(16000), np.uint16(16000)])
+def test_a_rate_that_is_a_whole_number_is_taken(rate: Any) -> None:
+    np.testing.assert_array_equal(sources.read(swell(), rate), swell())
+
+
+@pytest.mark.parametrize("rate", ["16000", b"16000", 16000.5, np.nan, np.inf, [16000], 0, -1, True])
+def test_a_rate_that_is_none_is_refused_as_it_was_given(rate: Any) -> None:
+    for source in (swell(), iter([swell()])):
+        with pytest.raises(AudioError, match=f"sample rate is {re.escape(repr(rate))}, expected"):
+            list(sources.blocks(source, rate))
+
+
+def test_a_sound_too_short_to_be_resampled_is_refused() -> None:
+    for rate, n in ((48_000, 1), (1_000_000, 5)):
+        with pytest.raises(AudioError, match=f"audio array: too short, {n} samples at {rate} Hz"):
+            sources.read(swell()[:n], rate)
+
+
 # Arrays and objects that are no audio ------------------------------------------------------------
 
 
 def test_an_array_needs_its_sample_rate() -> None:
     with pytest.raises(AudioError, match=r"needs its sample rate.*sample_rate="):
         sources.read(swell())
-
-
-@pytest.mark.parametrize("rate", [0, -16000])
-def test_a_sample_rate_must_be_positive(rate: int) -> None:
-    with pytest.raises(AudioError, match=rf"rate is {rate}\b"):
-        sources.read(swell(), rate)
 
 
 @pytest.mark.parametrize(
@@ -458,7 +530,7 @@ def test_an_array_that_is_no_audio_is_refused(array: npt.NDArray[Any], message: 
         sources.read(array, RATE)
 
 
-@pytest.mark.parametrize("source", [None, 7, [0.0, 0.1], bytearray(b"RIFF")], ids=repr)
+@pytest.mark.parametrize("source", [None, 7, [0.0, 0.1], {"array": 1}], ids=repr)
 def test_an_object_that_is_no_audio_is_refused_with_what_can_be_passed(source: object) -> None:
     kind = type(source).__name__
     with pytest.raises(AudioError, match=f"from {kind}; pass a path, bytes, a binary file object"):

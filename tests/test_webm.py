@@ -5,6 +5,7 @@ The files are written here, element by element, around the packets of an Ogg Opu
 
 from __future__ import annotations
 
+import contextlib
 import io
 import itertools
 import struct
@@ -165,7 +166,7 @@ def test_parts_and_streams(packets: list[bytes]) -> None:
 def test_what_was_cut_off_is_heard_and_told(packets: list[bytes], share: float) -> None:
     head, _, *rest = packets
     data = file(track_entry(head), cluster(simple(rest), live=True), live=True)
-    with pytest.warns(UserWarning, match="ends too early"):
+    with pytest.warns(UserWarning, match="audio bytes: cut off: its end is missing"):
         found = sources.read(data[: round(share * len(data))])
     assert len(found) == pytest.approx(share * len(rest) * 320, rel=0.2)
 
@@ -200,12 +201,8 @@ def test_every_damage_is_an_error_of_ours_or_audio(packets: list[bytes]) -> None
 
 
 def pages(data: bytes) -> Iterator[bytes]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("warnings.warn", lambda *_, **__: None)
-        try:
-            yield from webm.to_ogg(io.BytesIO(data), "x")
-        except AudioError:
-            return
+    with contextlib.suppress(AudioError):
+        yield from webm.to_ogg(io.BytesIO(data), "x", lambda _: None)
 
 
 def test_what_needs_the_extra_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -37,6 +37,7 @@ __all__ = [
     "ArkError",
     "AudioError",
     "AudioTooLongError",
+    "AudioWarning",
     "Clip",
     "ClosedError",
     "DecodeError",

@@ -27,7 +27,7 @@ from .model.resident import Resident
 from .model.seam import Model
 from .package.opening import Package
 from .package.text import Text
-from .transcript import Segment, Transcript, join
+from .transcript import AudioWarning, Segment, Transcript, join
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,20 +185,21 @@ class Transcriber:
         options: Options | None = None,
         splitting: Splitting | None = None,
         partial_seconds: float | None = None,
+        on_warning: Callable[[AudioWarning], None] | None = None,
     ) -> Iterator[Segment]:
         """Segments of live audio, each when its speech has ended.
 
         ``blocks`` are arrays such as a microphone gives, of any length. Speech ends with a pause
         of ``splitting.pause_seconds``. With ``partial_seconds``, speech that goes on gives a
-        segment that is not ``is_final`` each time so much audio has come.
+        segment that is not ``is_final`` each time so much audio has come. ``on_warning`` is told
+        what is wrong with the audio; without it, Python's ``warnings`` are.
         """
         if partial_seconds is not None and not partial_seconds > 0:
             raise ValueError(f"partial_seconds is {partial_seconds}, must be positive")
         splitting = splitting or Splitting()
         splitting.longest(self.manifest.sizes.max_seconds)
-        return self._listen(
-            sources.blocks(blocks, sample_rate), options or Options(), splitting, partial_seconds
-        )
+        waveform = sources.blocks(blocks, sample_rate, on_warning=on_warning)
+        return self._listen(waveform, options or Options(), splitting, partial_seconds)
 
     def transcribe_many(
         self,
@@ -256,7 +257,7 @@ class Transcriber:
                 else:
                     take, error = started.popleft(), error or result.error
                     spent = timings((take.clock, take.decoding))
-                    yield error or join(segments, take.seconds, spent)
+                    yield error or join(segments, take.seconds, spent, take.warnings)
                     segments, error = [], None
         finally:
             line.cancel()

@@ -105,10 +105,15 @@ class Transcript:
         return self.duration / self.timings.total
 
 
-def join(segments: Sequence[Segment], duration: float, timings: Timings) -> Transcript:
+def join(
+    segments: Sequence[Segment],
+    duration: float,
+    timings: Timings,
+    warnings: Sequence[AudioWarning] = (),
+) -> Transcript:
     """The transcript of an audio from its segments."""
     text = " ".join(segment.text for segment in segments if segment.text)
-    return Transcript(text, tuple(segments), duration, timings)
+    return Transcript(text, tuple(segments), duration, timings, tuple(warnings))
 
 
 def transcript_to_json(transcript: Transcript) -> str:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import importlib.util
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, BinaryIO, Literal, TypeAlias, cast
 
 import numpy as np
 
 from ..arrays import F32
 from ..errors import AudioError
+from ..transcript import AudioWarning
 from . import webm
 
 Kind: TypeAlias = Literal["webm", "mp4", "aac", "asf"]
@@ -41,7 +42,9 @@ def has_media() -> bool:
     return importlib.util.find_spec("av") is not None
 
 
-def as_ogg(stream: BinaryIO, name: str) -> BinaryIO | None:
+def as_ogg(
+    stream: BinaryIO, name: str, on_warning: Callable[[AudioWarning], None]
+) -> BinaryIO | None:
     """A WebM's Opus as an Ogg file, which is closed by whoever asked for it.
 
     None where it has none, and the extra ``media`` can read what it has.
@@ -49,7 +52,7 @@ def as_ogg(stream: BinaryIO, name: str) -> BinaryIO | None:
     at = stream.tell()
     found = tempfile.SpooledTemporaryFile(_IN_MEMORY_BYTES)  # noqa: SIM115
     try:
-        for page in webm.to_ogg(stream, name):
+        for page in webm.to_ogg(stream, name, on_warning):
             found.write(page)
     except webm.NoOpusError:
         found.close()

@@ -2,57 +2,97 @@
 
 from __future__ import annotations
 
+import functools
 import math
-import warnings
-import wave
 from collections.abc import Iterator
-from io import BufferedReader
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
 
 from ..errors import AudioError
+from ..transcript import AudioWarning
+from . import chunks, mp3
+from .chunks import UNKNOWN_BYTES
 from .mel import SAMPLE_RATE
-from .sources import UNKNOWN_BYTES
+from .sources import OnWarning, joined, python_warning
 
 _BLOCK_SECONDS = 0.032
-_FILES = (
-    b"fLaC",
-    b"OggS",
-    b"ID3",
-    b"FORM",
-    b".snd",
-    b"caff",
-    b"RF64",
-    b"riff",
-    b"\x1aE\xdf\xa3",
-    b"0&\xb2u",
-    b"#!AMR",
-    b"\xff\xf1",
-    b"\xff\xf9",
-)
-_MP3 = (b"\xfb", b"\xfa", b"\xf3", b"\xf2", b"\xe3", b"\xe2")
+_MAX_HEADER = 1 << 20  # bytes before the samples of a WAV, and of a chunk after them
+_LOOKED_AT = 4096  # bytes that tell samples from something else
+_FILES = (  # which libsndfile or the extra media can read, or which are certainly no samples
+    *chunks.MAGICS,
+    b"fLaC", b"OggS", b"ID3", b"\x1aE\xdf\xa3", b"0&\xb2u", b"#!AMR", b".SoX", b"XoS.", b"2BIT",
+    b"NIST", b"PVF1", b" paf", b"fap ", b"MATLAB", b"Creative Voice File", b"MThd", b"%PDF", b"PK",
+    b"\x1f\x8b\x08", b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd",
+    b"7z\xbc\xaf", b"\x7fELF",
+)  # fmt: skip
 _DTYPES = {1: "u1", 2: "<i2", 4: "<i4"}
+_PCM, _EXTENSIBLE = 1, 0xFFFE
 
 
-def can_be_read_as_it_comes(stream: BufferedReader) -> bool:
-    """Whether it is WAV or bare samples, as far as its first bytes tell."""
-    head = stream.peek(22)[:22]
-    # An MP3 without tags begins with a frame: eleven ones, version and layer III.
-    if head.startswith(b"RIFF") and len(head) >= 22 and head[12:16] == b"fmt ":
-        return head[20:22] == b"\x01\x00"  # PCM; libsndfile reads the others, once they are whole
-    is_mp3 = head[:1] == b"\xff" and head[1:2] in _MP3
-    return not (is_mp3 or head.startswith(_FILES) or head[4:8] == b"ftyp")
+class Pipe:
+    """A binary stream whose next bytes can be looked at before they are read."""
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self._stream = stream
+        self._head = b""
+
+    def head(self, n: int) -> bytes:
+        """The next ``n`` bytes, fewer only at the end; they stay."""
+        while len(self._head) < n and (data := self._stream.read(n - len(self._head))):
+            self._head += data
+        return self._head[:n]
+
+    def read(self, n: int = -1) -> bytes:
+        """As of any binary stream."""
+        if n < 0:
+            data, self._head = self._head + self._stream.read(), b""
+            return data
+        data = self.head(n)
+        self._head = self._head[len(data) :]
+        return data
 
 
-def is_wav(stream: BufferedReader) -> bool:
+@dataclass(frozen=True, slots=True)
+class _Wav:
+    """What the header of a WAV of integers says."""
+
+    n_header: int  # bytes before the samples
+    rate: int
+    channels: int
+    width: int  # bytes of a sample
+    n_bytes: float  # of samples; infinite where it does not know
+
+
+def can_be_read_as_it_comes(pipe: Pipe, rate: int | None = None) -> bool:
+    """Whether it is WAV of integers or bare samples, as far as its first bytes tell.
+
+    The user who says a ``rate`` says that they are samples: then only a whole name of a kind of
+    file counts for more.
+    """
+    if is_wav(pipe):
+        return _wav(pipe) is not None  # libsndfile reads the others, once they are whole
+    head = pipe.head(_LOOKED_AT)
+    if head.startswith(tuple(name for name in _FILES if len(name) >= 4)) or head[4:8] == b"ftyp":
+        return False
+    return rate is not None or not (
+        head.startswith(_FILES) or mp3.begins(head) or _is_adts(head) or not _looks_like_sound(head)
+    )
+
+
+def is_wav(pipe: Pipe) -> bool:
     """Whether it begins with a WAV header."""
-    return stream.peek(4)[:4] == b"RIFF"
+    head = pipe.head(12)
+    return head[:4] == b"RIFF" and head[8:] == b"WAVE"
 
 
 def parts(
-    stream: BufferedReader, rate: int = SAMPLE_RATE, channels: int = 1
+    pipe: Pipe,
+    rate: int = SAMPLE_RATE,
+    channels: int = 1,
+    on_warning: OnWarning | None = None,
 ) -> tuple[Iterator[npt.NDArray[Any]], int]:
     """Integer arrays ``[n, channels]`` of a few milliseconds each, and their sample rate.
 
@@ -60,39 +100,132 @@ def parts(
     for signed 16-bit little-endian samples of ``rate`` and ``channels``. Raises
     :class:`AudioError` for a WAV that is no PCM.
     """
-    width = 2
-    if is_wav(stream):
-        try:
-            header = wave.open(stream)  # noqa: SIM115 - the stream is the caller's
-        except (wave.Error, EOFError) as error:
-            raise AudioError(
-                f"standard input: a WAV that cannot be read as it comes ({error}); send PCM, for "
-                "example with ffmpeg -i … -f s16le -ac 1 -ar 16000 -"
-            ) from error
-        rate, channels, width = header.getframerate(), header.getnchannels(), header.getsampwidth()
-        if width > 4:
-            raise AudioError(f"standard input: samples of {8 * width} bits, at most 32 can be read")
-        n_bytes = header.getnframes() * channels * width
-    else:
-        n_bytes = 0
-    size = channels * width * max(1, round(rate * _BLOCK_SECONDS))
-    left = n_bytes if 0 < n_bytes < UNKNOWN_BYTES else math.inf
-    return _frames(stream, size, left, channels, width), rate
+    if not is_wav(pipe):
+        return _blocks(pipe, _Wav(0, rate, channels, 2, math.inf), math.inf), rate
+    found = _wav(pipe)
+    if found is None:
+        raise AudioError(
+            "standard input: a WAV that cannot be read as it comes; send PCM, for example with "
+            "ffmpeg -i … -f s16le -ac 1 -ar 16000 -"
+        )
+    pipe.read(found.n_header)
+    told = on_warning or functools.partial(python_warning, "standard input")
+    return _samples(pipe, found, told), found.rate
 
 
-def _frames(
-    stream: BufferedReader, size: int, left: float, channels: int, width: int
-) -> Iterator[npt.NDArray[Any]]:
-    frame = channels * width
-    while data := stream.read(int(min(size, left))):
+def _wav(pipe: Pipe) -> _Wav | None:
+    at, form = 12, b""
+    while at < _MAX_HEADER:
+        head = pipe.head(at + 8)[at:]
+        size = int.from_bytes(head[4:], "little")
+        if len(head) < 8:
+            return None
+        if head[:4] == b"fmt ":
+            form = pipe.head(at + 8 + min(size, 40))[at + 8 :]
+        if head[:4] == b"data":
+            return _of_integers(form, at + 8, size)
+        at += 8 + size + size % 2
+    return None
+
+
+def _of_integers(form: bytes, n_header: int, size: int) -> _Wav | None:
+    def number(at: int, n: int) -> int:
+        return int.from_bytes(form[at : at + n], "little")
+
+    tag, channels, rate, frame, bits = (
+        number(at, n) for at, n in ((0, 2), (2, 2), (4, 4), (12, 2), (14, 2))
+    )
+    if tag == _EXTENSIBLE:
+        tag = number(24, 2)
+    width = frame // channels if channels else 0
+    is_whole = width in (1, 2, 3, 4) and width * channels == frame and 8 * width - 8 < bits
+    if tag != _PCM or not is_whole or bits > 8 * width or not 1000 <= rate <= 1_000_000:
+        return None
+    return _Wav(n_header, rate, channels, width, size if size < UNKNOWN_BYTES else math.inf)
+
+
+def _samples(pipe: Pipe, wav: _Wav, on_warning: OnWarning) -> Iterator[npt.NDArray[Any]]:
+    """Samples of a WAV, and those that come after its header's end of them."""
+    second = wav.rate * wav.channels * wav.width
+    lengths: list[float] = []  # seconds of each recording
+    claimed = left = wav.n_bytes
+    n_bytes = 0
+    while True:
+        for block in _blocks(pipe, wav, left):
+            n_bytes += block.size * wav.width
+            yield block
+        if not math.isfinite(left) or not _go_on(pipe):
+            break
+        if is_wav(pipe):
+            other = _wav(pipe)
+            same = other and (other.rate, other.channels, other.width)
+            if other is None or same != (wav.rate, wav.channels, wav.width):
+                what = "a second recording of another kind follows, which was not heard"
+                on_warning(AudioWarning("unused", f"{what}; send it alone"))
+                break
+            pipe.read(other.n_header)
+            lengths.append(n_bytes / second - sum(lengths))
+            left, claimed = other.n_bytes, claimed + other.n_bytes
+        else:
+            left = math.inf
+    expected, there = claimed / second, n_bytes / second
+    says = f"its header says {expected:.2f} s, {there:.2f} s came"
+    if math.isfinite(claimed) and claimed - n_bytes >= wav.channels * wav.width:
+        on_warning(AudioWarning("cut", f"cut off: {says}"))
+    elif n_bytes > claimed:
+        on_warning(AudioWarning("longer", f"{says}: all of it was heard"))
+    if lengths:
+        on_warning(joined([*lengths, there - sum(lengths)]))
+
+
+def _go_on(pipe: Pipe) -> bool:
+    """Whether samples or another recording follow, after chunks that are no samples."""
+    while head := pipe.head(8):
+        if len(head) < 8:
+            return False
+        size = int.from_bytes(head[4:], "little")
+        size += size % 2
+        if is_wav(pipe) or not chunks.is_name(head[:4]) or size > _MAX_HEADER:
+            return True
+        after = pipe.head(16 + size)[8 + size :]
+        if len(after) == 8 and not chunks.is_name(after[:4]):
+            return True
+        pipe.read(8 + size)
+    return False
+
+
+def _blocks(pipe: Pipe, wav: _Wav, left: float) -> Iterator[npt.NDArray[Any]]:
+    frame = wav.channels * wav.width
+    size = frame * max(1, round(wav.rate * _BLOCK_SECONDS))
+    while data := pipe.read(int(min(size, left))):
         left -= len(data)
         whole = data[: len(data) // frame * frame]  # the last sample may be torn
-        if width == 3:
+        if wav.width == 3:
             padded = np.zeros((len(whole) // 3, 4), np.uint8)
             padded[:, 1:] = np.frombuffer(whole, np.uint8).reshape(-1, 3)
             samples = padded.view("<i4")[:, 0]
         else:
-            samples = np.frombuffer(whole, _DTYPES[width])
-        yield samples.reshape(-1, channels)
-    if 0 < left < math.inf:
-        warnings.warn(f"standard input: it ended {left} bytes before its header says", stacklevel=2)
+            samples = np.frombuffer(whole, _DTYPES[wav.width])
+        if len(samples):
+            yield samples.reshape(-1, wav.channels)
+
+
+def _is_adts(head: bytes) -> bool:
+    """Twelve ones and no layer, where MP3 has one."""
+    return len(head) > 2 and head[0] == 0xFF and head[1] & 0xF6 == 0xF0
+
+
+def _looks_like_sound(head: bytes) -> bool:
+    """Whether bytes are like samples of 16 bits, and not like text or compressed data.
+
+    Text is far from zero all the time. Compressed data is as loud as can be, and a value says
+    nothing of the next one.
+    """
+    samples = np.frombuffer(head[: len(head) // 2 * 2], "<i2").astype(np.float64) / 32768
+    if len(samples) < 64:
+        return True
+    centred = samples - samples.mean()
+    energy = float(np.square(centred).mean())
+    likeness = float((centred[2:] * centred[:-2]).mean())  # of every other one: it may be stereo
+    is_noise = energy > 0.16 and abs(likeness) < 0.25 * energy
+    return abs(float(samples.mean())) < 0.2 and not is_noise

@@ -5,12 +5,14 @@ Decoding is libsndfile's (WAV in every encoding, FLAC, OGG, Opus, MP3, AIFF …)
 
 from __future__ import annotations
 
+import functools
 import io
 import math
 import os
 import re
+import sys
 import warnings
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any, BinaryIO, TypeAlias, TypeVar, cast
 
@@ -21,18 +23,21 @@ import soxr  # pyright: ignore[reportMissingTypeStubs]
 
 from ..arrays import F32
 from ..errors import AudioError, EmptyAudioError
-from . import containers
+from ..transcript import AudioWarning
+from . import containers, recordings
 from .mel import SAMPLE_RATE
+from .recordings import Recording
+from .sound import Mixer, can_be_sound, check_range, scaled
 
-_File: TypeAlias = str | os.PathLike[str] | bytes | BinaryIO
+_File: TypeAlias = str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryIO
 AudioSource: TypeAlias = _File | npt.NDArray[Any]
 
 _SAMPLE_RATES = range(1_000, 1_000_001)  # Hz; beyond, a header is damaged, and resampling explodes
 _BLOCK_SAMPLES = 1 << 20  # of all channels together, in memory at once
 _MAX_CLAIMED = 1 << 48  # samples; a header that claims more does not know
+_DIFFERS = 0.05  # seconds by which what is there must differ from what was claimed to be told
 _T = TypeVar("_T")
-# Who writes a WAV into a pipe cannot go back to its header, and leaves nearly 2**31 or 2**32.
-UNKNOWN_BYTES = (1 << 31) - (1 << 20)
+OnWarning: TypeAlias = Callable[[AudioWarning], None]
 _READABLE = (
     "WAV, FLAC, OGG, Opus, WebM/Opus, MP3 and AIFF can be read, MP4/M4A with the extra media; "
     "convert others, for example with ffmpeg"
@@ -45,15 +50,25 @@ def read(
     *,
     begin_seconds: float | None = None,
     end_seconds: float | None = None,
+    on_warning: OnWarning | None = None,
 ) -> F32:
     """Waveform ``[n]`` float32, mono, 16 kHz, of a path, bytes, binary file object or array.
 
-    Channels are averaged. An array is ``[n]`` or ``[n, channels]``, floating point in [-1, 1] or
-    integer (scaled by its type's range), and needs ``sample_rate``; the others know their own.
-    ``begin_seconds`` and ``end_seconds`` select a part. Raises :class:`AudioError` for anything
-    that cannot be read, holds no samples, or holds NaN or infinity.
+    Channels are averaged; where they cancel each other, the louder one counts. An array is
+    ``[n]`` or ``[n, channels]``, floating point in [-1, 1] or integer (scaled by its type's
+    range), and needs ``sample_rate``; the others know their own.
+    ``begin_seconds`` and ``end_seconds`` select a part. ``on_warning`` is told what may be missing
+    or wrong, such as that a file was cut off; without it, Python's ``warnings`` are. Raises
+    :class:`AudioError` for anything that cannot be read, holds no samples, or holds NaN, infinity
+    or samples far from [-1, 1].
     """
-    parts = blocks(source, sample_rate, begin_seconds=begin_seconds, end_seconds=end_seconds)
+    parts = blocks(
+        source,
+        sample_rate,
+        begin_seconds=begin_seconds,
+        end_seconds=end_seconds,
+        on_warning=on_warning,
+    )
     return np.concatenate(list(parts))
 
 
@@ -63,6 +78,7 @@ def blocks(
     *,
     begin_seconds: float | None = None,
     end_seconds: float | None = None,
+    on_warning: OnWarning | None = None,
 ) -> Iterator[F32]:
     """What :func:`read` gives, in parts ``[n]`` of about a second, read as they are asked for.
 
@@ -76,7 +92,13 @@ def blocks(
         raise AudioError(
             f"the part from {begin} s to {end} s is empty: begin must be 0 or more, and before end"
         )
-    return _mono_16_khz(source, sample_rate, begin, end)
+    told = on_warning or functools.partial(python_warning, describe(source))
+    return _mono_16_khz(source, sample_rate, begin, end, told)
+
+
+def python_warning(name: str, warning: AudioWarning) -> None:
+    """Tell it of the audio so named, as Python tells warnings."""
+    warnings.warn(f"{name}: {warning.message}", stacklevel=2)
 
 
 def duration(source: AudioSource, sample_rate: int | None = None) -> float | None:
@@ -86,15 +108,33 @@ def duration(source: AudioSource, sample_rate: int | None = None) -> float | Non
     if isinstance(source, (str, os.PathLike)):
         if not os.path.isfile(source):  # noqa: PTH113 - never raises
             return None  # a pipe can be read only once
-    elif not isinstance(source, bytes) and not _can_seek(source):
+    elif hasattr(source, "read") and not _can_seek(source):
         return None
     with _opened(source, name := describe(source)) as stream:
         if containers.kind(stream) is not None:
             return None
-        with _decoder(stream, name) as file:
-            found = file.frames / file.samplerate if file.frames < _MAX_CLAIMED else None
+        seconds = 0.0
+        for one in _recordings(stream, name):
+            with _decoder(one.stream, name) as file:
+                frames = _length(one, file)
+                if frames is None:
+                    return None
+                seconds += frames / file.samplerate
         stream.seek(0)  # where reading begins
-        return found
+        return seconds
+
+
+def _recordings(stream: BinaryIO, name: str) -> Iterator[Recording]:
+    with _told(name, 0):
+        stream.seek(0, os.SEEK_END)
+        yield from recordings.find(stream, stream.tell())
+
+
+def _length(one: Recording, file: _Forward) -> int | None:
+    """Samples as a header says them; None where none does."""
+    if file.frames < _MAX_CLAIMED:
+        return file.frames
+    return one.claimed if one.there is None else None
 
 
 def _mono_16_khz(
@@ -102,32 +142,44 @@ def _mono_16_khz(
     sample_rate: int | None,
     begin: float,
     end: float | None,
+    warn: OnWarning,
 ) -> Iterator[F32]:
     name = describe(source)
+    mix = Mixer(name, warn)
     resampler: Any = None
-    n_read = 0
-    for samples, rate in _native_blocks(source, sample_rate, name, begin, end):
+    rate_before = 0
+    n_read = n_given = 0
+    for samples, rate in _native_blocks(source, sample_rate, name, begin, end, warn):
         if rate not in _SAMPLE_RATES:
             raise AudioError(f"{name}: sample rate is {rate} Hz, expected 1000 to 1000000")
-        with np.errstate(over="ignore", invalid="ignore"):  # reported just below
-            mono = samples.mean(axis=1, dtype=np.float32) if samples.shape[1] > 1 else samples[:, 0]
-        if not np.isfinite(mono).all():
-            first = n_read + int(np.argmin(np.isfinite(mono)))
-            raise AudioError(f"{name}: sample {first} ({first / rate:.3f} s) is NaN or infinite")
+        mono = mix(samples, rate)
         n_read += len(mono)
-        if rate != SAMPLE_RATE:
-            if resampler is None:
-                resampler = soxr.ResampleStream(rate, SAMPLE_RATE, 1, quality="HQ")
+        if rate != rate_before:
+            if resampler is not None:
+                yield from _rest(resampler)
+            is_same = rate == SAMPLE_RATE
+            resampler = None if is_same else soxr.ResampleStream(rate, SAMPLE_RATE, 1, quality="HQ")
+            rate_before = rate
+        if resampler is not None:
             mono = cast("F32", resampler.resample_chunk(np.ascontiguousarray(mono)))
         if len(mono):
+            n_given += len(mono)
             yield np.ascontiguousarray(mono, dtype=np.float32)
     if not n_read:
         where = f" from {begin} s on" if begin else ""
         raise EmptyAudioError(f"{name}: no samples{where}; the audio is empty")
-    if resampler is not None:
-        rest = cast("F32", resampler.resample_chunk(np.empty(0, np.float32), last=True))
-        if len(rest):
-            yield rest
+    for mono in _rest(resampler) if resampler is not None else ():
+        n_given += len(mono)
+        yield mono
+    if not n_given:
+        raise EmptyAudioError(f"{name}: too short, {n_read} samples at {rate_before} Hz")
+
+
+def _rest(resampler: Any) -> Iterator[F32]:
+    """What a resampler still holds."""
+    rest = cast("F32", resampler.resample_chunk(np.empty(0, np.float32), last=True))
+    if len(rest):
+        yield rest
 
 
 def _native_blocks(
@@ -136,23 +188,31 @@ def _native_blocks(
     name: str,
     begin: float,
     end: float | None,
+    warn: OnWarning,
 ) -> Iterator[tuple[F32, int]]:
     """Samples ``[n, channels]`` in parts as they are stored, and their rate."""
     if isinstance(source, np.ndarray):
         rate = _rate(sample_rate)
         whole = _as_columns(cast("npt.NDArray[Any]", source))
+        check_range(whole)
         first, last = _at(begin, rate), len(whole) if end is None else _at(end, rate)
         for at in range(first, min(last, len(whole)), rate):
-            yield _scaled(whole[at : min(at + rate, last)]), rate
-    elif isinstance(source, (str, os.PathLike, bytes)) or hasattr(source, "read"):
-        yield from _decode(cast("_File", source), name, begin, end)
+            yield scaled(whole[at : min(at + rate, last)]), rate
+    elif _is_file(source):
+        yield from _decode(cast("_File", source), name, begin, end, warn)
     elif isinstance(cast("object", source), Iterable):
         parts = cast("Iterable[npt.NDArray[Any]]", source)
         columns = ((_columns_of(part, source), _rate(sample_rate)) for part in parts)
         for part, rate in _between(columns, begin, end):
-            yield _scaled(part), rate
+            yield scaled(part), rate
     else:
         raise _no_audio(source)
+
+
+def _is_file(source: object) -> bool:
+    """Whether it is a file, or its name or content."""
+    kinds = (str, os.PathLike, bytes, bytearray, memoryview)
+    return isinstance(source, kinds) or hasattr(source, "read")
 
 
 def _columns_of(part: object, source: object) -> npt.NDArray[Any]:
@@ -183,15 +243,24 @@ def describe(source: object) -> str:
         return os.fspath(cast("str", source))
     if isinstance(source, np.ndarray):
         return "audio array"
-    return "audio bytes" if isinstance(source, bytes) else "audio stream"
+    is_content = isinstance(source, (bytes, bytearray, memoryview))
+    return "audio bytes" if is_content else "audio stream"
 
 
-def _rate(sample_rate: int | None) -> int:
+def _rate(sample_rate: object) -> int:
     if sample_rate is None:
         raise AudioError("an audio array needs its sample rate: transcribe(array, sample_rate=…)")
-    if sample_rate not in _SAMPLE_RATES:
-        raise AudioError(f"audio array: sample rate is {sample_rate} Hz, expected 1000 to 1000000")
-    return sample_rate
+    try:
+        rate = int(cast("Any", sample_rate))
+        is_whole = not isinstance(sample_rate, (str, bytes)) and rate == sample_rate
+    except (TypeError, ValueError, OverflowError):
+        rate, is_whole = 0, False
+    if not is_whole or rate not in _SAMPLE_RATES:
+        raise AudioError(
+            f"audio array: sample rate is {sample_rate!r}, expected a whole number of Hz from 1000 "
+            "to 1000000"
+        )
+    return rate
 
 
 def _as_columns(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
@@ -210,88 +279,144 @@ def _as_columns(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
     return array[:, None] if array.ndim == 1 else array
 
 
-def _scaled(samples: npt.NDArray[Any]) -> F32:
-    """Samples of any type as float32 in [-1, 1]."""
-    if samples.dtype.kind == "f":
-        with np.errstate(over="ignore"):  # becomes infinite, which is reported
-            return samples.astype(np.float32)
-    limits = np.iinfo(samples.dtype)
-    half = (int(limits.max) - int(limits.min) + 1) / 2  # unsigned audio is centred on it
-    centre = half if samples.dtype.kind == "u" else 0
-    return ((samples.astype(np.float64) - centre) / half).astype(np.float32)
-
-
-def _decode(source: _File, name: str, begin: float, end: float | None) -> Iterator[tuple[F32, int]]:
+def _decode(
+    source: _File, name: str, begin: float, end: float | None, warn: OnWarning
+) -> Iterator[tuple[F32, int]]:
     """Samples ``[n, channels]`` of an encoded file between two times, in parts, and its rate."""
     with _opened(source, name) as stream:
-        which = containers.kind(stream)
+        with _told(name, 0):
+            which = containers.kind(stream)
         if which is None:
-            yield from _decode_file(stream, name, begin, end)
-        elif which == "webm" and (ogg := containers.as_ogg(stream, name)) is not None:
+            yield from _decode_recordings(stream, name, begin, end, warn)
+        elif which == "webm" and (ogg := containers.as_ogg(stream, name, warn)) is not None:
             with ogg:
-                yield from _decode_file(ogg, name, begin, end)
+                yield from _decode_recordings(ogg, name, begin, end, warn)
         else:
             yield from _between(containers.blocks(stream, which, name), begin, end)
 
 
-def _decode_file(
-    stream: BinaryIO, name: str, begin: float, end: float | None
+def _decode_recordings(
+    stream: BinaryIO, name: str, begin: float, end: float | None, warn: OnWarning
 ) -> Iterator[tuple[F32, int]]:
-    """What libsndfile opens."""
-    with _decoder(stream, name) as file:
+    """What libsndfile opens: one recording, or several one after the other."""
+    offset, used = 0.0, 0  # seconds and bytes
+    lengths: list[float] = []
+    for one in _recordings(stream, name):
+        if end is not None and offset >= end:
+            return
+        try:
+            seconds = yield from _decode_one(one, name, begin, end, offset, warn)
+        except AudioError:
+            if not lengths:
+                raise
+            break  # it only looked like one
+        offset += seconds
+        lengths.append(seconds)
+        used = one.end
+    if end is not None and offset >= end:
+        return
+    if len(lengths) > 1:
+        warn(joined(lengths))
+    size = stream.seek(0, os.SEEK_END) or stream.tell()
+    if used < size:
+        warn(
+            AudioWarning(
+                "unused",
+                f"{size - used} of its {size} bytes, after the end of {offset:.1f} s of audio, are "
+                "no audio and were not heard",
+            )
+        )
+
+
+def joined(seconds: Sequence[float]) -> AudioWarning:
+    """That several recordings, of so many seconds, were heard as one."""
+    each = ", ".join(f"{s:.1f}" for s in seconds[:5]) + (" …" if len(seconds) > 5 else "")
+    return AudioWarning(
+        "joined",
+        f"{len(seconds)} recordings one after the other, of {each} s: all of them were heard",
+    )
+
+
+def _decode_one(
+    one: Recording, name: str, begin: float, end: float | None, offset: float, warn: OnWarning
+) -> Generator[tuple[F32, int], None, float]:
+    """What lies between two times of a recording that begins at ``offset``; gives its seconds."""
+    with _decoder(one.stream, name) as file:
         rate = int(file.samplerate)
-        first = min(_at(begin, rate), file.frames)
-        last = file.frames if end is None else min(_at(end, rate), file.frames)
+        first = max(0, _at(begin - offset, rate))
+        last = sys.maxsize if end is None else _at(end - offset, rate)
+        length = _length(one, file)
+        if length is not None and 0 < length <= first:
+            return length / rate
         # GSM 6.10 and some ADPCMs cannot seek. After a seek MP3 loses up to 0.1 s, because a
         # frame keeps some of its bits in those before it.
         at = first if file.can_seek and file.format != "MP3" else 0
+        n_most = max(1, _BLOCK_SAMPLES // file.channels)
+        claim = _claim(one, file)
+        last = min(last, file.n_there())
+        reason = ""
         with _told(name, file.frames, file):
             file.seek(at)
-            while at < last:
-                part = file.part(min(rate, last - at, max(1, _BLOCK_SAMPLES // file.channels)))
+            while at < last and not reason:
+                part, reason = file.part(min(rate, last - at, n_most), claim)
                 if not len(part):
+                    break
+                if claim is not None and at + len(part) > claim and not can_be_sound(part):
+                    reason = "no audio"
                     break
                 if at + len(part) > first:
                     yield part[max(0, first - at) :], rate
                 at += len(part)
-        if (at >= file.frames or at < last) and (lost := _lost(file.extra_info)):
-            warnings.warn(
-                f"{name}: the file ends too early ({lost}), what is there was read; copy it again",
-                stacklevel=2,
-            )
+        if end is None or at < _at(end - offset, rate):
+            for warning in _account(one, file, at, claim, reason):
+                warn(warning)
+        return at / rate
 
 
-def _lost(info: str) -> str:
-    """What libsndfile tells of a file that was cut off, empty for one that is whole."""
-    if found := re.search(r"^data : (\d+) \(should be (\d+)\)", info, re.MULTILINE):
-        claimed, there = map(int, found.groups())
-        if there < claimed < UNKNOWN_BYTES:
-            return f"{there} bytes of samples, its header says {claimed}"
-    is_cut = re.search(
-        r"Last page lacks an end-of-stream bit|^PCM end +: unknown", info, re.MULTILINE
-    )
-    return "its last page is missing" if is_cut else ""
+def _claim(one: Recording, file: _Forward) -> float | None:
+    """Samples of each channel, as the header says."""
+    if one.claimed is None:
+        return file.claimed()
+    if one.there is None:
+        return one.claimed
+    return one.claimed * file.frames / one.there if one.there else 0.0
 
 
-class _OnDisk(io.FileIO):
-    """A file that was opened here, by its name."""
-
-    name: str  # pyright: ignore[reportIncompatibleVariableOverride] - typeshed says int or str
+def _account(
+    one: Recording, file: _Forward, n_samples: int, claim: float | None, reason: str
+) -> Iterator[AudioWarning]:
+    """What a recording's header says that is not so, and what is missing of it."""
+    seconds = n_samples / file.samplerate
+    expected = None if claim is None else claim / file.samplerate
+    says = f"its header says {expected or 0:.2f} s, {seconds:.2f} s are there"
+    if expected is not None and expected > seconds + (0 if reason else _DIFFERS):
+        yield AudioWarning("cut", f"cut off: {says}; copy it again")
+    elif expected is not None and reason:
+        yield AudioWarning("unused", f"what follows after {seconds:.2f} s is no audio")
+    elif expected is not None and expected < seconds - _DIFFERS:
+        yield AudioWarning("longer", f"{says}: all of it was heard")
+    elif one.is_cut or reason or "truncated" in file.extra_info:
+        yield AudioWarning("cut", f"cut off after {seconds:.2f} s: its end is missing")
+    for fault in one.faults:
+        yield AudioWarning("damaged", f"damaged: {fault}")
 
 
 class _Watched:
-    """A stream that is no file, and whose failures are kept.
+    """A stream whose failures are kept.
 
     libsndfile calls it through C, where an exception (also that of Ctrl-C) would be printed and
-    taken for the end of the audio. A file it reads by itself.
+    taken for the end of the audio.
     """
 
     def __init__(self, stream: BinaryIO) -> None:
         self._stream = stream
         self.error: BaseException | None = None
+        self.is_at_end = False  # more was asked for than there is
 
     def read(self, size: int = -1) -> bytes:
-        return self._kept(b"", self._stream.read, size)
+        data = self._kept(b"", self._stream.read, size)
+        self.is_at_end = len(data) < size
+        return data
 
     def seek(self, offset: int, whence: int = 0) -> int:
         return self._kept(0, self._stream.seek, offset, whence)
@@ -307,6 +432,18 @@ class _Watched:
             return otherwise
 
 
+# What libsndfile tells of lengths in headers that nothing here reads: samples, or bytes of them.
+_CLAIMS = {
+    "AVR": r"^ *Frames *: (?P<samples>\d+)",
+    "MPC2K": r"^ *Frames *: (?P<samples>\d+)",
+    "WVE": r"^Data length (?P<samples>\d+)",
+    "MAT4": r"Cols *: (?P<samples>\d+)(?!.*Cols)",
+    "MAT5": r"Cols *: (?P<samples>\d+)(?!.*Cols)",
+    "VOC": r"^ *(?:Extended II|Sound Data) *: (?P<bytes>\d+)",
+    "XI": r"^ *size *: (?P<bytes>[1-9]\d*)",
+}
+
+
 class _Forward(soundfile.SoundFile):
     """A file that is read from front to back.
 
@@ -314,21 +451,58 @@ class _Forward(soundfile.SoundFile):
     """
 
     def __init__(self, stream: BinaryIO) -> None:
-        self._watched: _Watched | None = None
+        self._watched = _Watched(stream)
         self.n_read = 0
-        if isinstance(stream, _OnDisk) and os.name == "posix":
-            super().__init__(cast("str", os.fsencode(stream.name)))
-        else:
-            self._watched = _Watched(stream)
+        try:
             super().__init__(cast("BinaryIO", self._watched))
+        except soundfile.LibsndfileError:
+            self._check()
+            raise
+        self._check()
 
-    def part(self, n: int) -> F32:
-        """The next ``[n, channels]`` samples, fewer at the end."""
-        found = cast("Any", self).read(n, dtype="float32", always_2d=True)
+    def part(self, n: int, claim: float | None) -> tuple[F32, str]:
+        """The next ``[n, channels]`` samples, fewer at the end, and why that came too early.
+
+        What cannot be decoded after ``claim`` samples is no damage: the audio ended there.
+        """
+        found = np.full((n, self.channels), np.nan, np.float32)
+        reason = ""
+        try:
+            found = cast("F32", cast("Any", self).read(out=found))
+        except soundfile.LibsndfileError as error:
+            self._check()
+            found = found[: int(np.isnan(found[:, -1]).argmax())]
+            is_over = claim is not None and self.n_read + len(found) >= claim
+            if not (is_over or self._watched.is_at_end):
+                self.n_read += len(found)
+                raise
+            reason = error.error_string
+        self._check()
         self.n_read += len(found)
-        if self._watched is not None and self._watched.error is not None:
+        return found, reason
+
+    def n_there(self) -> int:
+        """Samples of each channel that there can be at most."""
+        found = self.format == "SDS" and re.search(
+            r"^Frames *: (\d+)", self.extra_info, re.MULTILINE
+        )
+        return int(found[1]) if found else sys.maxsize
+
+    def claimed(self) -> int | None:
+        """Samples of each channel, as far as libsndfile tells what the header says of them."""
+        if self.format == "SDS":
+            return self.frames
+        found = self.format in _CLAIMS and re.search(
+            _CLAIMS[self.format], self.extra_info, re.MULTILINE | re.DOTALL
+        )
+        if not found:
+            return None
+        (unit, n), width = next(iter(found.groupdict().items())), 1 + self.subtype.endswith("16")
+        return int(n) if unit == "samples" else int(n) // self.channels // width
+
+    def _check(self) -> None:
+        if self._watched.error is not None:
             raise self._watched.error
-        return found
 
     @property
     def can_seek(self) -> bool:
@@ -353,11 +527,6 @@ def _told(name: str, claimed: int, file: _Forward | None = None) -> Generator[No
     except (MemoryError, ValueError) as error:  # of the array
         raise AudioError(
             f"{name}: not readable as audio (its header claims {claimed} samples); {_READABLE}"
-        ) from error
-    except TypeError as error:  # soundfile wants to be told what a file named .raw holds
-        raise AudioError(
-            f"{name}: not readable as audio (a .raw file does not say its sample rate); "
-            "pass its samples as an array with sample_rate"
         ) from error
     except soundfile.LibsndfileError as error:
         reason = error.error_string.rstrip(".")
@@ -404,10 +573,10 @@ def _opened(source: _File, name: str) -> Generator[BinaryIO]:
 
 def _stream(source: _File, owned: ExitStack) -> BinaryIO:
     """The source as a stream that can seek; a pipe is read to its end first."""
-    if isinstance(source, bytes):
+    if isinstance(source, (bytes, bytearray, memoryview)):
         return io.BytesIO(source)
     if isinstance(source, (str, os.PathLike)):
-        stream: BinaryIO = owned.enter_context(_OnDisk(os.fspath(source)))
+        stream: BinaryIO = owned.enter_context(io.FileIO(os.fspath(source)))
     elif hasattr(source, "read"):
         stream = source
     else:

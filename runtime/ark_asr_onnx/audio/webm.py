@@ -7,13 +7,13 @@ duration of a packet), RFC 3533 (Ogg pages).
 from __future__ import annotations
 
 import struct
-import warnings
 import zlib
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from typing import BinaryIO
 
 from ..errors import AudioError
+from ..transcript import AudioWarning
 
 _SEGMENT, _TRACKS, _CLUSTER, _BLOCK_GROUP = 0x18538067, 0x1654AE6B, 0x1F43B675, 0xA0
 _ENTERED = {_SEGMENT, _TRACKS, _CLUSTER, _BLOCK_GROUP}  # their children are walked, not skipped
@@ -41,13 +41,15 @@ class _Track:
     is_encoded: bool = False  # encrypted or compressed
 
 
-def to_ogg(stream: BinaryIO, name: str) -> Iterator[bytes]:
+def to_ogg(
+    stream: BinaryIO, name: str, on_warning: Callable[[AudioWarning], None]
+) -> Iterator[bytes]:
     """The first Opus track of a WebM or Matroska stream as Ogg, page by page.
 
     A recording that was cut off gives what is there, with a warning. Raises :class:`NoOpusError`,
     and :class:`AudioError` for one that is damaged or encrypted.
     """
-    packets = _packets(stream, name)
+    packets = _packets(stream, name, on_warning)
     head = next(packets)[0]
     yield _page([head], 0, 0, flags=2)
     yield _page([b"OpusTags" + struct.pack("<I4sI", 4, b"none", 0)], 0, 1)
@@ -62,7 +64,9 @@ def to_ogg(stream: BinaryIO, name: str) -> Iterator[bytes]:
     yield _page(waiting, granule, sequence, flags=4)
 
 
-def _packets(stream: BinaryIO, name: str) -> Generator[tuple[bytes, int]]:
+def _packets(
+    stream: BinaryIO, name: str, on_warning: Callable[[AudioWarning], None]
+) -> Generator[tuple[bytes, int]]:
     """OpusHead, then every packet, and how many of its samples are to be dropped at its end."""
     track: _Track | None = None
     others: list[str] = []
@@ -87,11 +91,7 @@ def _packets(stream: BinaryIO, name: str) -> Generator[tuple[bytes, int]]:
                 yield last, min(max(padding, 0), _samples(last))
                 last = None
     except _Cut:
-        warnings.warn(
-            f"{name}: the file ends too early (within an element of its container), what is there "
-            "was read; copy it again",
-            stacklevel=2,
-        )
+        on_warning(AudioWarning("cut", "cut off: its end is missing; copy it again"))
     if track is None:
         what = f"its tracks are {', '.join(others)}" if others else "it has no tracks"
         raise NoOpusError(

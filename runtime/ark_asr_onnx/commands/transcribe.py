@@ -11,11 +11,19 @@ import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, cast
 
 import numpy.typing as npt
 
-from .. import ArkError, AudioError, PackageError, Segment, Transcriber, Transcript
+from .. import (
+    ArkError,
+    AudioError,
+    AudioWarning,
+    PackageError,
+    Segment,
+    Transcriber,
+    Transcript,
+)
 from ..audio import containers, microphone, pcm, sources
 from ..audio.mel import SAMPLE_RATE
 from ..writers import WRITERS, segment_to_json
@@ -135,8 +143,9 @@ def transcribe(told: Transcription) -> int:
     told.check()
     if _STDIN in told.audio and sys.stdin is None:  # pyright: ignore[reportUnnecessaryComparison] - it was closed
         raise AudioError("standard input is closed, there is nothing to hear")
-    if told.audio == (_STDIN,) and pcm.can_be_read_as_it_comes(sys.stdin.buffer):  # pyright: ignore[reportArgumentType] - it is a BufferedReader
-        return _from_stdin(told)
+    pipe = pcm.Pipe(sys.stdin.buffer) if _STDIN in told.audio else None
+    if told.audio == (_STDIN,) and pipe and pcm.can_be_read_as_it_comes(pipe, told.rate):
+        return _from_stdin(told, pipe)
     paths = _expanded(told.audio)
     outputs = _outputs(paths, told)
     transcriber = told.settings.load()
@@ -148,11 +157,15 @@ def transcribe(told: Transcription) -> int:
     n_failed = n_flagged = 0
     for path in paths:
         try:
-            transcript = _transcribed(transcriber, path, told, outputs.get(path), len(paths))
+            source = path if pipe is None or path != _STDIN else cast("BinaryIO", pipe)
+            transcript = _transcribed(
+                transcriber, path, source, told, outputs.get(path), len(paths)
+            )
         except ArkError as error:
             say(f"error: {error}")
             n_failed += 1
             continue
+        n_flagged += _report_warnings(path, transcript.warnings)
         n_flagged += _report_flagged(path, transcript.flagged)
         if told.is_verbose:
             say(f"{path}: {_timing_line(transcript)}")
@@ -162,7 +175,12 @@ def transcribe(told: Transcription) -> int:
 
 
 def _transcribed(
-    transcriber: Transcriber, path: str, told: Transcription, output: Path | None, n_paths: int
+    transcriber: Transcriber,
+    path: str,
+    source: str | BinaryIO,
+    told: Transcription,
+    output: Path | None,
+    n_paths: int,
 ) -> Transcript:
     """Transcribe a file and write its text; also as much as there is when that breaks off."""
     begin = told.begin_seconds or 0.0
@@ -170,7 +188,7 @@ def _transcribed(
     total = _duration(path, told) if is_wanted else None
     show = Progress(total, hms, f"{path} " if n_paths > 1 else "")
     stream = transcriber.stream(
-        sys.stdin.buffer if path == _STDIN else path,
+        source,
         begin_seconds=told.begin_seconds,
         end_seconds=told.end_seconds,
         max_seconds=told.max_seconds,
@@ -198,16 +216,17 @@ def _transcribed(
     return transcript
 
 
-def _from_stdin(told: Transcription) -> int:
+def _from_stdin(told: Transcription, pipe: pcm.Pipe) -> int:
     """Print the parts of live audio as their speech ends."""
     if told.output_dir is not None or told.format not in ("txt", "jsonl"):
         raise UsageError("- gives its text as it comes, on standard output, with -f txt or jsonl")
     if told.begin_seconds is not None or told.end_seconds is not None:
         raise UsageError("- has no --begin and --end: send what is to be heard")
-    if told.rate is None and not pcm.is_wav(sys.stdin.buffer):  # pyright: ignore[reportArgumentType] - it is a BufferedReader
+    if told.rate is None and not pcm.is_wav(pipe):
         say("standard input has no header: taken for 16-bit samples, 16000 a second (see --rate)")
-    blocks, rate = pcm.parts(sys.stdin.buffer, told.rate or SAMPLE_RATE, told.channels)  # pyright: ignore[reportArgumentType] - sys.stdin.buffer is one
-    return _listen(told, blocks, rate)
+    warnings: list[AudioWarning] = []
+    blocks, rate = pcm.parts(pipe, told.rate or SAMPLE_RATE, told.channels, warnings.append)
+    return _listen(told, blocks, rate, warnings)
 
 
 def _mic(arguments: argparse.Namespace) -> int:
@@ -215,12 +234,17 @@ def _mic(arguments: argparse.Namespace) -> int:
     told = Transcription(settings(arguments), (_STDIN,), partial_seconds=arguments.partial)
     device = arguments.device
     blocks = microphone.parts(int(device) if device and device.isdecimal() else device)
-    return _listen(told, blocks, SAMPLE_RATE, "listening; Ctrl-C ends it")
+    return _listen(told, blocks, SAMPLE_RATE, [], "listening; Ctrl-C ends it")
 
 
 def _listen(
-    told: Transcription, blocks: Iterable[npt.NDArray[Any]], rate: int, hint: str = ""
+    told: Transcription,
+    blocks: Iterable[npt.NDArray[Any]],
+    rate: int,
+    warnings: list[AudioWarning],
+    hint: str = "",
 ) -> int:
+    """``warnings`` is filled by whoever gives the blocks."""
     transcriber = told.settings.load()
     if hint:
         say(hint)
@@ -239,6 +263,7 @@ def _listen(
         options=told.settings.options,
         splitting=told.settings.splitting,
         partial_seconds=told.partial_seconds,
+        on_warning=warnings.append,
     )
     shown = sys.stderr.isatty()
     n_flagged = 0
@@ -251,6 +276,7 @@ def _listen(
         _print_segment(_STDIN, segment, told.format)
         if segment.finish_reason != "stop":
             n_flagged += _report_flagged(_STDIN, [segment])
+    n_flagged += _report_warnings(_STDIN, warnings)
     if interrupted:
         raise KeyboardInterrupt
     return 3 if n_flagged and told.is_strict else 0
@@ -369,6 +395,13 @@ def _report_flagged(path: str, segments: Iterable[Segment]) -> int:
         reason = _REASONS[segment.finish_reason].format(n=len(segment.token_ids))
         say(f"warning: {path}: {segment.start:.1f} to {segment.end:.1f} s: {reason}")
     return n
+
+
+def _report_warnings(path: str, warnings: Sequence[AudioWarning]) -> int:
+    """Say what may be missing or wrong with an audio, and in how many ways."""
+    for warning in warnings:
+        say(f"warning: {path}: {warning.message}")
+    return len(warnings)
 
 
 def _timing_line(transcript: Transcript) -> str:

@@ -11,6 +11,7 @@ from ..audio import mel, sources, split
 from ..audio.sources import AudioSource
 from ..audio.split import Splitting, Window
 from ..errors import ArkError, AudioTooLongError, EmptyAudioError
+from ..transcript import AudioWarning
 from .clock import Clock
 from .line import End, Line, Task
 
@@ -41,6 +42,7 @@ class Take:
         self.clip, self.splitting, self.model_seconds = clip, splitting, model_seconds
         self.clock, self.decoding = Clock(), Clock()  # of whoever reads, and of the pool
         self.seconds = 0.0  # of audio read
+        self.warnings: list[AudioWarning] = []  # about the audio
         self._max_seconds = max_seconds
 
     def expected_seconds(self) -> float:
@@ -63,6 +65,7 @@ class Take:
             clip.sample_rate,
             begin_seconds=clip.begin_seconds,
             end_seconds=clip.end_seconds,
+            on_warning=self.warnings.append,
         )
         counted = self._counted(self.clock.each("read", blocks), is_unwanted)
         offset = clip.begin_seconds or 0.0

@@ -96,7 +96,7 @@ class Job(Iterator[Segment]):
         if line is not None:
             line.collect(self._segments)
         spent = timings((take.clock, take.decoding), line.seconds if line is not None else 0.0)
-        return join(self._segments, take.seconds, spent)
+        return join(self._segments, take.seconds, spent, take.warnings)
 
     def cancel(self) -> None:
         """End the work, from any thread: slots and file are free after the step in progress.

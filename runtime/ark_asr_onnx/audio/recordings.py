@@ -1,0 +1,111 @@
+"""What a file holds: recordings one after the other, and whether each is whole.
+
+libsndfile reads the first recording of a file, as far as its header says. This finds all of them,
+and gives it each as a file of its own with a header that is right.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import BinaryIO, cast
+
+from . import chunks, mp3, ogg
+from .excerpt import Excerpt, Piece
+
+_FLAC = b"fLaC"
+_STEP, _OVERLAP = 1 << 20, 16
+_BEGINNING = re.compile(
+    rb"fLaC[\0\x80]\0\0\x22|OggS\0\x02|RIFF....WAVE|FORM....AIF[FC]|caff\0\x01\0\0desc", re.DOTALL
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Recording:
+    """One recording of a file."""
+
+    stream: BinaryIO  # as libsndfile can read it
+    end: int  # in the file
+    claimed: int | None = None  # of any unit, by its header; None where that does not know
+    there: int | None = None  # of the same unit; None: the samples, once they are decoded
+    is_cut: bool = False  # its end is missing, whatever a header says
+    faults: tuple[str, ...] = ()  # what is missing within
+
+
+def find(stream: BinaryIO, size: int) -> Iterator[Recording]:
+    """The recordings of a seekable stream of ``size`` bytes, in order; at least one.
+
+    What follows the last one belongs to none.
+    """
+    at = 0
+    while at < size:
+        found = _find(stream, at, size)
+        if found is None and at:
+            return
+        stream.seek(0)
+        yield found or Recording(stream, size)  # of a kind that only libsndfile knows
+        at = found.end if found else size
+
+
+def _find(stream: BinaryIO, at: int, size: int) -> Recording | None:
+    stream.seek(at)
+    head = stream.read(10)
+    if head.startswith(b"ID3"):
+        after = at + mp3.tag_bytes(head)
+        stream.seek(after)
+        if chunks.is_recording(stream.read(4)):  # a tag where none belongs
+            return _find(stream, after, size)
+    if head.startswith(_FLAC):
+        return _flac(stream, at, size)
+    if head.startswith(ogg.MAGIC) and (chain := ogg.find(stream, at, size)):
+        faults = _faults(chain.n_skipped) + (
+            (f"{chain.n_lost} pages are missing",) if chain.n_lost else ()
+        )
+        return Recording(
+            _excerpt(stream, chain.pieces), chain.end, is_cut=chain.is_cut, faults=faults
+        )
+    if head.startswith(b"ID3") or mp3.frame_of(head[:4]) is not None:
+        mpeg = mp3.find(stream, at, size)
+        return mpeg and Recording(
+            _excerpt(stream, mpeg.pieces), mpeg.end, mpeg.claimed, mpeg.there, mpeg.is_torn,
+            _faults(mpeg.n_skipped),
+        )  # fmt: skip
+    part = chunks.find(stream, at, size)
+    return part and Recording(_excerpt(stream, part.pieces), part.end, part.claimed, part.there)
+
+
+def _excerpt(stream: BinaryIO, pieces: Sequence[Piece]) -> BinaryIO:
+    return cast("BinaryIO", Excerpt(stream, pieces))
+
+
+def _faults(n_skipped: int) -> tuple[str, ...]:
+    return (f"{n_skipped} bytes within it are no audio",) if n_skipped else ()
+
+
+def _flac(stream: BinaryIO, at: int, size: int) -> Recording:
+    """Up to where the next one begins. Its header is made to say nothing of its length.
+
+    Then libsndfile reads to the end, also of a recording that is longer than its header says.
+    """
+    stream.seek(at)
+    head = stream.read(26)
+    end = _next(stream, at + 4, size)
+    if len(head) < 26 or head[4] & 0x7F:
+        return Recording(_excerpt(stream, [(at, end)]), end)
+    claimed = (head[21] & 0x0F) << 32 | int.from_bytes(head[22:26], "big")
+    unknown = bytes((head[21] & 0xF0, 0, 0, 0, 0))
+    pieces = ((at, at + 21), unknown, (at + 26, end))
+    is_known = 0 < claimed < (1 << 36) - 1
+    return Recording(_excerpt(stream, pieces), end, claimed if is_known else None)
+
+
+def _next(stream: BinaryIO, at: int, size: int) -> int:
+    """Where another recording begins, as far as its first bytes cannot be anything else."""
+    while at < size:
+        stream.seek(at)
+        found = _BEGINNING.search(stream.read(_STEP + _OVERLAP))
+        if found:
+            return at + found.start()
+        at += _STEP
+    return size
