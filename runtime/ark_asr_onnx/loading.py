@@ -6,6 +6,7 @@ import os
 import warnings
 from pathlib import Path
 
+from . import values
 from .errors import PackageError
 from .model import prepared
 from .model.graph import require_onnxruntime
@@ -39,9 +40,13 @@ def load(
     audio together, wait for the model, further ones are refused with :class:`QueueFullError`.
     Raises :class:`PackageError`.
     """
+    threads = default_threads() if threads is None else values.whole("threads", threads)
+    if idle_unload_seconds is not None:
+        values.seconds("idle_unload_seconds", idle_unload_seconds)
+    if max_waiting is not None:
+        max_waiting = values.whole("max_waiting", max_waiting, 0)
     package = open_package(model, verify=verify, local_files_only=local_files_only)
-    threads = default_threads() if threads is None else threads
-    _check_usable(package, threads)
+    _check_usable(package)
     if prepared_dir is not None:
         try:
             package = _prepared(package, prepared_dir, threads, verify=verify)
@@ -77,8 +82,8 @@ def prepare(
     every checksum, of package and prepared graphs. Raises :class:`PackageError`.
     """
     package = open_package(model, verify=verify, local_files_only=local_files_only)
-    threads = default_threads() if threads is None else threads
-    _check_usable(package, threads)
+    threads = default_threads() if threads is None else values.whole("threads", threads)
+    _check_usable(package)
     _prepared(package, prepared_dir, threads, verify=verify)
 
 
@@ -89,10 +94,8 @@ def _prepared(
     return prepared.prepare(package, names, Path(directory), threads, verify=verify)
 
 
-def _check_usable(package: Package, threads: int) -> None:
-    """Refuse what this version cannot open, or not with so many threads."""
-    if threads < 1:
-        raise ValueError(f"threads is {threads}, must be at least 1")
+def _check_usable(package: Package) -> None:
+    """Refuse what this version cannot open."""
     layout = package.manifest.layout
     if layout not in LAYOUTS:
         raise PackageError(

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy.typing as npt
 
+from . import values
 from .arrays import F32
 from .audio import mel, sources
 from .audio.sources import AudioSource
@@ -19,7 +20,7 @@ from .decoding.clock import Clock, timings
 from .decoding.greedy import Options
 from .decoding.job import Job, feed
 from .decoding.line import End, Line, Task
-from .decoding.pool import Pool, check_slots
+from .decoding.pool import Pool
 from .decoding.slots import DEFAULT_SLOTS
 from .errors import ArkError, ClosedError
 from .model.layouts import LAYOUTS
@@ -194,8 +195,8 @@ class Transcriber:
         segment that is not ``is_final`` each time so much audio has come. ``on_warning`` is told
         what is wrong with the audio; without it, Python's ``warnings`` are.
         """
-        if partial_seconds is not None and not partial_seconds > 0:
-            raise ValueError(f"partial_seconds is {partial_seconds}, must be positive")
+        if partial_seconds is not None:
+            values.positive("partial_seconds", partial_seconds)
         splitting = splitting or Splitting()
         splitting.longest(self.manifest.sizes.max_seconds)
         waveform = sources.blocks(blocks, sample_rate, on_warning=on_warning)
@@ -203,7 +204,7 @@ class Transcriber:
 
     def transcribe_many(
         self,
-        clips: Iterable[Clip],
+        clips: Iterable[Clip | AudioSource],
         *,
         options: Options | None = None,
         splitting: Splitting | None = None,
@@ -211,10 +212,13 @@ class Transcriber:
     ) -> Iterator[Transcript | ArkError]:
         """Transcripts of several audios, in their order, lazily; windows of all share the slots.
 
-        A clip that fails gives its error as a value: those after it are transcribed all the same.
+        A clip is a :class:`Clip`, or a source that needs nothing else. One that fails gives its
+        error as a value: those after it are transcribed all the same.
         The timings of a transcript are its share of the work.
         """
-        check_slots(slots)
+        if isinstance(clips, (str, bytes, Clip)):
+            raise ValueError(f"clips is one {type(clips).__name__}, must be several: a list of it")
+        slots = values.whole("slots", slots)
         return self._many(iter(clips), options or Options(), splitting or Splitting(), slots)
 
     def _job(
@@ -226,7 +230,7 @@ class Transcriber:
         slots: int,
     ) -> Job:
         how, cut = options or Options(), splitting or Splitting()
-        check_slots(slots)
+        slots = values.whole("slots", slots)
         take = self._take(clip, cut, max_seconds)
 
         def open_line(is_own: bool) -> Line:
@@ -235,13 +239,18 @@ class Transcriber:
         return Job(self._pool, take, open_line)
 
     def _many(
-        self, clips: Iterable[Clip], options: Options, splitting: Splitting, slots: int
+        self,
+        clips: Iterable[Clip | AudioSource],
+        options: Options,
+        splitting: Splitting,
+        slots: int,
     ) -> Generator[Transcript | ArkError]:
         started: deque[Take] = deque()
 
         def items() -> Generator[Task | End]:
             for clip in clips:
-                started.append(self._take(clip, splitting))
+                one = clip if isinstance(clip, Clip) else Clip(clip)
+                started.append(self._take(one, splitting))
                 yield from tasks_of(started[-1], line)
 
         line = self._pool.open(options, splitting, slots)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Literal
 
@@ -109,11 +109,11 @@ def join(
     segments: Sequence[Segment],
     duration: float,
     timings: Timings,
-    warnings: Sequence[AudioWarning] = (),
+    warnings: Callable[[str], tuple[AudioWarning, ...]] = lambda _: (),
 ) -> Transcript:
-    """The transcript of an audio from its segments."""
+    """The transcript of an audio from its segments; ``warnings`` gives those for a text."""
     text = " ".join(segment.text for segment in segments if segment.text)
-    return Transcript(text, tuple(segments), duration, timings, tuple(warnings))
+    return Transcript(text, tuple(segments), duration, timings, warnings(text))
 
 
 def transcript_to_json(transcript: Transcript) -> str:

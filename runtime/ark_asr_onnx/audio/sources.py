@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import functools
 import io
-import math
 import os
 import re
 import sys
@@ -21,6 +20,7 @@ import numpy.typing as npt
 import soundfile  # pyright: ignore[reportMissingTypeStubs]
 import soxr  # pyright: ignore[reportMissingTypeStubs]
 
+from .. import values
 from ..arrays import F32
 from ..errors import AudioError, EmptyAudioError
 from ..transcript import AudioWarning
@@ -85,13 +85,13 @@ def blocks(
     Also of an iterable of arrays, such as those of a microphone, one part each. The first part is
     never empty; errors come when the place that they speak of is reached.
     """
-    begin, end = begin_seconds or 0.0, end_seconds
-    if not (math.isfinite(begin) and (end is None or math.isfinite(end))):
-        raise AudioError(f"the part from {begin} s to {end} s has no end: times must be finite")
-    if begin < 0 or (end is not None and end <= begin):
-        raise AudioError(
-            f"the part from {begin} s to {end} s is empty: begin must be 0 or more, and before end"
-        )
+    try:
+        begin = 0.0 if begin_seconds is None else values.seconds("begin_seconds", begin_seconds)
+        end = None if end_seconds is None else values.seconds("end_seconds", end_seconds)
+    except ValueError as error:
+        raise AudioError(str(error)) from error
+    if end is not None and end <= begin:
+        raise AudioError(f"the part from {begin} s to {end} s is empty: begin must be before end")
     told = on_warning or functools.partial(python_warning, describe(source))
     return _mono_16_khz(source, sample_rate, begin, end, told)
 

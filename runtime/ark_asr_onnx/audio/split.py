@@ -7,20 +7,22 @@ soon as its window is out: memory does not grow with its length.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
+from .. import values
 from ..arrays import F32
-from . import vad
+from . import level, vad
 from .mel import MIN_SAMPLES, SAMPLE_RATE
 from .vad import CHUNK, Detector
 
 _HYSTERESIS = 0.15  # speech goes on down to so much below the threshold, at most to half of it
 _MIN_GAP = round(0.1 * SAMPLE_RATE)  # shorter dips are within speech
 _QUIET = round(0.1 * SAMPLE_RATE)  # how long a quiet point must be
+_LONG_END = 1 * SAMPLE_RATE  # silence before or after the speech of a short audio
+_SILENT = 1e-3  # of the loudest energy, 30 dB below it
 _DEFAULT_WINDOW_SECONDS = 15.0
 
 
@@ -38,13 +40,13 @@ class Splitting:
     pad_seconds: float = 0.2  # of audio kept on both sides of speech
 
     def __post_init__(self) -> None:
-        if self.window_seconds is not None and not 1 <= self.window_seconds < math.inf:
-            raise ValueError(f"window_seconds is {self.window_seconds}, must be at least 1")
-        if not 0 < self.threshold < 1:
-            raise ValueError(f"threshold is {self.threshold}, must be between 0 and 1")
+        window = self.window_seconds
+        if window is not None and values.positive("window_seconds", window) < 1:
+            raise ValueError(f"window_seconds is {window!r}, must be at least 1")
+        if values.positive("threshold", self.threshold) >= 1:
+            raise ValueError(f"threshold is {self.threshold!r}, must be between 0 and 1")
         for name in ("pause_seconds", "min_speech_seconds", "pad_seconds"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise ValueError(f"{name} is {getattr(self, name)}, must not be negative")
+            values.seconds(name, getattr(self, name))
 
     def longest(self, max_seconds: float) -> float:
         """Seconds of the longest window for a model that hears ``max_seconds`` at once."""
@@ -104,7 +106,8 @@ def windows(
     """Windows of an audio that comes in blocks ``[n]``, lazily and in order.
 
     ``offset`` is the time of the first sample. Audio that fits one window is one, unless
-    ``split_short``. Raises ``ValueError`` for windows longer than ``max_seconds``.
+    ``split_short``; without the silence around it where that is long. Raises ``ValueError`` for
+    windows longer than ``max_seconds``.
     """
     longest = round(splitting.longest(max_seconds) * SAMPLE_RATE)
     blocks = iter(blocks)
@@ -116,9 +119,7 @@ def windows(
                 break
         else:
             if first:
-                waveform = np.concatenate(first)
-                end = offset + len(waveform) / SAMPLE_RATE
-                yield Window(waveform, offset, offset, end)
+                yield _only(np.concatenate(first), splitting, offset)
             return
     splitter = Splitter(splitting, max_seconds, offset)
     while first:
@@ -126,6 +127,31 @@ def windows(
     for block in blocks:
         yield from splitter.push(block)
     yield from splitter.flush()
+
+
+def _only(waveform: F32, splitting: Splitting, offset: float) -> Window:
+    """A short audio as a window: whole, or where its speech is if much else is around that."""
+    n, has_long_ends = len(waveform), _has_long_ends(waveform)
+    found = None
+    if splitting.vad is not None and (has_long_ends or level.is_soft(waveform)):
+        found = vad.first_and_last(waveform, splitting.vad(), splitting.threshold)
+    if found is None:
+        return Window(level.centred(waveform), offset, offset, offset + n / SAMPLE_RATE)
+    pad = round(splitting.pad_seconds * SAMPLE_RATE) if has_long_ends else n
+    first, last = max(0, found[0] - pad), min(n, found[1] + pad)
+    start, end = (offset + at / SAMPLE_RATE for at in found)
+    part = level.levelled(waveform[first:last])
+    return Window(part, offset + first / SAMPLE_RATE, start, end, ((start, end),))
+
+
+def _has_long_ends(waveform: F32) -> bool:
+    """Whether it begins or ends with a long silence, judged by how loud it is."""
+    n = len(waveform) // CHUNK
+    loudness = np.square(waveform[: n * CHUNK].reshape(n, CHUNK)).mean(axis=1)
+    loud = np.flatnonzero(loudness > _SILENT * loudness.max(initial=0.0))
+    if not len(loud):
+        return False
+    return max(loud[0], n - 1 - loud[-1]) * CHUNK >= _LONG_END
 
 
 class Splitter:
@@ -139,6 +165,7 @@ class Splitter:
         self._threshold, self._offset = splitting.threshold, offset
         self._silence = max(splitting.threshold - _HYSTERESIS, splitting.threshold / 2)
         self._detector = splitting.vad() if splitting.vad else None
+        self._ear = level.Ear()
         # All positions are samples from the first one on.
         self._kept = np.empty(0, np.float32)  # what may still be part of a window
         self._base = 0  # where it begins
@@ -181,7 +208,7 @@ class Splitter:
         """Listen to the next chunk."""
         begin, end = self._seen, self._seen + CHUNK
         self._seen = end
-        probability = self._detector(chunk) if self._detector else 1.0
+        probability = self._detector(self._ear(chunk)) if self._detector else 1.0
         found: list[Window] = []
         if self._speech_from is None:
             if probability >= self._threshold:
@@ -234,8 +261,9 @@ class Splitter:
         if len(waveform) < MIN_SAMPLES:
             waveform = np.pad(waveform, (0, MIN_SAMPLES - len(waveform)))
         at = [(self._time(a), self._time(b)) for a, b in spans]
+        heard = level.levelled(waveform) if self._detector else level.centred(waveform)
         return Window(
-            waveform.copy(), self._time(begin), at[0][0], at[-1][1],
+            heard.copy(), self._time(begin), at[0][0], at[-1][1],
             tuple(at) if self._detector else None,
         )  # fmt: skip
 

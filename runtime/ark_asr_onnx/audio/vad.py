@@ -10,8 +10,10 @@ from collections.abc import Callable
 from typing import Any, TypeAlias, cast
 
 import numpy as np
+import numpy.typing as npt
 
 from ..arrays import F32
+from .level import Ear
 from .mel import SAMPLE_RATE
 
 CHUNK = 512  # samples, 32 ms
@@ -30,8 +32,24 @@ def silero() -> Detector:
 
 def speech_seconds(waveform: F32, detector: Detector, threshold: float = 0.5) -> float:
     """Seconds of speech in a waveform ``[n]``, 16 kHz."""
+    return len(_speech(waveform, detector, threshold)) * CHUNK / SAMPLE_RATE
+
+
+def first_and_last(
+    waveform: F32, detector: Detector, threshold: float = 0.5
+) -> tuple[int, int] | None:
+    """Where speech begins and where it ends in a waveform ``[n]``; None where there is none."""
+    found = _speech(waveform, detector, threshold)
+    if not len(found):
+        return None
+    return int(found[0]) * CHUNK, min((int(found[-1]) + 1) * CHUNK, len(waveform))
+
+
+def _speech(waveform: F32, detector: Detector, threshold: float) -> npt.NDArray[np.intp]:
+    """Numbers of the chunks that hold speech."""
     n_chunks = -(-len(waveform) // CHUNK)
     padded = np.zeros(n_chunks * CHUNK, np.float32)
     padded[: len(waveform)] = waveform
-    n_speech = sum(detector(chunk) >= threshold for chunk in padded.reshape(-1, CHUNK))
-    return n_speech * CHUNK / SAMPLE_RATE
+    ear = Ear()
+    probabilities = [detector(ear(chunk)) for chunk in padded.reshape(-1, CHUNK)]
+    return np.flatnonzero(np.array(probabilities) >= threshold)

@@ -6,14 +6,19 @@ import math
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 
+import numpy as np
+
+from .. import values
 from ..arrays import F32
-from ..audio import mel, sources, split
+from ..audio import level, mel, sources, split
 from ..audio.sources import AudioSource
 from ..audio.split import Splitting, Window
 from ..errors import ArkError, AudioTooLongError, EmptyAudioError
 from ..transcript import AudioWarning
 from .clock import Clock
 from .line import End, Line, Task
+
+_LOUD = 0.05  # peak of sound that is worth a warning when nothing is heard in it
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,13 +41,15 @@ class Take:
         model_seconds: float,
         max_seconds: float | None = None,
     ) -> None:
-        if max_seconds is not None and not 0 < max_seconds < math.inf:
-            raise ValueError(f"max_seconds is {max_seconds}, must be positive and finite")
+        if max_seconds is not None:
+            values.positive("max_seconds", max_seconds)
         splitting.longest(model_seconds)  # refused now, not when the first window is asked for
         self.clip, self.splitting, self.model_seconds = clip, splitting, model_seconds
         self.clock, self.decoding = Clock(), Clock()  # of whoever reads, and of the pool
         self.seconds = 0.0  # of audio read
-        self.warnings: list[AudioWarning] = []  # about the audio
+        self._warnings: list[AudioWarning] = []
+        self._loudest = 0.0
+        self._is_read = False
         self._max_seconds = max_seconds
 
     def expected_seconds(self) -> float:
@@ -65,7 +72,7 @@ class Take:
             clip.sample_rate,
             begin_seconds=clip.begin_seconds,
             end_seconds=clip.end_seconds,
-            on_warning=self.warnings.append,
+            on_warning=self._warnings.append,
         )
         counted = self._counted(self.clock.each("read", blocks), is_unwanted)
         offset = clip.begin_seconds or 0.0
@@ -77,6 +84,16 @@ class Take:
                     f"at 16 kHz; at least {mel.MIN_SAMPLES} (0.013 s) are needed"
                 )
             yield window
+        self._is_read = True
+
+    def warnings(self, text: str) -> tuple[AudioWarning, ...]:
+        """What is known of the audio that may have cost words, when ``text`` was heard in it."""
+        is_silent = self._loudest < _LOUD or self.splitting.vad is None
+        if text or is_silent or not self._is_read:
+            return tuple(self._warnings)
+        loudness = f"{-level.decibels(self._loudest):.0f} dB below full scale"
+        message = f"sound of up to {loudness}, but no speech was found in it"
+        return (*self._warnings, AudioWarning("no speech", message))
 
     def _counted(self, blocks: Iterator[F32], is_unwanted: Callable[[], bool]) -> Iterator[F32]:
         n_read = 0
@@ -86,6 +103,7 @@ class Take:
             n_read += len(block)
             self.seconds = n_read / mel.SAMPLE_RATE
             self._check_duration(self.seconds)
+            self._loudest = max(self._loudest, float(np.abs(level.centred(block)).max()))
             yield block
 
     def _check_duration(self, seconds: float) -> None:

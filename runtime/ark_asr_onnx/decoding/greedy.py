@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from .. import values
 from ..arrays import F32
 from ..errors import DecodeError
 from ..package.contract import Tokens
@@ -28,16 +29,11 @@ class Options:
     retry: bool = True  # once more for text that ended by length or loop, or is empty on speech
 
     def __post_init__(self) -> None:
-        if self.max_new_tokens < 1:
-            raise ValueError(f"max_new_tokens is {self.max_new_tokens}, must be at least 1")
-        if self.block_from_id is not None and self.block_from_id < 0:
-            raise ValueError(f"block_from_id is {self.block_from_id}, must not be negative")
-        if self.max_tokens_per_second is not None and not self.max_tokens_per_second > 0:
-            raise ValueError(
-                f"max_tokens_per_second is {self.max_tokens_per_second}, must be positive"
-            )
-        if self.max_repeats is not None and self.max_repeats < 1:
-            raise ValueError(f"max_repeats is {self.max_repeats}, must be at least 1")
+        for name, least in (("max_new_tokens", 1), ("block_from_id", 0), ("max_repeats", 1)):
+            if (value := getattr(self, name)) is not None or name == "max_new_tokens":
+                object.__setattr__(self, name, values.whole(name, value, least))
+        if self.max_tokens_per_second is not None:
+            values.positive("max_tokens_per_second", self.max_tokens_per_second)
 
     def max_tokens(self, seconds: float) -> int:
         """Most tokens for so much audio."""

@@ -282,12 +282,6 @@ def _serve(of: weakref.ref[Pool], changed: threading.Condition) -> None:
         del pool
 
 
-def check_slots(slots: int) -> None:
-    """``ValueError`` for a number of slots that cannot be."""
-    if slots < 1:
-        raise ValueError(f"slots is {slots}, must be at least 1")
-
-
 def _close_all() -> None:
     """At the end of the interpreter, which must not end threads in the middle of foreign code."""
     for pool in list(_POOLS):
