@@ -118,7 +118,7 @@ def test_json_output_holds_segments_tokens_and_timings(
     assert data["audio"] == str(samples[0].path)
     assert set(data) == {
         "audio", "text", "segments", "duration", "timings", "finish_reason", "speech_seconds",
-        "covered_seconds",
+        "covered_seconds", "warnings",
     }  # fmt: skip
 
 

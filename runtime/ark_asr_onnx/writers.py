@@ -79,6 +79,7 @@ def to_json(transcript: Transcript) -> str:
             "finish_reason": transcript.finish_reason,
             "speech_seconds": transcript.speech_seconds,
             "covered_seconds": transcript.covered_seconds,
+            "warnings": [asdict(warning) for warning in transcript.warnings],
         }
     )
 

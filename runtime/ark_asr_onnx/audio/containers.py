@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any, BinaryIO, Literal, TypeAlias, cast
 
 import numpy as np
@@ -13,8 +13,11 @@ from ..arrays import F32
 from ..errors import AudioError
 from ..transcript import AudioWarning
 from . import webm
+from .account import OnWarning, joined
+from .excerpt import Excerpt
 
 Kind: TypeAlias = Literal["webm", "mp4", "aac", "asf"]
+_PADDING_SECONDS = 0.15  # that an encoder may add, and a decoder may drop
 _IN_MEMORY_BYTES = 32 << 20  # of Opus, some hours; longer ones become a temporary file
 _DEMUXERS = {"webm": "matroska,webm", "mp4": "mov,mp4,m4a,3gp,3g2,mj2", "aac": "aac", "asf": "asf"}
 _NAMES = {"webm": "WebM", "mp4": "MP4/M4A (AAC)", "aac": "AAC", "asf": "WMA"}
@@ -27,7 +30,7 @@ def kind(stream: BinaryIO) -> Kind | None:
     stream.seek(at)
     if head.startswith(b"\x1a\x45\xdf\xa3"):
         return "webm"
-    if head[4:8] == b"ftyp":
+    if head[4:8] in (b"ftyp", b"moov", b"mdat", b"wide", b"pnot"):  # all but the first: QuickTime's
         return "mp4"
     if head.startswith(b"\x30\x26\xb2\x75\x8e\x66\xcf\x11"):
         return "asf"
@@ -42,17 +45,16 @@ def has_media() -> bool:
     return importlib.util.find_spec("av") is not None
 
 
-def as_ogg(
-    stream: BinaryIO, name: str, on_warning: Callable[[AudioWarning], None]
-) -> BinaryIO | None:
+def as_ogg(stream: BinaryIO, name: str, on_warning: OnWarning) -> BinaryIO | None:
     """A WebM's Opus as an Ogg file, which is closed by whoever asked for it.
 
     None where it has none, and the extra ``media`` can read what it has.
     """
     at = stream.tell()
     found = tempfile.SpooledTemporaryFile(_IN_MEMORY_BYTES)  # noqa: SIM115
+    told: list[AudioWarning] = []
     try:
-        for page in webm.to_ogg(stream, name, on_warning):
+        for page in webm.to_ogg(stream, name, told.append):
             found.write(page)
     except webm.NoOpusError:
         found.close()
@@ -63,11 +65,15 @@ def as_ogg(
     except BaseException:
         found.close()
         raise
+    for warning in told:
+        on_warning(warning)
     found.seek(0)
     return cast("BinaryIO", found)
 
 
-def blocks(stream: BinaryIO, which: Kind, name: str) -> Iterator[tuple[F32, int]]:
+def blocks(
+    stream: BinaryIO, which: Kind, name: str, on_warning: OnWarning
+) -> Iterator[tuple[F32, int]]:
     """Samples ``[n, channels]`` as they are stored, and their rate, through the extra ``media``.
 
     The first audio track counts. Raises :class:`AudioError`, also where the extra is missing.
@@ -77,17 +83,109 @@ def blocks(stream: BinaryIO, which: Kind, name: str) -> Iterator[tuple[F32, int]
             f"{name}: {_NAMES[which]} needs an extra: install 'ark-asr-onnx[media]', or send WAV, "
             "FLAC, OGG, Opus, WebM/Opus or MP3"
         )
-    import av
+    parts, tail = _files(stream) if which == "mp4" else ((stream,), "")
+    lengths: list[float] = []
+    for part in parts:
+        found = _Track(part, which, name)
+        try:
+            yield from found.blocks()
+        except AudioError:
+            if not lengths:
+                raise
+            break
+        lengths.append(found.seconds)
+        for warning in found.account():
+            on_warning(warning)
+    if len(lengths) > 1:
+        on_warning(joined(lengths))
+    if tail:
+        on_warning(AudioWarning("unused", tail))
 
-    errors = cast("Any", av).error.FFmpegError
-    try:
-        with cast("Any", av).open(stream, "r", format=_DEMUXERS[which]) as container:
-            if not container.streams.audio:
-                raise AudioError(f"{name}: holds no audio track")
-            resampler = cast("Any", av).AudioResampler(format="flt")
-            for frame in container.decode(container.streams.audio[0]):
-                for part in resampler.resample(frame):
-                    samples = part.to_ndarray().reshape(-1, part.layout.nb_channels)
-                    yield np.ascontiguousarray(samples, np.float32), int(part.sample_rate)
-    except errors as error:
-        raise AudioError(f"{name}: not readable as audio ({error.strerror or error})") from error
+
+class _Track:
+    """The first audio track of a file, on its way."""
+
+    def __init__(self, stream: BinaryIO, which: Kind, name: str) -> None:
+        self._stream, self._which, self._name = stream, which, name
+        self.seconds = 0.0
+        self._claimed: float | None = None
+        self._n_damaged = 0
+        self._reason = ""
+
+    def blocks(self) -> Iterator[tuple[F32, int]]:
+        """Samples, and their rate."""
+        import av
+
+        library = cast("Any", av)
+        errors = library.error.FFmpegError
+        try:
+            with library.open(self._stream, "r", format=_DEMUXERS[self._which]) as container:
+                if not container.streams.audio:
+                    raise AudioError(f"{self._name}: holds no audio track")
+                track = container.streams.audio[0]
+                self._claimed = _seconds(track.duration, track.time_base) or _seconds(
+                    container.duration, 1e-6
+                )
+                resampler = library.AudioResampler(format="flt")
+                for packet in container.demux(track):
+                    yield from self._decoded(packet, resampler, errors)
+        except errors as error:
+            reason = error.strerror or str(error)
+            if not self.seconds:
+                raise AudioError(f"{self._name}: not readable as audio ({reason})") from error
+            self._reason = reason
+
+    def _decoded(self, packet: Any, resampler: Any, errors: Any) -> Iterator[tuple[F32, int]]:
+        try:
+            frames = [part for frame in packet.decode() for part in resampler.resample(frame)]
+        except errors:
+            self._n_damaged += 1
+            return
+        for part in frames:
+            samples = part.to_ndarray().reshape(-1, part.layout.nb_channels)
+            self.seconds += len(samples) / part.sample_rate
+            yield np.ascontiguousarray(samples, np.float32), int(part.sample_rate)
+
+    def account(self) -> Iterator[AudioWarning]:
+        """What is missing of what the file says it holds."""
+        claimed, seconds = self._claimed, self.seconds
+        if claimed is not None and seconds < claimed - _PADDING_SECONDS:
+            says = f"its header says {claimed:.2f} s, {seconds:.2f} s are there"
+            yield AudioWarning("cut", f"cut off: {says}; copy it again")
+        elif self._reason:
+            yield AudioWarning("cut", f"cut off after {seconds:.2f} s ({self._reason})")
+        if self._n_damaged:
+            yield AudioWarning("damaged", f"damaged: {self._n_damaged} packets cannot be decoded")
+
+
+def _seconds(duration: int | None, unit: Any) -> float | None:
+    return None if duration is None or unit is None else float(duration * unit)
+
+
+def _files(stream: BinaryIO) -> tuple[list[BinaryIO], str]:
+    """The MP4 files of which a stream is made, and what is said of what follows them."""
+    size = stream.seek(0, 2) or stream.tell()
+    begins: list[int] = []
+    at = 0
+    while at + 8 <= size:
+        stream.seek(at)
+        head = stream.read(16)
+        n = int.from_bytes(head[:4], "big")
+        if n == 1:
+            n = int.from_bytes(head[8:16], "big")
+        elif n == 0:
+            n = size - at
+        if n < 8 or not all(0x20 <= c < 0x7F or c == 0xA9 for c in head[4:8]):
+            break
+        if head[4:8] == b"ftyp":
+            begins.append(at)
+        at += n
+    stream.seek(0)
+    tail = ""
+    if at < size and begins:
+        tail = f"{size - at} of its {size} bytes, after the end of the audio, were not heard"
+    if len(begins) < 2 and not tail:
+        return [stream], tail
+    ends = [*begins[1:], min(at, size)]
+    files = [Excerpt(stream, [pair]) for pair in zip(begins, ends, strict=True)]
+    return cast("list[BinaryIO]", files), tail

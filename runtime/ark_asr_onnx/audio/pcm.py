@@ -14,9 +14,10 @@ import numpy.typing as npt
 from ..errors import AudioError
 from ..transcript import AudioWarning
 from . import chunks, mp3
+from .account import OnWarning, joined
 from .chunks import UNKNOWN_BYTES
 from .mel import SAMPLE_RATE
-from .sources import OnWarning, joined, python_warning
+from .sources import python_warning
 
 _BLOCK_SECONDS = 0.032
 _MAX_HEADER = 1 << 20  # bytes before the samples of a WAV, and of a chunk after them

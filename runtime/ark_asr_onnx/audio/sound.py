@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -11,6 +10,7 @@ import numpy.typing as npt
 from ..arrays import F32
 from ..errors import AudioError
 from ..transcript import AudioWarning
+from .account import OnWarning
 
 _LOUDEST = 16.0  # 24 dB above full scale: more is no headroom, but another unit
 _CANCELS = 0.15  # of the energy that channels which have nothing in common leave in their mean
@@ -21,7 +21,7 @@ _UNUSED_BITS = 15  # 16-bit samples in a type of 32 have so many
 class Mixer:
     """Makes one channel of many; one for each audio, called in order."""
 
-    def __init__(self, name: str, warn: Callable[[AudioWarning], None]) -> None:
+    def __init__(self, name: str, warn: OnWarning) -> None:
         self._name, self._warn = name, warn
         self._alone: int | None = None  # the channel that is heard alone
         self._n = 0

@@ -11,7 +11,7 @@ import os
 import re
 import sys
 import warnings
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any, BinaryIO, TypeAlias, TypeVar, cast
 
@@ -25,6 +25,7 @@ from ..arrays import F32
 from ..errors import AudioError, EmptyAudioError
 from ..transcript import AudioWarning
 from . import containers, recordings
+from .account import OnWarning, joined
 from .mel import SAMPLE_RATE
 from .recordings import Recording
 from .sound import Mixer, can_be_sound, check_range, scaled
@@ -37,7 +38,6 @@ _BLOCK_SAMPLES = 1 << 20  # of all channels together, in memory at once
 _MAX_CLAIMED = 1 << 48  # samples; a header that claims more does not know
 _DIFFERS = 0.05  # seconds by which what is there must differ from what was claimed to be told
 _T = TypeVar("_T")
-OnWarning: TypeAlias = Callable[[AudioWarning], None]
 _READABLE = (
     "WAV, FLAC, OGG, Opus, WebM/Opus, MP3 and AIFF can be read, MP4/M4A with the extra media; "
     "convert others, for example with ffmpeg"
@@ -292,7 +292,7 @@ def _decode(
             with ogg:
                 yield from _decode_recordings(ogg, name, begin, end, warn)
         else:
-            yield from _between(containers.blocks(stream, which, name), begin, end)
+            yield from _between(containers.blocks(stream, which, name, warn), begin, end)
 
 
 def _decode_recordings(
@@ -326,15 +326,6 @@ def _decode_recordings(
                 "no audio and were not heard",
             )
         )
-
-
-def joined(seconds: Sequence[float]) -> AudioWarning:
-    """That several recordings, of so many seconds, were heard as one."""
-    each = ", ".join(f"{s:.1f}" for s in seconds[:5]) + (" …" if len(seconds) > 5 else "")
-    return AudioWarning(
-        "joined",
-        f"{len(seconds)} recordings one after the other, of {each} s: all of them were heard",
-    )
 
 
 def _decode_one(

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import struct
 import zlib
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from typing import BinaryIO
 
 from ..errors import AudioError
 from ..transcript import AudioWarning
+from .account import OnWarning
 
 _SEGMENT, _TRACKS, _CLUSTER, _BLOCK_GROUP = 0x18538067, 0x1654AE6B, 0x1F43B675, 0xA0
 _ENTERED = {_SEGMENT, _TRACKS, _CLUSTER, _BLOCK_GROUP}  # their children are walked, not skipped
@@ -41,9 +42,7 @@ class _Track:
     is_encoded: bool = False  # encrypted or compressed
 
 
-def to_ogg(
-    stream: BinaryIO, name: str, on_warning: Callable[[AudioWarning], None]
-) -> Iterator[bytes]:
+def to_ogg(stream: BinaryIO, name: str, on_warning: OnWarning) -> Iterator[bytes]:
     """The first Opus track of a WebM or Matroska stream as Ogg, page by page.
 
     A recording that was cut off gives what is there, with a warning. Raises :class:`NoOpusError`,
@@ -64,9 +63,7 @@ def to_ogg(
     yield _page(waiting, granule, sequence, flags=4)
 
 
-def _packets(
-    stream: BinaryIO, name: str, on_warning: Callable[[AudioWarning], None]
-) -> Generator[tuple[bytes, int]]:
+def _packets(stream: BinaryIO, name: str, on_warning: OnWarning) -> Generator[tuple[bytes, int]]:
     """OpusHead, then every packet, and how many of its samples are to be dropped at its end."""
     track: _Track | None = None
     others: list[str] = []

@@ -1,0 +1,19 @@
+"""What is said of an audio that is not all there, or more than it says, or not right."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TypeAlias
+
+from ..transcript import AudioWarning
+
+OnWarning: TypeAlias = Callable[[AudioWarning], None]
+
+
+def joined(seconds: Sequence[float]) -> AudioWarning:
+    """That several recordings, of so many seconds, were heard as one."""
+    each = ", ".join(f"{s:.1f}" for s in seconds[:5]) + (" …" if len(seconds) > 5 else "")
+    return AudioWarning(
+        "joined",
+        f"{len(seconds)} recordings one after the other, of {each} s: all of them were heard",
+    )
