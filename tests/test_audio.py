@@ -537,6 +537,18 @@ def test_an_object_that_is_no_audio_is_refused_with_what_can_be_passed(source: o
         sources.read(cast("Any", source))
 
 
+def test_an_object_that_reads_something_else_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "clip.wav"
+    path.write_bytes(wav(swell()))
+    with soundfile.SoundFile(path) as file, pytest.raises(AudioError, match="from SoundFile; pass"):
+        sources.read(cast("Any", file))
+
+
+def test_a_masked_array_is_heard() -> None:
+    masked = np.ma.masked_array(swell(), swell() > 0.1)
+    np.testing.assert_array_equal(sources.read(masked, RATE), swell())
+
+
 def test_a_text_stream_is_refused() -> None:
     with pytest.raises(AudioError, match=r"audio stream: .*(text|binary)"):
         sources.read(cast("Any", io.StringIO("RIFF, but as text")))

@@ -265,6 +265,7 @@ def _rate(sample_rate: object) -> int:
 
 def _as_columns(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
     """An array in memory as ``[n, channels]``."""
+    array = np.asarray(array)  # of a masked array, the samples below the mask
     if array.ndim not in (1, 2):
         raise AudioError(f"audio array has shape {array.shape}, expected [n] or [n, channels]")
     if array.ndim == 2 and array.shape[1] > 32:
@@ -544,6 +545,8 @@ def _opened(source: _File, name: str) -> Generator[BinaryIO]:
         try:
             stream = _stream(source, owned)
             head = cast("object", stream.read(1))
+            if not isinstance(head, (str, bytes, bytearray, memoryview)) and head is not None:
+                raise _no_audio(source)
             if head:
                 stream.seek(0)
         except FileNotFoundError as error:
@@ -577,7 +580,9 @@ def _stream(source: _File, owned: ExitStack) -> BinaryIO:
     content = cast("object", stream.read())
     if isinstance(content, str):
         return cast("BinaryIO", io.StringIO(content))
-    return io.BytesIO(cast("bytes", content))
+    if content is not None and not isinstance(content, (bytes, bytearray, memoryview)):
+        raise _no_audio(source)
+    return io.BytesIO(content or b"")
 
 
 def _can_seek(stream: object) -> bool:
