@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -163,3 +166,28 @@ def test_the_waveform_is_left_as_it_was() -> None:
     waveform = noise(1600)
     mel.log_mel(waveform, 80)
     np.testing.assert_array_equal(waveform, noise(1600))
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="threads are counted in /proc")
+def test_one_thread_does_the_work() -> None:
+    code = """
+import os, pathlib
+import numpy as np
+from ark_asr_onnx.audio import mel
+
+def spent():
+    found = {}
+    for task in pathlib.Path("/proc/self/task").iterdir():
+        fields = (task / "stat").read_text().rpartition(")")[2].split()
+        found[int(task.name)] = int(fields[11]) + int(fields[12])
+    return found
+
+np.ones((500, 500)) @ np.ones((500, 500))  # the threads of BLAS are there
+before = spent()
+waveform = np.random.default_rng(0).normal(0, 0.1, 30 * 16000).astype(np.float32)
+for _ in range(20):
+    mel.log_mel(waveform, 128)
+print(sum(n - before.get(task, 0) for task, n in spent().items() if task != os.getpid()))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert int(done.stdout) <= 2  # hundredths of a second

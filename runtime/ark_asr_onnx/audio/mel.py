@@ -19,6 +19,7 @@ N_FFT = 400  # samples per window, 25 ms
 HOP_LENGTH = 160  # samples between windows, 10 ms
 MIN_SAMPLES = N_FFT // 2 + 1  # reflection by half a window needs one sample more than that
 _FRAMES_PER_BLOCK = 3000  # bounds the memory of the transform, whatever the length
+_FRAMES_PER_PRODUCT = 32  # for larger ones BLAS wakes all its threads, which then spin
 
 
 def log_mel(waveform: F32, n_mels: int) -> F32:
@@ -43,7 +44,10 @@ def log_mel(waveform: F32, n_mels: int) -> F32:
     for start in range(0, frames.shape[0], _FRAMES_PER_BLOCK):
         spectrum = np.fft.rfft(frames[start : start + _FRAMES_PER_BLOCK] * window)
         power = np.square(spectrum.real) + np.square(spectrum.imag)
-        mel[:, start : start + _FRAMES_PER_BLOCK] = (power.astype(np.float32) @ filters).T
+        power = power.astype(np.float32)
+        for first in range(0, len(power), _FRAMES_PER_PRODUCT):
+            product = power[first : first + _FRAMES_PER_PRODUCT] @ filters
+            mel[:, start + first : start + first + len(product)] = product.T
     np.log10(np.maximum(mel, 1e-10, out=mel), out=mel)
     np.maximum(mel, mel.max() - 8.0, out=mel)
     return ((mel + 4.0) / 4.0)[None]

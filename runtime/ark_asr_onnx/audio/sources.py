@@ -582,7 +582,7 @@ def _stream(source: _File, owned: ExitStack) -> BinaryIO:
         return cast("BinaryIO", io.StringIO(content))
     if content is not None and not isinstance(content, (bytes, bytearray, memoryview)):
         raise _no_audio(source)
-    return io.BytesIO(content or b"")
+    return io.BytesIO(cast("bytes", content or b""))
 
 
 def _can_seek(stream: object) -> bool:
