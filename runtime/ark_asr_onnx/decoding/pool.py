@@ -288,7 +288,8 @@ def _close_all() -> None:
         pool.close()
     until = time.monotonic() + _LAST_SECONDS
     for reader in list(READERS):
-        reader.join(max(0.0, until - time.monotonic()))
+        if reader.is_alive():  # Ctrl-C may have come before it was started
+            reader.join(max(0.0, until - time.monotonic()))
 
 
 def _before_fork() -> None:
