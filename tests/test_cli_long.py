@@ -250,6 +250,7 @@ def test_ctrl_c_keeps_what_is_finished(
     assert all(s.text in written.read_text() for s in samples[:2])
 
 
+@pytest.mark.usefixtures("ctrl_c_counts")
 def test_a_real_ctrl_c_ends_the_command_within_a_step(
     meeting: Path, samples: list[Sample], tmp_path: Path
 ) -> None:

@@ -4,4 +4,5 @@ import sys
 
 from .commands.cli import main
 
-sys.exit(main())
+if __name__ == "__main__":  # a worker process imports this under another name
+    sys.exit(main())

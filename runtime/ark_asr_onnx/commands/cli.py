@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import multiprocessing
 import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,17 +13,19 @@ import ark_asr_onnx
 
 from . import corpus, serve, transcribe
 from .settings import PREPARED_VARIABLE, model_arguments, model_settings
-from .terminal import guarded, say
+from .terminal import Parser, guarded, printable, require_output, say
+
+_SILENT = ("batch", "serve")  # commands that need no standard output
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """``ark-asr``; returns its exit status.
 
-    0 done, 1 failed, 2 wrong usage, 3 flagged segments with ``--strict``, 130 interrupted.
+    0 done, 1 failed, 2 wrong usage, 3 doubtful text or audio with ``--strict``; 130, 143, 129
+    ended by Ctrl-C, SIGTERM, SIGHUP.
     """
-    parser = argparse.ArgumentParser(
-        prog="ark-asr", description="Speech to text with ARK-ASR on the CPU."
-    )
+    multiprocessing.freeze_support()  # a frozen executable is its own workers' interpreter
+    parser = Parser(prog="ark-asr", description="Speech to text with ARK-ASR on the CPU.")
     parser.add_argument("--version", action="version", version=ark_asr_onnx.__version__)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
@@ -35,8 +39,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     serve.serve_arguments(add("serve", "an HTTP service, and a page"))
     _prepare_arguments(add("prepare", "pack a model for this CPU, once"))
     _inspect_arguments(add("inspect", "what a model folder holds"))
-    arguments = parser.parse_args(argv)
-    return guarded(lambda: arguments.run(arguments), parser)
+    return guarded(parser, _run, argv)
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    if arguments.command not in _SILENT and not getattr(arguments, "output_dir", None):
+        require_output()
+    return arguments.run(arguments)
 
 
 def _prepare_arguments(parser: argparse.ArgumentParser) -> None:
@@ -53,7 +62,7 @@ def _prepare_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _inspect_arguments(parser: argparse.ArgumentParser) -> None:
-    model_arguments(parser)
+    model_arguments(parser, has_threads=False)
     parser.add_argument("--verify", action="store_true", help="check every checksum")
     parser.set_defaults(run=_inspect)
 
@@ -68,7 +77,7 @@ def _prepare(arguments: argparse.Namespace) -> int:
         verify=arguments.verify,
         local_files_only=model.local_files_only,
     )
-    print(directory)
+    print(printable(str(directory)) if sys.stdout.isatty() else directory)
     say(f"prepared; open it with --prepared-dir {directory} or {PREPARED_VARIABLE}={directory}")
     return 0
 
@@ -111,5 +120,5 @@ def _inspect(arguments: argparse.Namespace) -> int:
     ]  # fmt: skip
     width = max(len(label) for label, _ in rows)
     for label, value in rows:
-        print(f"{label:{width}}  {value}")
+        print(f"{label:{width}}  {printable(str(value))}")
     return 0

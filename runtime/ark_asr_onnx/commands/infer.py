@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import multiprocessing
 import os
 import sys
 from collections.abc import Sequence
@@ -17,11 +18,13 @@ from .settings import (
     ModelSettings,
     Settings,
     few,
+    number,
     positive,
     seconds,
     splitting,
+    whole,
 )
-from .terminal import guarded
+from .terminal import Parser, guarded, require_output
 from .transcribe import Transcription
 
 
@@ -31,7 +34,8 @@ def infer_main(script_dir: Path, argv: Sequence[str] | None = None) -> int:
     The model is ``--model-dir``, else ``$ARK_ASR_MODEL``, else the script's own folder when it
     is a package, else ``models/demo`` beside the script.
     """
-    parser = argparse.ArgumentParser(
+    multiprocessing.freeze_support()
+    parser = Parser(
         prog="infer_ark_audio_onnx.py", description="Transcribe audio files with ARK-ASR."
     )
     add = parser.add_argument
@@ -51,8 +55,8 @@ def infer_main(script_dir: Path, argv: Sequence[str] | None = None) -> int:
         help="model folder or Hugging Face id",
     )
     add("--max-new-tokens", "--asr-max-new-tokens", type=positive, default=256, metavar="N")
-    add("--begin-time", type=float, default=-1.0, metavar="SECONDS", help="-1: from the start")
-    add("--end-time", type=float, default=-1.0, metavar="SECONDS", help="-1: to the end")
+    add("--begin-time", type=number, default=-1.0, metavar="SECONDS", help="-1: from the start")
+    add("--end-time", type=number, default=-1.0, metavar="SECONDS", help="-1: to the end")
     add(
         "--max-audio-seconds",
         type=seconds,
@@ -62,7 +66,7 @@ def infer_main(script_dir: Path, argv: Sequence[str] | None = None) -> int:
     add(
         "--asr-block-token-id-from",
         dest="block_from_id",
-        type=int,
+        type=whole,
         metavar="ID",
         help="block every id from here up (default, and if negative: the package's)",
     )
@@ -74,11 +78,20 @@ def infer_main(script_dir: Path, argv: Sequence[str] | None = None) -> int:
     )
     add("--window", type=seconds, metavar="SECONDS", help="longest part heard at once (15)")
     add("--no-retry", action="store_true", help="do not try doubtful parts again")
+    add(
+        "--strict",
+        action="store_true",
+        help="exit with 3 when a part of the text is doubtful, or the audio",
+    )
     add("--task", choices=("asr",), default="asr")
     add("--threads", type=few, metavar="N")
     given = list(sys.argv[1:] if argv is None else argv)
-    arguments = parser.parse_args([_dashes(argument) for argument in given])
-    return guarded(lambda: transcribe.transcribe(_told(arguments, script_dir)), parser)
+
+    def run(arguments: argparse.Namespace) -> int:
+        require_output()
+        return transcribe.transcribe(_told(arguments, script_dir))
+
+    return guarded(parser, run, [_dashes(argument) for argument in given])
 
 
 def _told(arguments: argparse.Namespace, script_dir: Path) -> Transcription:
@@ -100,9 +113,10 @@ def _told(arguments: argparse.Namespace, script_dir: Path) -> Transcription:
         ),
         tuple(arguments.audio),
         begin if begin >= 0 else None,
-        end if end > max(begin, 0) else None,
+        end if end >= 0 else None,
         arguments.max_audio_seconds,
         arguments.precision,
+        is_strict=arguments.strict,
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -78,8 +79,8 @@ class Settings:
             raise UsageError(f"--window: {error}") from error
 
 
-def model_arguments(parser: argparse.ArgumentParser) -> None:
-    """``--model``, ``--local-files-only``, ``--threads``."""
+def model_arguments(parser: argparse.ArgumentParser, *, has_threads: bool = True) -> None:
+    """``--model``, ``--local-files-only``, and ``--threads`` where something is computed."""
     add = parser.add_argument
     add(
         "-m",
@@ -89,12 +90,14 @@ def model_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"model folder or Hugging Face id (default: ${MODEL_VARIABLE})",
     )
     add("--local-files-only", action="store_true", help="never download a model")
-    add(
-        "--threads",
-        type=few,
-        metavar="N",
-        help="threads (default: the physical cores this process may use, at most 8)",
-    )
+    parser.set_defaults(threads=None)
+    if has_threads:
+        add(
+            "--threads",
+            type=few,
+            metavar="N",
+            help="threads (default: the physical cores this process may use, at most 8)",
+        )
 
 
 def model_settings(arguments: argparse.Namespace) -> ModelSettings:
@@ -102,8 +105,11 @@ def model_settings(arguments: argparse.Namespace) -> ModelSettings:
     return ModelSettings(arguments.model, arguments.local_files_only, arguments.threads)
 
 
-def arguments_of_all(parser: argparse.ArgumentParser) -> None:
-    """Everything about opening the model, cutting the audio and decoding."""
+def arguments_of_all(parser: argparse.ArgumentParser, *, has_files: bool = True) -> None:
+    """Everything about opening the model, cutting the audio and decoding.
+
+    Live audio is one window after the other, and always cut: two options are for files alone.
+    """
     add = parser.add_argument
     model_arguments(parser)
     add(
@@ -113,13 +119,16 @@ def arguments_of_all(parser: argparse.ArgumentParser) -> None:
         help="open the graphs packed for this CPU from here, see ark-asr prepare (default: "
         f"${PREPARED_VARIABLE})",
     )
-    add(
-        "--slots",
-        type=few,
-        default=DEFAULT_SLOTS,
-        metavar="N",
-        help=f"windows decoded together ({DEFAULT_SLOTS})",
-    )
+    parser.set_defaults(slots=DEFAULT_SLOTS, split_short=False)
+    if has_files:
+        add(
+            "--slots",
+            type=few,
+            default=DEFAULT_SLOTS,
+            metavar="N",
+            help=f"windows of files decoded together ({DEFAULT_SLOTS})",
+        )
+        add("--split-short", action="store_true", help="look for speech in short files too")
     add(
         "--window",
         type=seconds,
@@ -127,7 +136,6 @@ def arguments_of_all(parser: argparse.ArgumentParser) -> None:
         help="longest part heard at once (default: 15, or the model's limit if that is less)",
     )
     add("--no-vad", action="store_true", help="do not look for speech; cut at quiet points")
-    add("--split-short", action="store_true", help="look for speech in short audio too")
     add("--pause", type=seconds, metavar="SECONDS",
         help="silence that ends a part (default: 0.7)")  # fmt: skip
     add("--max-new-tokens", type=positive, default=256, metavar="N", help="most of one part (256)")
@@ -154,6 +162,8 @@ def splitting(window: float | None, arguments: argparse.Namespace | None = None)
         if arguments is None:
             return Splitting(window)
         if arguments.no_vad:
+            if arguments.split_short or arguments.pause is not None:
+                raise UsageError("--no-vad looks for no speech: without --split-short and --pause")
             return Splitting(window, vad=None)
         pause = {} if arguments.pause is None else {"pause_seconds": arguments.pause}
         return Splitting(window, split_short=arguments.split_short, **pause)
@@ -161,25 +171,59 @@ def splitting(window: float | None, arguments: argparse.Namespace | None = None)
         raise UsageError(f"--window: {error}") from error
 
 
+def whole(text: str) -> int:
+    """An argument that is a whole number."""
+    try:
+        return int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{_quoted(text)} is no whole number") from None
+
+
 def positive(text: str) -> int:
     """An argument that counts."""
-    value = int(text)
-    if not 1 <= value <= 1_000_000:
-        raise argparse.ArgumentTypeError("must be at least 1, and at most a million")
-    return value
+    return _within(text, 1_000_000)
 
 
 def few(text: str) -> int:
     """An argument that counts what a machine has few of."""
-    value = positive(text)
-    if value > 1024:
-        raise argparse.ArgumentTypeError("must be at most 1024")
-    return value
+    return _within(text, 1024)
+
+
+def channels(text: str) -> int:
+    """An argument that counts channels of audio."""
+    return _within(text, 32)
+
+
+def number(text: str) -> float:
+    """An argument that is a finite number."""
+    return _finite(text, -math.inf, "must be a number, and finite")
 
 
 def seconds(text: str) -> float:
     """An argument that is a duration."""
-    value = float(text)
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError("must be positive")
+    return _finite(text, 0.0, "must be positive, and finite")
+
+
+def moment(text: str) -> float:
+    """An argument that is a time in the audio."""
+    return _finite(text, -math.ulp(0.0), "must be 0 or more, and finite")
+
+
+def _within(text: str, most: int) -> int:
+    if not 1 <= (value := whole(text)) <= most:
+        raise argparse.ArgumentTypeError(f"{_quoted(text)}: must be 1 to {most}")
     return value
+
+
+def _finite(text: str, above: float, rule: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not above < value < math.inf:
+        raise argparse.ArgumentTypeError(f"{_quoted(text)}: {rule}")
+    return value
+
+
+def _quoted(text: str) -> str:
+    return repr(text if len(text) <= 40 else f"{text[:40]}…")

@@ -3,15 +3,37 @@
 from __future__ import annotations
 
 import argparse
+import atexit
+import contextlib
+import errno
+import io
 import os
+import re
 import shutil
+import signal
 import sys
+import threading
 import time
+import unicodedata
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Generator, Sequence
+from types import FrameType
+from typing import Any, NoReturn, TextIO, cast
 
 from .. import ArkError
 from .settings import UsageError
+
+_SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP")  # Windows has no SIGHUP
+_CONTROLS = ("Cc", "Cs", "Zl", "Zp")  # categories of what a terminal acts on or cannot show
+_TURNS = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")  # of the direction
+
+
+class Parser(argparse.ArgumentParser):
+    """Its messages may quote arguments, such as names of files, with anything in them."""
+
+    def error(self, message: str) -> NoReturn:
+        """Usage and message on stderr, status 2."""
+        super().error(printable(message))
 
 
 class Progress:
@@ -47,10 +69,218 @@ class Progress:
             rewrite("")
 
 
+class Stopped(KeyboardInterrupt):
+    """A signal that ends the command: of Ctrl-C, of ``kill``, or of a terminal that was closed."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
+
+
+class Signals:
+    """The first signal raises :class:`Stopped` in the main thread, a second one ends the process.
+
+    Handlers of a host and signals that are ignored, as under ``nohup``, stay as they are. The
+    handlers are explicit since the first process of a container gets no signal without one.
+    """
+
+    def __init__(self) -> None:
+        self._first: int | None = None
+        self._is_held = False
+
+    @contextlib.contextmanager
+    def caught(self) -> Generator[None]:
+        """Handle them; afterwards all is as before."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        numbers = [getattr(signal, name) for name in _SIGNALS if hasattr(signal, name)]
+        usual = (signal.SIG_DFL, signal.default_int_handler)
+        before = {n: signal.getsignal(n) for n in numbers if signal.getsignal(n) in usual}
+        self._first = None
+        try:
+            for number in before:
+                signal.signal(number, self._handle)
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+            if self._first is not None:
+                atexit.register(_end_at_once, list(before))
+
+    @property
+    def has_come(self) -> bool:
+        """Whether there was one."""
+        return self._first is not None
+
+    def check(self) -> None:
+        """Raise it, if there was one."""
+        if self._first is not None:
+            raise Stopped(self._first)
+
+    @contextlib.contextmanager
+    def held(self) -> Generator[None]:
+        """It is raised by :meth:`check` and within :meth:`heeded` alone."""
+        self._is_held = True
+        try:
+            yield
+        finally:
+            self._is_held = False
+
+    @contextlib.contextmanager
+    def heeded(self) -> Generator[None]:
+        """Within :meth:`held`: raise it, whether it came before or comes now."""
+        self._is_held = False
+        try:
+            self.check()
+            yield
+        finally:
+            self._is_held = True
+
+    def _handle(self, number: int, _: FrameType | None) -> None:
+        if self._first is not None:
+            os._exit(128 + number)
+        self._first = number
+        if not self._is_held:
+            raise Stopped(number)
+
+
+def _end_at_once(numbers: Sequence[int]) -> None:
+    """At the end of an interpreter that was told to stop, and still waits for a thread."""
+    for number in numbers:
+        signal.signal(number, lambda number, _: os._exit(128 + number))
+
+
+SIGNALS = Signals()
+
+
+def guarded(
+    parser: argparse.ArgumentParser,
+    run: Callable[[argparse.Namespace], int],
+    argv: Sequence[str] | None,
+) -> int:
+    """Run a command; one line instead of a traceback for what can be expected to go wrong."""
+    with _standard_streams(), warnings.catch_warnings(), SIGNALS.caught():
+        warnings.simplefilter("always", UserWarning)
+        warnings.showwarning = _show_warning
+        try:
+            status = run(parser.parse_args(argv))
+            sys.stdout.flush()
+            return status
+        except UsageError as error:
+            parser.error(str(error))
+        except ArkError as error:
+            say(f"error: {error}")
+            return 1
+        except KeyboardInterrupt as error:
+            return _say_stopped(error)
+        except (MemoryError, RuntimeError, OSError) as error:
+            if message := _shortage(error):
+                say(f"error: {message}")
+            elif isinstance(error, OSError):
+                _say_failed(error)
+            else:
+                raise
+            return 1
+
+
+def _say_stopped(error: KeyboardInterrupt) -> int:
+    number = error.number if isinstance(error, Stopped) else int(signal.SIGINT)
+    is_ctrl_c = number == signal.SIGINT
+    say("interrupted" if is_ctrl_c else f"ended by {signal.Signals(number).name}")
+    return 128 + number
+
+
+def _shortage(error: Exception) -> str | None:
+    """What the machine has too little of, if that is the cause."""
+    number = error.errno if isinstance(error, OSError) else None
+    if isinstance(error, MemoryError) or number == errno.ENOMEM:
+        return "not enough memory; end other programs, or try fewer --slots or a shorter --window"
+    if isinstance(error, RecursionError):
+        return f"something is nested too deeply for the stack's memory ({error})"
+    if number in (errno.EMFILE, errno.ENFILE):
+        return "too many open files; raise their limit (ulimit -n)"
+    if number == errno.EAGAIN or "can't start new thread" in str(error):
+        return "no more threads can be started; raise their limit (ulimit -u), or try --threads 1"
+    return None
+
+
+def _say_failed(error: OSError) -> None:
+    if error.filename is not None:
+        say(f"error: {error.filename}: {error.strerror}")
+        return
+    # Of stdout: its reader is gone, or its disk is full.
+    # Python would try, and complain, again when it exits.
+    _write_nowhere(sys.stdout)
+    if not isinstance(error, BrokenPipeError):
+        say(f"error: the output cannot be written ({error.strerror})")
+
+
+@contextlib.contextmanager
+def _standard_streams() -> Generator[None]:
+    """Streams that can be used, also where the process was started without (``2>&-``, pythonw)."""
+    with contextlib.ExitStack() as restored:
+        with contextlib.suppress(OSError):
+            _reserve_descriptors()
+        if sys.stderr is None:  # pyright: ignore[reportUnnecessaryComparison]
+            nowhere = restored.enter_context(open(os.devnull, "w"))  # noqa: PTH123
+            restored.enter_context(contextlib.redirect_stderr(nowhere))
+        if sys.stdout is None:  # pyright: ignore[reportUnnecessaryComparison]
+            restored.enter_context(contextlib.redirect_stdout(_Closed()))
+        elif hasattr(sys.stdout, "reconfigure"):  # a test or a notebook may have its own
+            # Names of files that are no UTF-8 come out as the bytes that they are.
+            cast("Any", sys.stdout).reconfigure(encoding="utf-8", errors="surrogateescape")
+        yield
+
+
+def _reserve_descriptors() -> None:
+    """Let no file become 0, 1 or 2: what libraries and child processes write there would go in."""
+    while (found := os.open(os.devnull, os.O_RDWR)) <= 2:
+        os.set_inheritable(found, True)
+    os.close(found)
+
+
+class _Closed(io.TextIOBase):
+    """In place of a standard output that is closed."""
+
+    def write(self, _: str) -> int:
+        raise ArkError("standard output is closed")
+
+
+def require_output() -> None:
+    """Raise :class:`ArkError` before the work where its text could go nowhere."""
+    if isinstance(sys.stdout, _Closed):
+        sys.stdout.write("")
+
+
+def put(text: str, end: str = "\n") -> None:
+    """Text on standard output, at once; as :func:`printable` where that is a terminal."""
+    if sys.stdout.isatty():
+        text = re.sub(r"[^\n\t]+", lambda found: printable(found[0]), text)
+    print(text, end=end, flush=True)
+
+
+def say(line: str) -> None:
+    """A line on stderr, as :func:`printable`; where nobody can read it, that is no error."""
+    _write(f"{printable(line)}\n")
+
+
 def rewrite(line: str) -> None:
     """Put the end of a line, as much as fits, in the place of the last one on a terminal."""
-    columns = shutil.get_terminal_size().columns
-    print(f"\r\033[K{line[-(columns - 1) :]}", end="", file=sys.stderr, flush=True)
+    encoding = sys.stderr.encoding or "utf-8"
+    shown = printable(line).encode(encoding, "backslashreplace").decode(encoding)
+    _write(f"\r\033[K{_last(shown, _columns() - 1)}")
+
+
+def printable(text: str) -> str:
+    r"""Text with escapes for what would do something to a terminal.
+
+    >>> printable("a\x1b[2J\n")
+    'a\\x1b[2J\\n'
+    """
+    if text.isprintable():
+        return text
+    return "".join(c.encode("unicode_escape").decode() if _is_control(c) else c for c in text)
 
 
 def hms(seconds: float) -> str:
@@ -60,42 +290,54 @@ def hms(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
-def guarded(run: Callable[[], int], parser: argparse.ArgumentParser) -> int:
-    """One line instead of a traceback for what can be expected to go wrong."""
-    if hasattr(sys.stdout, "reconfigure"):  # not when a test or a notebook has replaced it
-        sys.stdout.reconfigure(encoding="utf-8")  # pyright: ignore[reportAttributeAccessIssue, reportUnknownMemberType]
-    if sys.stdout is None:  # pyright: ignore[reportUnnecessaryComparison] - it was closed
-        say("error: standard output is closed")
-        return 1
+def _is_control(character: str) -> bool:
+    return unicodedata.category(character) in _CONTROLS or character in _TURNS
+
+
+def _last(line: str, columns: int) -> str:
+    """The end of a line that fits into so many columns."""
+    at, width = len(line), 0
+    while at and (width := width + _width(line[at - 1])) <= columns:
+        at -= 1
+    while at and at < len(line) and _is_mark(line[at]):  # of what did not fit
+        at += 1
+    return line[at:]
+
+
+def _is_mark(character: str) -> bool:
+    return unicodedata.category(character) in ("Mn", "Mc", "Me", "Cf")
+
+
+def _width(character: str) -> int:
+    """How many columns of a terminal a character takes."""
+    if unicodedata.category(character) in ("Mn", "Me", "Cf"):
+        return 0
+    return 2 if unicodedata.east_asian_width(character) in "WF" else 1
+
+
+def _columns() -> int:
+    """Of the terminal on stderr; ``$COLUMNS`` comes first, as everywhere."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("always", UserWarning)
-            warnings.showwarning = _show_warning
-            return run()
-    except UsageError as error:
-        parser.error(str(error))
-    except ArkError as error:
-        say(f"error: {error}")
-        return 1
-    except KeyboardInterrupt:
-        say("interrupted")
-        return 130
-    except OSError as error:
-        if error.filename is not None:
-            say(f"error: {error.filename}: {error.strerror}")
-            return 1
-        # Of stdout: its reader is gone, or its disk is full.
-        # Python would try, and complain, again when it exits.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        if not isinstance(error, BrokenPipeError):
-            say(f"error: the output cannot be written ({error.strerror})")
-        return 1
+        found = os.get_terminal_size(sys.stderr.fileno())
+    except (OSError, ValueError):
+        found = os.terminal_size((80, 24))
+    return shutil.get_terminal_size(found).columns or 80
+
+
+def _write(text: str) -> None:
+    try:
+        sys.stderr.write(text)
+        sys.stderr.flush()
+    except OSError:  # a full disk, a terminal that was closed
+        _write_nowhere(sys.stderr)
+
+
+def _write_nowhere(stream: TextIO) -> None:
+    with contextlib.suppress(OSError):
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, stream.fileno())
+        os.close(nowhere)
 
 
 def _show_warning(message: Warning | str, *_: object, **__: object) -> None:
     say(f"warning: {message}")
-
-
-def say(line: str) -> None:
-    """A line on stderr."""
-    print(line, file=sys.stderr)
