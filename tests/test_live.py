@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import signal
 import subprocess
 import sys
 import wave
@@ -14,12 +15,14 @@ from typing import Any
 import numpy as np
 import pytest
 import soundfile
+import soxr
 from conftest import DEMO, Sample
 
 import ark_asr_onnx
-from ark_asr_onnx import AudioError, MissingExtraError, Transcriber
+from ark_asr_onnx import AudioError, Transcriber
 from ark_asr_onnx.audio import containers, microphone, pcm, sources
 from ark_asr_onnx.commands import cli
+from ark_asr_onnx.decoding.slots import Slots
 
 RATE = 16000
 QUIET = np.zeros(round(1.5 * RATE), np.float32)
@@ -191,73 +194,208 @@ def test_a_partial_text_needs_a_time(demo: Transcriber) -> None:
 
 
 class FakeSound:
-    """sounddevice with a tape in it."""
+    """sounddevice with a tape in it, of a device that has but one rate and number of channels."""
 
     class PortAudioError(Exception):
         pass
 
-    def __init__(self, tape: np.ndarray) -> None:
-        self.tape, self.state = (32767 * tape).astype("<i2"), "closed"
-        self.asked: dict[str, Any] = {}
+    def __init__(self, tape: np.ndarray, rate: int = RATE, channels: int = 1) -> None:
+        self.tape = np.repeat((32767 * tape).astype("<i2")[:, None], channels, axis=1)
+        self.rate, self.channels = rate, channels
+        self.asked: list[tuple[int, int]] = []
+        self.state, self.status = "closed", SimpleNamespace(input_overflow=False)
+        self.times: Iterator[float] = iter(())
+        self.active = True
 
-    def RawInputStream(self, callback: Any, **asked: Any) -> Any:
-        self.asked = asked
+    def query_devices(self, device: object, kind: str) -> dict[str, Any]:
+        assert kind == "input"
+        if device == "none":
+            raise ValueError("no such device")
+        return {"default_samplerate": float(self.rate), "max_input_channels": self.channels}
+
+    def RawInputStream(self, samplerate: int, channels: int, **asked: Any) -> FakeSound:
+        self.asked.append((samplerate, channels))
         if asked["device"] == "none":
             raise self.PortAudioError("no such device")
+        if (samplerate, channels) != (self.rate, self.channels):
+            raise self.PortAudioError("Invalid sample rate [PaErrorCode -9997]")
+        self.hear, self.block_size = asked["callback"], asked["blocksize"]
+        self.state = "ready"
+        return self
 
-        def start() -> None:
-            self.state = "open"
-            for i in range(0, len(self.tape), asked["blocksize"]):
-                callback(self.tape[i : i + asked["blocksize"]].tobytes(), 0, None, None)
+    def start(self) -> None:
+        self.state = "open"
+        for i in range(0, len(self.tape), self.block_size):
+            when = SimpleNamespace(inputBufferAdcTime=next(self.times, 0.0))
+            block = self.tape[i : i + self.block_size]
+            self.hear(block.tobytes(), len(block), when, self.status)
 
-        def close() -> None:
-            self.state = "closed"
-
-        return SimpleNamespace(start=start, stop=lambda: None, close=close)
+    def close(self) -> None:
+        self.state = "closed"
 
 
-def test_a_microphone_is_listened_to_until_it_is_closed(
+def mic(*options: object) -> int:
+    return cli.main(["mic", "-m", str(DEMO), *map(str, options)])
+
+
+def test_a_microphone_is_listened_to_until_the_end_of_the_block(
     demo: Transcriber, spoken: tuple[np.ndarray, list[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     waveform, expected = spoken
     sound = FakeSound(waveform)
     monkeypatch.setitem(sys.modules, "sounddevice", sound)
-    blocks = microphone.parts()
-    segments: Any = demo.listen(blocks, RATE)
-    assert [next(segments).text for _ in expected] == expected
-    assert sound.state == "open"
-    assert (sound.asked["samplerate"], sound.asked["channels"]) == (RATE, 1)
-    segments.close()
-    blocks.close()  # pyright: ignore[reportAttributeAccessIssue] - a generator
+    with microphone.opened() as (blocks, rate):
+        segments = demo.listen(blocks, rate)
+        assert [next(segments).text for _ in expected] == expected
+        assert sound.state == "open"
+        assert sound.asked == [(RATE, 1)]
     assert sound.state == "closed"
+
+
+@pytest.mark.parametrize(
+    ("rate", "channels"), [(48000, 1), (44100, 2), (16000, 2), (48000, 6), (8000, 1)]
+)
+def test_a_microphone_is_heard_with_its_own_rate_and_channels(
+    rate: int, channels: int, spoken: tuple[np.ndarray, list[str]],
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    waveform, expected = spoken
+    sound = FakeSound(soxr.resample(waveform, RATE, rate), rate, channels)
+    sound.active = False  # the tape is its all
+    monkeypatch.setitem(sys.modules, "sounddevice", sound)
+    assert mic() == 1
+    captured = capsys.readouterr()
+    if rate > 8000:
+        assert captured.out.splitlines() == expected
+    assert len(captured.out.splitlines()) == 3
+    assert sound.asked[-1] == (rate, channels)
 
 
 def test_a_microphone_that_is_missing_is_one_line(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setitem(sys.modules, "sounddevice", FakeSound(QUIET))
-    assert cli.main(["mic", "-m", str(DEMO), "--device", "none"]) == 1
+    monkeypatch.setitem(sys.modules, "sounddevice", sound := FakeSound(QUIET))
+    assert mic("--device", "none") == 1
     assert "error: the microphone cannot be opened (no such device)" in capsys.readouterr().err
+    assert sound.state == "closed"
     monkeypatch.setitem(sys.modules, "sounddevice", None)
-    with pytest.raises(MissingExtraError, match=r"pip install 'ark-asr-onnx\[mic\]'"):
-        microphone.parts()
+    monkeypatch.setattr(ark_asr_onnx, "load", None)  # it is told before
+    assert mic() == 1
+    assert "pip install 'ark-asr-onnx[mic]'" in capsys.readouterr().err
 
 
+def test_a_microphone_that_stops_is_told_and_its_words_are_kept(
+    spoken: tuple[np.ndarray, list[str]], monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    waveform, expected = spoken
+    sound = FakeSound(waveform[: -len(QUIET)])  # no pause behind the last word
+    monkeypatch.setitem(sys.modules, "sounddevice", sound)
+    for active in (False, True):  # not every driver says that its device is gone
+        sound.active = active
+        assert mic() == 1
+        captured = capsys.readouterr()
+        assert captured.out.splitlines() == expected
+        assert captured.err.endswith(
+            "error: the microphone has stopped, perhaps it was unplugged; what was heard is kept\n"
+        )
+        assert sound.state == "closed"
+
+
+def test_a_microphone_without_a_sound_is_told(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "sounddevice", sound := FakeSound(QUIET[:0]))
+    sound.active = False
+    assert mic() == 1
+    assert "error: the microphone has stopped" in capsys.readouterr().err
+
+
+def test_a_microphone_is_closed_when_anything_fails(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "sounddevice", sound := FakeSound(QUIET))
+    assert cli.main(["mic", "-m", "nowhere"]) == 1
+    assert sound.asked == []  # the model comes first, so that nothing is heard before "listening"
+
+    def fail() -> None:
+        raise sound.PortAudioError("Device unavailable")
+
+    monkeypatch.setattr(sound, "start", fail)
+    assert mic() == 1
+    assert "cannot be opened (Device unavailable)" in capsys.readouterr().err
+    assert sound.state == "closed"
+
+
+def test_samples_that_are_lost_are_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
+    tape = np.zeros(10 * 512)
+    for times, words in (
+        ((), "samples were lost before 10 of its blocks (how many, the device does not tell)"),
+        ((0.032 * i + 0.1 * (i > 4) for i in range(1, 11)), "of its blocks (0.10 s)"),
+    ):
+        sound = FakeSound(tape)
+        sound.status.input_overflow = True
+        sound.times = iter(times)
+        monkeypatch.setitem(sys.modules, "sounddevice", sound)
+        with pytest.warns(UserWarning) as found, microphone.opened() as (blocks, _):
+            assert len(next(blocks)) == 512
+        assert [words in str(warning.message) for warning in found] == [True]
+
+
+def test_what_waits_for_a_slow_model_has_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    sound = FakeSound(np.zeros(150 * RATE))
+    sound.active = False
+    monkeypatch.setitem(sys.modules, "sounddevice", sound)
+    n_heard = 0
+    with (
+        pytest.warns(UserWarning, match=r"30\.0 s were lost: more than 120 s of audio wait"),
+        microphone.opened() as (blocks, _),
+        pytest.raises(AudioError, match="has stopped"),
+    ):
+        for block in blocks:
+            n_heard += len(block)
+    assert n_heard == 120 * RATE
+
+
+@pytest.mark.usefixtures("ctrl_c_counts")
 def test_ctrl_c_ends_listening(
     spoken: tuple[np.ndarray, list[str]], monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
     waveform, expected = spoken
+    monkeypatch.setitem(sys.modules, "sounddevice", FakeSound(waveform[: -len(QUIET)]))
 
-    def blocks(_: object) -> Iterator[np.ndarray]:
-        yield from np.split(waveform[: -len(QUIET)], 1000 * np.arange(1, 300))
-        raise KeyboardInterrupt  # just after the last word
+    def interrupted(_: object) -> bool:  # just after the last word
+        signal.raise_signal(signal.SIGINT)
+        return True
 
-    monkeypatch.setattr(microphone, "parts", blocks)
-    assert cli.main(["mic", "-m", str(DEMO)]) == 130
+    monkeypatch.setattr(FakeSound, "active", property(interrupted, lambda *_: None), raising=False)
+    assert mic() == 130
     captured = capsys.readouterr()
     assert captured.out.splitlines() == expected
     assert captured.err.endswith("interrupted\n")
+
+
+@pytest.mark.usefixtures("ctrl_c_counts")
+def test_ctrl_c_while_the_model_works_loses_nothing(
+    spoken: tuple[np.ndarray, list[str]], monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    waveform, expected = spoken
+    monkeypatch.setitem(sys.modules, "sounddevice", FakeSound(waveform))
+    step = Slots.step
+    is_first = True
+
+    def interrupted(slots: Slots) -> None:
+        nonlocal is_first
+        if is_first:
+            is_first = False
+            signal.raise_signal(signal.SIGINT)
+        step(slots)
+
+    monkeypatch.setattr(Slots, "step", interrupted)
+    assert mic() == 130
+    assert capsys.readouterr().out.splitlines() == expected
 
 
 def test_a_live_part_is_not_selected_by_time(

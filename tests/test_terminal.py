@@ -134,6 +134,21 @@ def wait_for_text(process: subprocess.Popen[str]) -> str:
     return process.stdout.readline()
 
 
+def test_live_text_is_kept_when_a_signal_comes(samples: list[Sample]) -> None:
+    waveform = (32767 * sources.read(samples[0].path)).astype("<i2")
+    with running(*ark("transcribe", "--rate", 16000, "-")) as process:
+        assert process.stdin is not None
+        with os.fdopen(os.dup(process.stdin.fileno()), "wb") as pipe:
+            pipe.write(bytes(waveform) + bytes(48000) + bytes(waveform))
+        assert wait_for_text(process) == f"{samples[0].text}\n"
+        time.sleep(0.3)
+        process.send_signal(signal.SIGTERM)
+        out, err = process.communicate(timeout=60)
+    # What came after the last whole sentence is transcribed as far as it was read.
+    assert out.split()[:2] == samples[0].text.split()[:2]
+    assert (process.returncode, err) == (143, "ended by SIGTERM\n")
+
+
 def test_a_second_signal_ends_at_once() -> None:
     code = (
         "import argparse, time\n"

@@ -19,6 +19,7 @@ from .. import (
     ArkError,
     AudioError,
     AudioWarning,
+    EmptyAudioError,
     PackageError,
     Segment,
     Transcriber,
@@ -35,7 +36,7 @@ from .settings import (
     seconds,
     settings,
 )
-from .terminal import Progress, hms, rewrite, say
+from .terminal import SIGNALS, Progress, hms, rewrite, say
 
 _AUDIO_ENDINGS = (
     ".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aiff", ".aif", ".aifc", ".au", ".caf",
@@ -111,7 +112,7 @@ def transcribe_arguments(parser: argparse.ArgumentParser) -> None:
 
 def mic_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of ``mic``."""
-    arguments_of_all(parser)
+    arguments_of_all(parser, has_files=False)
     parser.add_argument("--device", help="number or part of the name (default: the system's)")
     parser.add_argument("--partial", type=seconds, metavar="SECONDS",
                         help="what was heard so far on stderr, each time so much has "
@@ -148,12 +149,7 @@ def transcribe(told: Transcription) -> int:
         return _from_stdin(told, pipe)
     paths = _expanded(told.audio)
     outputs = _outputs(paths, told)
-    transcriber = told.settings.load()
-    precision = transcriber.manifest.precision
-    if told.precision not in (None, precision):
-        raise PackageError(
-            f"the model is {precision}, --main-model-precision asks for {told.precision}"
-        )
+    transcriber = _open(told)
     n_failed = n_flagged = 0
     for path in paths:
         try:
@@ -172,6 +168,16 @@ def transcribe(told: Transcription) -> int:
     if n_failed and len(paths) > 1:
         say(f"{n_failed} of {len(paths)} files failed")
     return 1 if n_failed else 3 if n_flagged and told.is_strict else 0
+
+
+def _open(told: Transcription) -> Transcriber:
+    transcriber = told.settings.load()
+    precision = transcriber.manifest.precision
+    if told.precision not in (None, precision):
+        raise PackageError(
+            f"the model is {precision}, --main-model-precision asks for {told.precision}"
+        )
+    return transcriber
 
 
 def _transcribed(
@@ -221,65 +227,98 @@ def _from_stdin(told: Transcription, pipe: pcm.Pipe) -> int:
     if told.output_dir is not None or told.format not in ("txt", "jsonl"):
         raise UsageError("- gives its text as it comes, on standard output, with -f txt or jsonl")
     if told.begin_seconds is not None or told.end_seconds is not None:
-        raise UsageError("- has no --begin and --end: send what is to be heard")
-    if told.rate is None and not pcm.is_wav(pipe):
+        raise UsageError("- has no begin and no end: send what is to be heard")
+    if told.max_seconds is not None:
+        raise UsageError("- is heard to its end: --max-audio-seconds is for files")
+    has_header = pcm.is_wav(pipe)
+    if has_header and (told.rate or told.channels):
+        say("warning: standard input has a header: --rate and --channels are not used")
+    if told.rate is None and not has_header:
         say("standard input has no header: taken for 16-bit samples, 16000 a second (see --rate)")
-    warnings: list[AudioWarning] = []
-    blocks, rate = pcm.parts(pipe, told.rate or SAMPLE_RATE, told.channels, warnings.append)
-    return _listen(told, blocks, rate, warnings)
+    transcriber, doubts = _open(told), _Doubts(_STDIN)
+    blocks, rate = pcm.parts(pipe, told.rate or SAMPLE_RATE, told.channels or 1, doubts)
+
+    def heeding() -> Iterator[npt.NDArray[Any]]:
+        while True:
+            with SIGNALS.heeded():  # it would wait for another block
+                block = next(blocks, None)
+            if block is None:
+                return
+            yield block
+
+    return _listen(transcriber, told, heeding(), rate, doubts)
 
 
 def _mic(arguments: argparse.Namespace) -> int:
     """Print what is spoken, until Ctrl-C."""
     told = Transcription(settings(arguments), (_STDIN,), partial_seconds=arguments.partial)
+    microphone.library()  # told before the model is opened
+    transcriber, doubts = _open(told), _Doubts("the microphone")
     device = arguments.device
-    blocks = microphone.parts(int(device) if device and device.isdecimal() else device)
-    return _listen(told, blocks, SAMPLE_RATE, [], "listening; Ctrl-C ends it")
+    number = int(device) if device and device.isdecimal() else device
+    with microphone.opened(number, lambda: SIGNALS.has_come, doubts) as (blocks, rate):
+        say("listening; Ctrl-C ends it")
+        return _listen(transcriber, told, blocks, rate, doubts)
+
+
+class _Doubts:
+    """Says what is doubtful about live audio and its text at once, and counts."""
+
+    def __init__(self, name: str) -> None:
+        self.name, self.n = name, 0
+
+    def __call__(self, warning: AudioWarning) -> None:
+        self.n += _report_warnings(self.name, [warning])
 
 
 def _listen(
+    transcriber: Transcriber,
     told: Transcription,
-    blocks: Iterable[npt.NDArray[Any]],
+    blocks: Iterator[npt.NDArray[Any]],
     rate: int,
-    warnings: list[AudioWarning],
-    hint: str = "",
+    doubts: _Doubts,
 ) -> int:
-    """``warnings`` is filled by whoever gives the blocks."""
-    transcriber = told.settings.load()
-    if hint:
-        say(hint)
-    interrupted = False
+    """Print the text of what is heard; a signal, or an error, is the end of that alone."""
+    stopped: BaseException | None = None
 
-    def until_interrupted() -> Iterator[npt.NDArray[Any]]:
-        nonlocal interrupted
+    def until_stopped() -> Iterator[npt.NDArray[Any]]:
+        nonlocal stopped
         try:
             yield from blocks
-        except KeyboardInterrupt:  # the end of what there is to hear, not of hearing it
-            interrupted = True
+        except (ArkError, KeyboardInterrupt, OSError) as error:
+            stopped = error
 
     segments = transcriber.listen(
-        until_interrupted(),
+        until_stopped(),
         rate,
         options=told.settings.options,
         splitting=told.settings.splitting,
         partial_seconds=told.partial_seconds,
-        on_warning=warnings.append,
+        on_warning=doubts,
     )
-    shown = sys.stderr.isatty()
-    n_flagged = 0
-    for segment in segments:
-        if not segment.is_final:
-            (rewrite if shown else say)(f"… {segment.text}")
-            continue
-        if shown and told.partial_seconds:
-            rewrite("")
-        _print_segment(_STDIN, segment, told.format)
-        if segment.finish_reason != "stop":
-            n_flagged += _report_flagged(_STDIN, [segment])
-    n_flagged += _report_warnings(_STDIN, warnings)
-    if interrupted:
-        raise KeyboardInterrupt
-    return 3 if n_flagged and told.is_strict else 0
+    try:
+        with SIGNALS.held():
+            for segment in segments:
+                doubts.n += _show_live(segment, told, doubts.name)
+    except EmptyAudioError:
+        if stopped is None and not SIGNALS.has_come:
+            raise
+    if stopped is not None:
+        raise stopped
+    SIGNALS.check()
+    return 3 if doubts.n and told.is_strict else 0
+
+
+def _show_live(segment: Segment, told: Transcription, name: str) -> int:
+    """Print a segment, or on stderr what was heard of it so far; whether it is doubtful."""
+    is_terminal = sys.stderr.isatty()
+    if not segment.is_final:
+        (rewrite if is_terminal else say)(f"… {segment.text}")
+        return 0
+    if is_terminal and told.partial_seconds:
+        rewrite("")
+    _print_segment(_STDIN, segment, told.format)
+    return _report_flagged(name, [segment] if segment.finish_reason != "stop" else [])
 
 
 def _expanded(given: Sequence[str]) -> list[str]:
