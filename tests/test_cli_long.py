@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import pty
@@ -15,12 +16,12 @@ from typing import Any
 import numpy as np
 import pytest
 import soundfile
-from conftest import DEMO, Sample
+from conftest import DEMO, ROOT, Sample
 
 import ark_asr_onnx
 from ark_asr_onnx import Job, Segment
-from ark_asr_onnx.audio import sources
-from ark_asr_onnx.commands import cli
+from ark_asr_onnx.audio import containers, sources
+from ark_asr_onnx.commands import cli, infer
 from ark_asr_onnx.decoding.line import Line
 from ark_asr_onnx.writers import WRITERS
 
@@ -117,6 +118,82 @@ def test_an_output_folder_that_cannot_be_is_one_line(
     assert "no folder that could be written" in capsys.readouterr().err
 
 
+def test_what_cannot_be_written_is_told_before_the_model_opens(
+    samples: list[Sample], tmp_path: Path, capsys: Capture
+) -> None:
+    path = samples[0].path
+    (long := tmp_path / f"{'n' * 251}.au").write_bytes(path.read_bytes())
+    (taken := tmp_path / "taken" / f"{path.stem}.srt").mkdir(parents=True)
+    (linked := tmp_path / "linked").mkdir()
+    (linked / f"{path.stem}.srt").symlink_to("/proc/nowhere")
+    for options, name, words in (
+        (("-f", "srt", "-o", "/proc"), path, "/proc: cannot be written (No such file"),
+        (("-f", "json", "-o", tmp_path / "out"), long, f"{'n' * 251}.json: cannot be written ("),
+        (("-f", "all", "-o", tmp_path / "out"), long, f"{'n' * 251}.json: cannot be written ("),
+        (("-f", "srt", "-o", tmp_path / "taken"), path, f"{taken}: is a folder"),
+        (("-f", "srt", "-o", linked), path, "/proc: cannot be written ("),
+    ):
+        assert cli.main(["transcribe", "-m", "nosuch", *map(str, (*options, name))]) == 1
+        err = capsys.readouterr().err
+        assert words in err
+        assert err.count("\n") == 1
+    # A name that leaves no room for anything beside it is no hindrance.
+    assert ark("transcribe", "-f", "srt", "-o", tmp_path / "out", long) == 0
+    assert [p.name for p in (tmp_path / "out").iterdir()] == [f"{'n' * 251}.srt"]
+    assert capsys.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("kind", ["txt", "srt", "json", "jsonl", "all"])
+@pytest.mark.parametrize("trouble", ["folder removed", "disk full"])
+def test_a_text_that_cannot_be_written_in_the_end_goes_to_standard_output(
+    kind: str, trouble: str, samples: list[Sample], tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch, capsys: Capture,
+) -> None:  # fmt: skip
+    (old := tmp_path / "out" / f"{samples[0].path.stem}.{kind}").parent.mkdir()
+    if trouble == "disk full":
+        old.write_text("an earlier run")
+        for name in WRITERS:
+            (old.with_suffix(f".{name}")).symlink_to("/dev/full") if kind == "all" else None
+    following = Job.__next__
+
+    def broken(job: Job) -> Segment:
+        if trouble == "folder removed" and old.parent.exists():
+            old.parent.rmdir()
+        return following(job)
+
+    monkeypatch.setattr(Job, "__next__", broken)
+    if trouble == "disk full" and kind != "all":
+
+        def full(_: int) -> None:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+        monkeypatch.setattr(os, "fsync", full)
+    assert ark("transcribe", "-f", kind, "-o", old.parent, samples[0].path, "absent.wav") == 1
+    captured = capsys.readouterr()
+    assert captured.out.count(samples[0].text) >= (len(WRITERS) if kind == "all" else 1)
+    first, *others = captured.err.splitlines()
+    assert "cannot be written (No" in first
+    assert first.endswith("the text is on standard output instead")
+    assert others == ["error: absent.wav: no such file", "2 of 2 files failed"]
+    if trouble == "disk full" and kind != "all":
+        assert old.read_text() == "an earlier run"
+
+
+@pytest.mark.parametrize("kind", ["json", "jsonl"])
+def test_json_names_its_audio_in_files_as_on_standard_output(
+    kind: str, meeting: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    assert ark("transcribe", "-f", kind, meeting) == 0
+    printed = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert ark("transcribe", "-f", kind, "-o", tmp_path, meeting) == 0
+    lines = (tmp_path / f"meeting.{kind}").read_text().splitlines()
+    written = [json.loads(line) for line in lines]
+    for row in (*printed, *written):
+        row.pop("timings", None)
+    assert written == printed
+    assert {row["audio"] for row in written} == {str(meeting)}
+
+
 # Inputs -------------------------------------------------------------------------------------------
 
 
@@ -130,6 +207,56 @@ def test_folders_and_patterns_are_the_audio_files_in_them(
     for given in (tmp_path, tmp_path / "*.flac"):
         assert ark("transcribe", given) == 0
         assert capsys.readouterr().out == expected
+
+
+def test_what_a_folder_holds_besides_audio_is_left_out_and_said(
+    samples: list[Sample], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    monkeypatch.setattr(containers, "has_media", lambda: False)
+    folder = tmp_path / "mix [1]"
+    (folder / "sub").mkdir(parents=True)
+    (folder / "x.wav").mkdir()
+    for name in ("a.flac", "memo.m4a", "noext", "._a.wav", ".hidden.flac", "sub/b.flac"):
+        (folder / name).write_bytes(samples[0].path.read_bytes())
+    os.mkfifo(folder / "pipe.wav")
+    (folder / "dangling.wav").symlink_to("nowhere")
+    assert ark("transcribe", folder) == 0
+    assert capsys.readouterr() == (
+        f"{samples[0].text}\n",
+        f"{folder}: left out 2 (._a.wav, …) as hidden, 2 (dangling.wav, …) as no regular files, "
+        "1 (memo.m4a) for want of pip install 'ark-asr-onnx[media]', 1 (noext) for the ending, "
+        f"2 (sub, …) as sub-folders; '{tmp_path}/mix [[]1]/**/*' takes what is in sub-folders\n",
+    )
+    assert ark("transcribe", f"{tmp_path}/mix [[]1]/**/*") == 0
+    captured = capsys.readouterr()
+    assert captured.out == f"{samples[0].text}\n" * 2
+    assert captured.err.count("\n") == 1
+    assert "sub-folders" not in captured.err
+    for pattern, words in (
+        ("*.m4a", "only 1 (memo.m4a) for want of pip install 'ark-asr-onnx[media]'"),
+        ("*ext", "only 1 (noext) for the ending"),
+        ("pipe*", "only 1 (pipe.wav) as no regular files"),
+    ):
+        assert ark("transcribe", tmp_path / "mix ?1]" / pattern) == 1
+        assert f"{pattern}: matches no audio files, {words}\n" in capsys.readouterr().err
+    assert ark("transcribe", tmp_path / "mix ?1]" / "*.xyz") == 1
+    assert "*.xyz: no such file" in capsys.readouterr().err
+    assert ark("transcribe", tmp_path / "mix ?1]" / ".hidden*", folder / ".hidden.flac") == 0
+    monkeypatch.setattr(containers, "has_media", lambda: True)
+    assert ark("transcribe", tmp_path / "mix ?1]" / "*.m4a") == 0
+
+
+def test_a_folder_that_cannot_be_read_is_named(
+    samples: list[Sample], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    def refuse(_: Path) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(Path, "iterdir", refuse)  # root may read everything
+    assert ark("transcribe", tmp_path, samples[0].path) == 1
+    captured = capsys.readouterr()
+    assert captured.out == f"{samples[0].text}\n"
+    assert captured.err.splitlines()[0] == f"error: {tmp_path}: cannot be read (Permission denied)"
 
 
 def test_a_file_that_breaks_off_keeps_what_was_heard(
@@ -147,21 +274,28 @@ def test_a_file_that_breaks_off_keeps_what_was_heard(
     assert captured.err.endswith("1 of 2 files failed\n")
 
 
-def test_a_file_that_was_cut_off_is_a_warning(
+def test_doubtful_audio_is_a_warning_and_strict_makes_it_a_status(
     meeting: Path, tmp_path: Path, capsys: Capture
 ) -> None:
     path = tmp_path / "cut.wav"
     path.write_bytes(meeting.read_bytes()[:600_000])
-    assert ark("transcribe", path) == 0
-    captured = capsys.readouterr()
-    assert captured.out.startswith("enter nine eighty nine\n")
-    assert captured.err.startswith(f"warning: {path}: the file ends too early")
+    for options, status in (([], 0), (["--strict"], 3)):
+        assert ark("transcribe", *options, path, meeting) == status
+        captured = capsys.readouterr()
+        assert captured.out.startswith("enter nine eighty nine\n")
+        assert captured.err.startswith(f"warning: {path}: cut off: its header says 33.30 s, ")
+        assert captured.err.count("\n") == 1
+        flags = ["--audio", str(path), "--model-dir", str(DEMO), *options]
+        assert infer.infer_main(ROOT, flags) == status
+        assert capsys.readouterr().err == captured.err
 
 
 @pytest.mark.parametrize(
     "arguments",
     [("--begin", "-1"), ("--begin", "nan"), ("--begin", "5", "--end", "3"), ("--threads", "99999"),
-     ("--channels", "99"), ("--rate", "99999999")],
+     ("--channels", "99"), ("--rate", "99999999"), ("--threads", "2.0"), ("--begin", "1e999"),
+     ("--end", "inf"), ("--slots", "zwei"), ("--pause", "nan"), ("--channels", "1.5"),
+     ("--max-new-tokens", "9" * 5000)],
 )  # fmt: skip
 def test_arguments_that_make_no_sense_are_wrong_usage(
     arguments: tuple[str, ...], meeting: Path, capsys: Capture
@@ -169,7 +303,41 @@ def test_arguments_that_make_no_sense_are_wrong_usage(
     with pytest.raises(SystemExit) as exit_info:
         ark("transcribe", *arguments, meeting)
     assert exit_info.value.code == 2
-    assert arguments[0] in capsys.readouterr().err
+    err = capsys.readouterr().err
+    assert arguments[0] in err
+    assert arguments[-1][:40] in err
+    assert len(err) < 2500
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--rate", 8000), "--rate: for - alone"),
+        (("--channels", 1, "--partial", 1), "--channels, --partial: for - alone"),
+        (("--no-vad", "--pause", 1), "--no-vad looks for no speech"),
+        (("--no-vad", "--split-short"), "--no-vad looks for no speech"),
+        (("--window", 0.5), "--window: window_seconds is 0.5"),
+    ],
+)
+def test_options_without_an_effect_are_wrong_usage(
+    arguments: tuple[object, ...], words: str, meeting: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: Capture,
+) -> None:  # fmt: skip
+    monkeypatch.delenv("ARK_ASR_MODEL", raising=False)  # told without a model as well
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(["transcribe", *map(str, arguments), str(meeting)])
+    assert words in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "command", [("mic", "--slots", "2"), ("mic", "--split-short"), ("inspect", "--threads", "2")]
+)
+def test_options_that_a_command_has_no_use_for_are_not_there(
+    command: tuple[str, ...], capsys: Capture
+) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        cli.main([*command, "-m", str(DEMO)])
+    assert f"unrecognized arguments: {command[1]}" in capsys.readouterr().err
 
 
 def test_a_model_whose_name_cannot_be_is_named(capsys: Capture) -> None:
@@ -244,8 +412,10 @@ def test_ctrl_c_keeps_what_is_finished(
 
     monkeypatch.setattr(Job, "__next__", interrupted)
     assert ark("transcribe", "-f", "srt", "-o", tmp_path, meeting, samples[0].path) == 130
-    assert capsys.readouterr().err == "interrupted\n"
     (written,) = tmp_path.iterdir()
+    assert written.name == "meeting.partial.srt"
+    said = f"{meeting}: what is finished is in {written}\ninterrupted\n"
+    assert capsys.readouterr().err == said
     # What was finished in the background meanwhile is kept as well.
     assert all(s.text in written.read_text() for s in samples[:2])
 

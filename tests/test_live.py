@@ -190,6 +190,34 @@ def test_a_partial_text_needs_a_time(demo: Transcriber) -> None:
         demo.listen([], RATE, partial_seconds=0)
 
 
+def test_doubts_about_live_audio_count_when_it_is_strict(
+    spoken: tuple[np.ndarray, list[str]], monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    for options, status in (([], 0), (["--strict"], 3)):
+        monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=stream(wav(spoken[0])[:-32000])))
+        assert cli.main(["transcribe", "-m", str(DEMO), *options, "-"]) == status
+        captured = capsys.readouterr()
+        assert captured.out.splitlines() == spoken[1]
+        assert captured.err.startswith("warning: -: cut off: its header says ")
+
+
+def test_options_that_a_header_overrules_are_told(
+    samples: list[Sample], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    waveform = soundfile.read(samples[0].path, dtype="float32")[0]
+    for data, words in (
+        (wav(waveform), "has a header: --rate and --channels are not used"),
+        (samples[0].path.read_bytes(), "is a file with a header: --rate, --channels, --partial"),
+    ):
+        monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=stream(data)))
+        options = ["--rate", "8000", "--channels", "1", "--partial", "60"]
+        assert cli.main(["transcribe", "-m", str(DEMO), *options, "-"]) == 0
+        captured = capsys.readouterr()
+        assert captured.out == f"{samples[0].text}\n"
+        assert f"warning: standard input {words}" in captured.err
+
+
 # A microphone -------------------------------------------------------------------------------------
 
 

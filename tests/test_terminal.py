@@ -134,6 +134,50 @@ def wait_for_text(process: subprocess.Popen[str]) -> str:
     return process.stdout.readline()
 
 
+@pytest.mark.usefixtures("ctrl_c_counts")
+@pytest.mark.parametrize(
+    ("name", "status", "said"),
+    [
+        ("SIGINT", 130, "interrupted"),
+        ("SIGTERM", 143, "ended by SIGTERM"),
+        ("SIGHUP", 129, "ended by SIGHUP"),
+    ],
+)
+def test_a_signal_keeps_what_is_finished(
+    name: str, status: int, said: str, long: Path, samples: list[Sample], tmp_path: Path
+) -> None:
+    files = [samples[0].path, long]
+    with running(*ark("transcribe", *files)) as process:
+        assert wait_for_text(process) == f"{samples[0].text}\n"
+        process.send_signal(getattr(signal, name))
+        rest, err = process.communicate(timeout=60)
+    assert (process.returncode, err) == (status, f"{said}\n")
+    (out := tmp_path / "out").mkdir()
+    (out / "long.srt").write_text("an earlier run, complete")
+    code = (
+        "import sys; from ark_asr_onnx import Job; from ark_asr_onnx.commands import cli\n"
+        "def told(job):\n"
+        "    segment = following(job)\n"
+        "    print(segment.text, flush=True)\n"
+        "    return segment\n"
+        "following, Job.__next__ = Job.__next__, told\n"
+        "sys.exit(cli.main(sys.argv[1:]))\n"
+    )
+    command = [sys.executable, "-c", code, "transcribe", "-f", "srt", "-o", out, *files]
+    with running(*command) as process:
+        assert [wait_for_text(process) for _ in range(2)] == 2 * [f"{samples[0].text}\n"]
+        process.send_signal(getattr(signal, name))
+        rest, err = process.communicate(timeout=60)
+    assert process.returncode == status
+    partial = out / "long.partial.srt"
+    assert err.splitlines() == [f"{long}: what is finished is in {partial}", said]
+    assert samples[0].text in partial.read_text()
+    assert rest.count("\n") < 150  # of 180
+    assert (out / "long.srt").read_text() == "an earlier run, complete"
+    names = {"long.srt", "long.partial.srt", f"{samples[0].path.stem}.srt"}
+    assert {path.name for path in out.iterdir()} == names
+
+
 def test_live_text_is_kept_when_a_signal_comes(samples: list[Sample]) -> None:
     waveform = (32767 * sources.read(samples[0].path)).astype("<i2")
     with running(*ark("transcribe", "--rate", 16000, "-")) as process:
@@ -405,6 +449,45 @@ def test_a_text_is_shown_without_sequences_but_written_as_it_is(
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
     terminal.put("a\x1b[2J\tb\nc")
     assert capsys.readouterr().out == "a\\x1b[2J\tb\nc\n"
+
+
+# Locales ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "locale",
+    [
+        {"LC_ALL": "C"},
+        {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"},
+        {"LC_ALL": "POSIX", "PYTHONIOENCODING": "ascii"},
+        {"PYTHONIOENCODING": "ascii:strict"},
+        {"LC_ALL": "C.UTF-8"},
+    ],
+)
+def test_every_locale_does(locale: dict[str, str], samples: list[Sample], tmp_path: Path) -> None:
+    names = ["café.flac", os.fsdecode(b"latin-\xe9.flac")]
+    for name in names:
+        (tmp_path / name).write_bytes(samples[0].path.read_bytes())
+    prepared = tmp_path / "prepared"
+    paths = [os.fsencode(tmp_path / name) for name in (*names, os.fsdecode(b"absent-\xff.flac"))]
+
+    def run(*arguments: str | bytes | Path) -> subprocess.CompletedProcess[bytes]:
+        command = [sys.executable, "-m", "ark_asr_onnx", *arguments]
+        more = environment(**locale)
+        return subprocess.run(command, env=more, capture_output=True, check=False)
+
+    done = run("transcribe", "-v", "-f", "json", "-o", tmp_path, *paths)
+    assert done.returncode == 1
+    assert rb"absent-\udcff.flac: no such file" in done.stderr
+    assert done.stderr.endswith(b"1 of 3 files failed\n")
+    for name in names:
+        found = json.loads((tmp_path / name).with_suffix(".json").read_text("utf-8"))
+        assert found["text"] == samples[0].text
+        assert found["audio"].encode("utf-8", "surrogateescape") == os.fsencode(tmp_path / name)
+    for arguments in (("transcribe", "-f", "jsonl", paths[1]), ("inspect",)):
+        assert run(*arguments).returncode == 0
+    done = run("prepare", "--prepared-dir", prepared)
+    assert (done.returncode, done.stdout) == (0, os.fsencode(prepared) + b"\n")
 
 
 # Interpreters -------------------------------------------------------------------------------------

@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import glob
-import json
-import math
-import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -25,25 +21,23 @@ from .. import (
     Transcriber,
     Transcript,
 )
-from ..audio import containers, microphone, pcm, sources
+from ..audio import microphone, pcm, sources
 from ..audio.mel import SAMPLE_RATE
-from ..writers import WRITERS, segment_to_json
+from ..writers import WRITERS
+from .inputs import STDIN, expanded
+from .outputs import put_segment, targets, write
 from .settings import (
     Settings,
     UsageError,
     arguments_of_all,
+    channels,
+    moment,
     positive,
     seconds,
     settings,
 )
 from .terminal import SIGNALS, Progress, hms, rewrite, say
 
-_AUDIO_ENDINGS = (
-    ".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aiff", ".aif", ".aifc", ".au", ".caf",
-    ".w64", ".rf64", ".webm",
-)  # fmt: skip
-_MEDIA_ENDINGS = (".m4a", ".mp4", ".aac", ".mov", ".mkv", ".mka")  # with the extra media
-_STDIN = "-"
 _REASONS = {
     "length": "stopped after {n} tokens, the text may be cut; raise --max-new-tokens, or "
     "--no-guards where it is fast speech",
@@ -68,16 +62,26 @@ class Transcription:
     is_verbose: bool = False
     has_bar: bool = True
     rate: int | None = None  # of standard input without a header
-    channels: int = 1
+    channels: int | None = None
     partial_seconds: float | None = None
 
     def check(self) -> None:
         """Refuse what makes no sense; :class:`UsageError`."""
-        begin, end = self.begin_seconds, self.end_seconds
-        if begin is not None and not 0 <= begin < math.inf:
-            raise UsageError("--begin must not be negative")
-        if end is not None and not (begin or 0) < end < math.inf:
-            raise UsageError("--end must be after --begin, and after 0")
+        begin, end = self.begin_seconds or 0.0, self.end_seconds
+        if end is not None and end <= begin:
+            raise UsageError(f"--end must be after --begin: {end:g} is not after {begin:g}")
+        if self.live_options and self.audio != (STDIN,):
+            raise UsageError(f"{self.live_options}: for - alone, not for files")
+
+    @property
+    def live_options(self) -> str:
+        """Names of those that were given."""
+        options = {
+            "--rate": self.rate,
+            "--channels": self.channels,
+            "--partial": self.partial_seconds,
+        }
+        return ", ".join(name for name, value in options.items() if value is not None)
 
 
 def transcribe_arguments(parser: argparse.ArgumentParser) -> None:
@@ -97,14 +101,14 @@ def transcribe_arguments(parser: argparse.ArgumentParser) -> None:
     add("-o", "--output-dir", type=Path, metavar="DIR",
         help="write DIR/NAME.FORMAT instead of standard output")  # fmt: skip
     arguments_of_all(parser)
-    add("--begin", type=float, metavar="SECONDS", help="start of the part")
-    add("--end", type=float, metavar="SECONDS", help="end of the part")
-    add("--strict", action="store_true", help="exit with 3 when a part of the text is doubtful")
+    add("--begin", type=moment, metavar="SECONDS", help="start of the part")
+    add("--end", type=moment, metavar="SECONDS", help="end of the part")
+    add("--strict", action="store_true",
+        help="exit with 3 when a part of the text is doubtful, or the audio")  # fmt: skip
     add("--no-progress", action="store_true", help="no bar on the terminal")
-    add("-v", "--verbose", action="store_true", help="time per stage on stderr")
+    add("-v", "--verbose", action="store_true", help="time per stage of each file on stderr")
     add("--rate", type=positive, metavar="HZ", help="of - without a header (16000)")
-    add("--channels", type=int, choices=range(1, 33), default=1, metavar="N",
-        help="of - without a header (1)")  # fmt: skip
+    add("--channels", type=channels, metavar="N", help="of - without a header (1)")
     add("--partial", type=seconds, metavar="SECONDS",
         help="with -: what was heard so far on stderr, each time so much has come")  # fmt: skip
     parser.set_defaults(run=_transcribe)
@@ -142,32 +146,38 @@ def _transcribe(arguments: argparse.Namespace) -> int:
 def transcribe(told: Transcription) -> int:
     """Transcribe every file; one that fails is reported and does not stop the others."""
     told.check()
-    if _STDIN in told.audio and sys.stdin is None:  # pyright: ignore[reportUnnecessaryComparison] - it was closed
-        raise AudioError("standard input is closed, there is nothing to hear")
-    pipe = pcm.Pipe(sys.stdin.buffer) if _STDIN in told.audio else None
-    if told.audio == (_STDIN,) and pipe and pcm.can_be_read_as_it_comes(pipe, told.rate):
-        return _from_stdin(told, pipe)
-    paths = _expanded(told.audio)
-    outputs = _outputs(paths, told)
+    pipe = _standard_input() if STDIN in told.audio else None
+    if told.audio == (STDIN,) and pipe:
+        if pcm.can_be_read_as_it_comes(pipe, told.rate):
+            return _from_stdin(told, pipe)
+        if told.live_options:
+            say(f"warning: standard input is a file with a header: {told.live_options} not used")
+    inputs = expanded(told.audio)
+    paths = [path for path in inputs if isinstance(path, str)]
+    outputs = targets(paths, told.output_dir, told.format)
     transcriber = _open(told)
-    n_failed = n_flagged = 0
-    for path in paths:
+    n_failed = n_doubts = 0
+    for path in inputs:
         try:
-            source = path if pipe is None or path != _STDIN else cast("BinaryIO", pipe)
-            transcript = _transcribed(
-                transcriber, path, source, told, outputs.get(path), len(paths)
-            )
+            if isinstance(path, AudioError):
+                raise path
+            source = cast("BinaryIO", pipe) if pipe and path == STDIN else path
+            label = path if len(inputs) > 1 else None
+            n_found = _transcribed(transcriber, path, source, told, outputs.get(path), label)
         except ArkError as error:
             say(f"error: {error}")
             n_failed += 1
             continue
-        n_flagged += _report_warnings(path, transcript.warnings)
-        n_flagged += _report_flagged(path, transcript.flagged)
-        if told.is_verbose:
-            say(f"{path}: {_timing_line(transcript)}")
-    if n_failed and len(paths) > 1:
-        say(f"{n_failed} of {len(paths)} files failed")
-    return 1 if n_failed else 3 if n_flagged and told.is_strict else 0
+        n_doubts += n_found
+    if n_failed and len(inputs) > 1:
+        say(f"{n_failed} of {len(inputs)} files failed")
+    return 1 if n_failed else 3 if n_doubts and told.is_strict else 0
+
+
+def _standard_input() -> pcm.Pipe:
+    if sys.stdin is None:  # pyright: ignore[reportUnnecessaryComparison] - it was closed
+        raise AudioError("standard input is closed, there is nothing to hear")
+    return pcm.Pipe(sys.stdin.buffer)
 
 
 def _open(told: Transcription) -> Transcriber:
@@ -186,13 +196,16 @@ def _transcribed(
     source: str | BinaryIO,
     told: Transcription,
     output: Path | None,
-    n_paths: int,
-) -> Transcript:
-    """Transcribe a file and write its text; also as much as there is when that breaks off."""
+    label: str | None,
+) -> int:
+    """Transcribe a file and write its text; also as much as there is when that breaks off.
+
+    Returns how many warnings there were.
+    """
     begin = told.begin_seconds or 0.0
     is_wanted = sys.stderr.isatty() and told.has_bar
     total = _duration(path, told) if is_wanted else None
-    show = Progress(total, hms, f"{path} " if n_paths > 1 else "")
+    show = Progress(total, hms, f"{label} " if label else "")
     stream = transcriber.stream(
         source,
         begin_seconds=told.begin_seconds,
@@ -202,24 +215,31 @@ def _transcribed(
         splitting=told.settings.splitting,
         slots=told.settings.slots,
     )
-    stopped: ArkError | KeyboardInterrupt | None = None
+    stopped: BaseException | None = None
     try:
         for segment in stream:
             show.clear()
             if output is None:
-                _print_segment(path, segment, told.format)
+                put_segment(path, segment, told.format)
             show(segment.end - begin)
-    except (ArkError, KeyboardInterrupt) as error:
+    except BaseException as error:
         stopped = error
     show.clear()
     transcript = stream.transcript()
     try:
         if stopped is None or transcript.segments:
-            _write(path, transcript, output, told.format)
+            write(path, transcript, output, told.format, is_whole=stopped is None)
+    except (ArkError, OSError) as error:
+        if stopped is None:
+            raise
+        say(f"error: {error}")
     finally:
-        if stopped is not None:
-            raise stopped
-    return transcript
+        n_doubts = _report(path, transcript)
+    if stopped is not None:
+        raise stopped
+    if told.is_verbose:
+        say(f"{path}: {_timing_line(transcript)}")
+    return n_doubts
 
 
 def _from_stdin(told: Transcription, pipe: pcm.Pipe) -> int:
@@ -235,7 +255,7 @@ def _from_stdin(told: Transcription, pipe: pcm.Pipe) -> int:
         say("warning: standard input has a header: --rate and --channels are not used")
     if told.rate is None and not has_header:
         say("standard input has no header: taken for 16-bit samples, 16000 a second (see --rate)")
-    transcriber, doubts = _open(told), _Doubts(_STDIN)
+    transcriber, doubts = _open(told), _Doubts(STDIN)
     blocks, rate = pcm.parts(pipe, told.rate or SAMPLE_RATE, told.channels or 1, doubts)
 
     def heeding() -> Iterator[npt.NDArray[Any]]:
@@ -251,7 +271,7 @@ def _from_stdin(told: Transcription, pipe: pcm.Pipe) -> int:
 
 def _mic(arguments: argparse.Namespace) -> int:
     """Print what is spoken, until Ctrl-C."""
-    told = Transcription(settings(arguments), (_STDIN,), partial_seconds=arguments.partial)
+    told = Transcription(settings(arguments), (STDIN,), partial_seconds=arguments.partial)
     microphone.library()  # told before the model is opened
     transcriber, doubts = _open(told), _Doubts("the microphone")
     device = arguments.device
@@ -317,61 +337,8 @@ def _show_live(segment: Segment, told: Transcription, name: str) -> int:
         return 0
     if is_terminal and told.partial_seconds:
         rewrite("")
-    _print_segment(_STDIN, segment, told.format)
+    put_segment(STDIN, segment, told.format)
     return _report_flagged(name, [segment] if segment.finish_reason != "stop" else [])
-
-
-def _expanded(given: Sequence[str]) -> list[str]:
-    """Files: folders give their audio files, patterns what they match, in order of their names."""
-    found: list[str] = []
-    for name in given:
-        # The functions of os.path never raise; reading tells what is wrong with a path.
-        if os.path.isdir(name):  # noqa: PTH112
-            found += _audio_in(Path(name)) or [name]
-        elif any(c in name for c in "*?[") and not os.path.lexists(name):
-            matches = glob.glob(name, recursive=True)  # noqa: PTH207 - Path has none of absolute ones
-            found += sorted(m for m in matches if _is_named_audio(Path(m))) or [name]
-        else:
-            found.append(name)
-    return found
-
-
-def _audio_in(folder: Path) -> list[str]:
-    try:
-        return [str(p) for p in sorted(folder.iterdir()) if _is_named_audio(p)]
-    except OSError:
-        return []
-
-
-def _is_named_audio(path: Path) -> bool:
-    ending = path.suffix.lower()
-    return ending in _AUDIO_ENDINGS or (ending in _MEDIA_ENDINGS and containers.has_media())
-
-
-def _outputs(paths: Sequence[str], told: Transcription) -> dict[str, Path]:
-    """Where each file's text goes, without an ending; empty for standard output."""
-    folder, kind = told.output_dir, told.format
-    if folder is None:
-        if kind == "all" or (kind in ("srt", "vtt", "tsv") and len(paths) > 1):
-            raise UsageError(f"-f {kind} of {len(paths)} files needs -o DIR")
-        return {}
-    outputs = {path: folder / _stem(path) for path in dict.fromkeys(paths)}
-    owners: dict[Path, str] = {}
-    for path, output in outputs.items():
-        if owners.setdefault(output, path) != path:
-            raise AudioError(
-                f"{owners[output]} and {path} would both be written to {output}; "
-                "transcribe them into different folders"
-            )
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise AudioError(f"{folder}: no folder that could be written ({error.strerror})") from error
-    return outputs
-
-
-def _stem(path: str) -> str:
-    return "stdin" if path == _STDIN else Path(path).stem
 
 
 def _duration(path: str, told: Transcription) -> float | None:
@@ -384,46 +351,16 @@ def _duration(path: str, told: Transcription) -> float | None:
     return None if end is None else max(0.0, end - (told.begin_seconds or 0.0))
 
 
-def _print_segment(path: str, segment: Segment, output: str) -> None:
-    """What goes to standard output as soon as it is there."""
-    if output == "txt" and segment.text:
-        print(segment.text, flush=True)
-    elif output == "jsonl":
-        print(f"{_audio_field(path)}, {segment_to_json(segment)[1:]}", flush=True)
+def _report(path: str, transcript: Transcript) -> int:
+    """Say what is doubtful about the audio and about its text, and how much that is."""
+    n = _report_warnings(path, transcript.warnings)
+    return n + _report_flagged(path, transcript.flagged)
 
 
-def _write(path: str, transcript: Transcript, output: Path | None, kind: str) -> None:
-    """What can be written only when the text is complete."""
-    if output is not None:
-        for name in WRITERS if kind == "all" else (kind,):
-            _write_file(output.with_name(f"{output.name}.{name}"), WRITERS[name](transcript))
-    elif kind == "txt":
-        if not transcript.text:
-            print(flush=True)  # a line for each file
-    elif kind == "json":
-        print(f"{_audio_field(path)}, {WRITERS['json'](transcript)[1:]}", flush=True)
-    elif kind != "jsonl":
-        print(WRITERS[kind](transcript), end="", flush=True)
-
-
-def _audio_field(path: str) -> str:
-    """The beginning of a JSON object that tells which file it is about."""
-    # A name that is no UTF-8 has half surrogates, which only escaped can be printed.
-    printable = path.isprintable()
-    return json.dumps({"audio": path}, ensure_ascii=not printable)[:-1]
-
-
-def _write_file(path: Path, content: str) -> None:
-    """Write a file whole or not at all."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        try:
-            temporary.write_bytes(content.encode())
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
-    except OSError as error:
-        raise AudioError(f"{path}: cannot be written ({error.strerror})") from error
+def _report_warnings(path: str, warnings: Sequence[AudioWarning]) -> int:
+    for warning in warnings:
+        say(f"warning: {path}: {warning.message}")
+    return len(warnings)
 
 
 def _report_flagged(path: str, segments: Iterable[Segment]) -> int:
@@ -434,13 +371,6 @@ def _report_flagged(path: str, segments: Iterable[Segment]) -> int:
         reason = _REASONS[segment.finish_reason].format(n=len(segment.token_ids))
         say(f"warning: {path}: {segment.start:.1f} to {segment.end:.1f} s: {reason}")
     return n
-
-
-def _report_warnings(path: str, warnings: Sequence[AudioWarning]) -> int:
-    """Say what may be missing or wrong with an audio, and in how many ways."""
-    for warning in warnings:
-        say(f"warning: {path}: {warning.message}")
-    return len(warnings)
 
 
 def _timing_line(transcript: Transcript) -> str:

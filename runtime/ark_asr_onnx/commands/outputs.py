@@ -1,0 +1,139 @@
+"""Where texts go: standard output, or files that are whole."""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+from collections.abc import Sequence
+from pathlib import Path
+
+from .. import AudioError, Segment, Transcript, files
+from ..writers import WRITERS, segment_to_json
+from .inputs import STDIN
+from .settings import UsageError
+from .terminal import put, say
+
+
+def targets(paths: Sequence[str], folder: Path | None, kind: str) -> dict[str, Path]:
+    """Where each file's text goes, without an ending; empty for standard output.
+
+    Raises :class:`AudioError` where a file could not be written: not when its text is there.
+    """
+    if folder is None:
+        if kind == "all" or (kind in ("srt", "vtt", "tsv") and len(paths) > 1):
+            raise UsageError(f"-f {kind} of {len(paths)} files needs -o DIR")
+        return {}
+    outputs = {path: folder / _stem(path) for path in dict.fromkeys(paths)}
+    owners: dict[Path, str] = {}
+    for path, output in outputs.items():
+        if owners.setdefault(output, path) != path:
+            raise AudioError(
+                f"{owners[output]} and {path} would both be written to {output}; "
+                "transcribe them into different folders"
+            )
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise AudioError(f"{folder}: no folder that could be written ({error.strerror})") from error
+    found = [_file(output, name) for output in outputs.values() for name in _kinds(kind)]
+    for parent in dict.fromkeys((folder, *map(_folder_of, found))):
+        _check_folder(parent)
+    return outputs
+
+
+def _folder_of(target: Path) -> Path:
+    """The folder that a file is to be written in, which is another one behind a link."""
+    try:
+        is_link = stat.S_ISLNK(os.lstat(target).st_mode)
+    except FileNotFoundError:
+        return target.parent
+    except (OSError, ValueError) as error:  # too long a name; NUL in it
+        raise _unwritable(target, error) from error
+    if target.is_dir():
+        raise AudioError(f"{target}: is a folder, where the text is to be written")
+    return Path(os.path.realpath(target)).parent if is_link else target.parent
+
+
+def _check_folder(folder: Path) -> None:
+    try:
+        with files.staging(folder):
+            pass
+    except OSError as error:
+        raise _unwritable(folder, error) from error
+
+
+def _unwritable(path: Path, error: OSError | ValueError) -> AudioError:
+    return AudioError(f"{path}: cannot be written ({getattr(error, 'strerror', None) or error})")
+
+
+def _kinds(kind: str) -> Sequence[str]:
+    return list(WRITERS) if kind == "all" else [kind]
+
+
+def _file(output: Path, kind: str) -> Path:
+    return output.with_name(f"{output.name}.{kind}")
+
+
+def _stem(path: str) -> str:
+    return "stdin" if path == STDIN else Path(path).stem
+
+
+def put_segment(path: str, segment: Segment, output: str) -> None:
+    """What goes to standard output as soon as it is there."""
+    if output == "txt" and segment.text:
+        put(segment.text)
+    elif output == "jsonl":
+        put(_with_audio(path, segment_to_json(segment)))
+
+
+def write(
+    path: str, transcript: Transcript, output: Path | None, kind: str, *, is_whole: bool
+) -> None:
+    """What can be written only when the text is complete.
+
+    One that is not leaves the files of an earlier run as they are.
+    """
+    if output is not None:
+        _write_files(path, transcript, output, kind, is_whole=is_whole)
+    elif kind == "txt":
+        if not transcript.text:
+            put("")  # a line for each file
+    elif kind != "jsonl":
+        put(_content(path, transcript, kind), end="")
+
+
+def _write_files(
+    path: str, transcript: Transcript, output: Path, kind: str, *, is_whole: bool
+) -> None:
+    if not is_whole:
+        output = output.with_name(f"{output.name}.partial")
+    written: list[str] = []
+    failed: list[AudioError] = []
+    for name in _kinds(kind):
+        target, content = _file(output, name), _content(path, transcript, name)
+        try:
+            files.write(target, content.encode())
+            written.append(str(target))
+        except OSError as error:
+            put(content, end="")  # nothing is lost
+            failed.append(_unwritable(target, error))
+    if written and not is_whole:
+        say(f"{path}: what is finished is in {', '.join(written)}")
+    if failed:
+        raise AudioError(f"{'; '.join(map(str, failed))}; the text is on standard output instead")
+
+
+def _content(path: str, transcript: Transcript, kind: str) -> str:
+    """A file's content; JSON says which audio it is about."""
+    content = WRITERS[kind](transcript)
+    if kind not in ("json", "jsonl"):
+        return content
+    return "".join(f"{_with_audio(path, line)}\n" for line in content.split("\n") if line)
+
+
+def _with_audio(path: str, line: str) -> str:
+    """An object of JSON that begins with which file it is about."""
+    # A name that is no UTF-8 has half surrogates, which only escaped can be printed.
+    audio = json.dumps({"audio": path}, ensure_ascii=not path.isprintable())
+    return f"{audio[:-1]}, {line[1:]}"
