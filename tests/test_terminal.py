@@ -214,6 +214,7 @@ def test_a_second_signal_ends_at_once() -> None:
         assert process.wait(60) == 129
 
 
+@pytest.mark.usefixtures("ctrl_c_counts")
 def test_a_second_signal_ends_an_interpreter_that_waits_at_its_end() -> None:
     code = (
         "import argparse, atexit, os, signal, time\n"
