@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import re
 import subprocess
@@ -98,3 +99,30 @@ def test_the_check_script_runs_the_readmes_test_command() -> None:
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     assert any("-m pytest" in e.code and e.document == "README.md" for e in INSTALLING)
     assert "infer_ark_audio_onnx.py --audio models/demo/samples/" in readme
+
+
+def wording(path: Path) -> list[str]:
+    """The texts in a module, with … for what is filled in."""
+    found: list[str] = []
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.JoinedStr):
+            parts = (part.value if isinstance(part, ast.Constant) else "…" for part in node.values)
+            found.append("".join(map(str, parts)))
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            found.append(node.value.replace("{n}", "…"))
+    return found
+
+
+def test_what_the_table_of_failures_quotes_is_what_is_said() -> None:
+    manual = (ROOT / "README_INT8_ASR_USAGE.md").read_text(encoding="utf-8")
+    chapter = manual.split("\n## What can go wrong\n")[1]
+    table = next(part for part in chapter.split("\n\n") if part.startswith("|"))
+    rows = [[cell.strip() for cell in line.split("|")] for line in table.splitlines()]
+    assert len(rows) > 40
+    assert all(len(row) == 6 for row in rows)
+    quotes = [quote for row in rows for quote in re.findall("`(.+?)`", row[2])]
+    modules = [*ROOT.glob("runtime/**/*.py"), *ROOT.glob("export/**/*.py")]
+    said = [text for path in modules for text in wording(path)]
+    names = ("error", "finish_reason", "Retry-After")  # of fields
+    unknown = [q for q in quotes if q not in names and not any(q in text for text in said)]
+    assert unknown == []
