@@ -19,6 +19,11 @@ from ark_asr_onnx.commands import cli, infer
 SCRIPT = ROOT / "infer_ark_audio_onnx.py"
 
 
+@pytest.fixture(autouse=True)
+def no_model_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("ARK_ASR_MODEL", raising=False)
+
+
 def run(*arguments: object, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
     """The published script's name, run in a fresh interpreter from some folder."""
     inherited = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "ARK_ASR_MODEL")}
