@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import io
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import soundfile
+from conftest import DEMO
 
 from ark_asr_onnx import AudioError, AudioWarning
 from ark_asr_onnx.audio import chunks, mp3, pcm, sources
@@ -358,3 +362,22 @@ def test_what_is_looked_at_has_an_end() -> None:
     assert not pcm.can_be_read_as_it_comes(pcm.Pipe(io.BytesIO(endless)))
     with pytest.raises(AudioError):
         sources.read(endless)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="descriptors of POSIX")
+def test_a_damaged_mp3_prints_only_lines_of_ours(tmp_path: Path) -> None:
+    header, *rest = frames(variable(speech()))
+    random = np.random.default_rng(7)
+    damaged = [frame[:6] + random.bytes(len(frame) - 6) for frame in rest]
+    path = tmp_path / "damaged.mp3"
+    path.write_bytes(b"".join([header, *damaged]))
+    command = [sys.executable, "-m", "ark_asr_onnx", "transcribe", "-m", str(DEMO), str(path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode in (0, 1)
+    lines = done.stderr.splitlines()
+    assert all(line.startswith(("warning: ", "error: ")) for line in lines), lines
+    library = subprocess.run(
+        [sys.executable, "-c", f"import soundfile; soundfile.read({str(path)!r})"],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert "libmpg123" in library.stderr  # else this shows nothing

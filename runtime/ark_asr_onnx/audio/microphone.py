@@ -16,8 +16,9 @@ import numpy.typing as npt
 
 from ..errors import AudioError, MissingExtraError
 from ..transcript import AudioWarning
+from .account import OnWarning
 from .mel import SAMPLE_RATE
-from .sources import OnWarning, python_warning
+from .sources import python_warning
 
 _BLOCK_SECONDS = 0.032
 _AHEAD_SECONDS = 120.0  # of audio that wait for the model

@@ -12,7 +12,7 @@ import re
 import sys
 import warnings
 from collections.abc import Callable, Generator, Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any, BinaryIO, TypeAlias, TypeVar, cast
 
 import numpy as np
@@ -27,6 +27,7 @@ from ..transcript import AudioWarning
 from . import containers, recordings
 from .account import OnWarning, joined
 from .mel import SAMPLE_RATE
+from .quiet import quiet
 from .recordings import Recording
 from .sound import Mixer, can_be_sound, check_range, scaled
 
@@ -446,7 +447,8 @@ class _Forward(soundfile.SoundFile):
         self._watched = _Watched(stream)
         self.n_read = 0
         try:
-            super().__init__(cast("BinaryIO", self._watched))
+            with quiet():
+                super().__init__(cast("BinaryIO", self._watched))
         except soundfile.LibsndfileError:
             self._check()
             raise
@@ -460,7 +462,8 @@ class _Forward(soundfile.SoundFile):
         found = np.full((n, self.channels), np.nan, np.float32)
         reason = ""
         try:
-            found = cast("F32", cast("Any", self).read(out=found))
+            with quiet() if self.format == "MP3" else nullcontext():
+                found = cast("F32", cast("Any", self).read(out=found))
         except soundfile.LibsndfileError as error:
             self._check()
             found = found[: int(np.isnan(found[:, -1]).argmax())]

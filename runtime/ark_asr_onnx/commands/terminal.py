@@ -21,6 +21,7 @@ from types import FrameType
 from typing import Any, NoReturn, TextIO, cast
 
 from .. import ArkError
+from ..audio import quiet
 from .settings import UsageError
 
 _SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP")  # Windows has no SIGHUP
@@ -230,6 +231,26 @@ def _standard_streams() -> Generator[None]:
         elif hasattr(sys.stdout, "reconfigure"):  # a test or a notebook may have its own
             # Names of files that are no UTF-8 come out as the bytes that they are.
             cast("Any", sys.stdout).reconfigure(encoding="utf-8", errors="surrogateescape")
+        restored.enter_context(_own_stderr())
+        yield
+
+
+@contextlib.contextmanager
+def _own_stderr() -> Generator[None]:
+    """Our messages on a descriptor of their own: those of libraries can then be kept away."""
+    try:
+        descriptor = os.dup(2) if sys.stderr.fileno() == 2 else -1
+    except (OSError, ValueError):  # it is none, or was replaced by a test or a notebook
+        descriptor = -1
+    if descriptor < 0:
+        yield
+        return
+    with (
+        open(descriptor, "w", encoding=sys.stderr.encoding, errors="backslashreplace") as own,  # noqa: PTH123
+        contextlib.redirect_stderr(own),
+        quiet.allowed(),
+    ):
+        own.reconfigure(line_buffering=True)
         yield
 
 
