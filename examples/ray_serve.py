@@ -17,8 +17,9 @@ import os
 from ray import serve
 
 import ark_asr_onnx
-from ark_asr_onnx.server.app import ServiceSettings, create_app
+from ark_asr_onnx.server.app import create_app
 from ark_asr_onnx.server.limits import Access
+from ark_asr_onnx.server.service import ServiceSettings
 
 THREADS = int(os.environ.get("ARK_ASR_THREADS", "2"))
 

@@ -26,7 +26,8 @@ import uvicorn
 
 import ark_asr_onnx
 from ark_asr_onnx import Transcriber
-from ark_asr_onnx.server.app import Service, ServiceSettings, create_app
+from ark_asr_onnx.server.app import create_app
+from ark_asr_onnx.server.service import Service, ServiceSettings
 
 
 @dataclass(frozen=True)

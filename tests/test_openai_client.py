@@ -10,8 +10,8 @@ import pytest
 from conftest import Sample
 from serving import Served, served
 
-from ark_asr_onnx.server.app import ServiceSettings
 from ark_asr_onnx.server.limits import Access, Limits
+from ark_asr_onnx.server.service import ServiceSettings
 
 openai = pytest.importorskip("openai")
 

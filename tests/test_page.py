@@ -15,8 +15,8 @@ from conftest import Sample
 from serving import Served, served
 
 from ark_asr_onnx.audio import containers, sources
-from ark_asr_onnx.server.app import ServiceSettings
 from ark_asr_onnx.server.limits import Access
+from ark_asr_onnx.server.service import ServiceSettings
 
 webdriver = pytest.importorskip("selenium.webdriver")
 from selenium.webdriver.support.ui import WebDriverWait  # noqa: E402

@@ -25,8 +25,8 @@ from test_webm import cluster, file, opus, simple, track_entry
 import ark_asr_onnx
 from ark_asr_onnx import Transcriber
 from ark_asr_onnx.audio import sources
-from ark_asr_onnx.server.app import ServiceSettings
 from ark_asr_onnx.server.limits import Access, Limits
+from ark_asr_onnx.server.service import ServiceSettings
 
 RATE = 16000
 ASR, OPENAI = "/asr", "/v1/audio/transcriptions"

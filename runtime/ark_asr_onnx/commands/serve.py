@@ -19,9 +19,9 @@ from .settings import Settings, UsageError, arguments_of_all, few, positive, sec
 from .terminal import say
 
 if TYPE_CHECKING:
-    from ..server.app import ServiceSettings
     from ..server.process import Background
     from ..server.run import Address
+    from ..server.service import ServiceSettings
 
 _ACTIONS = ("start", "status", "stop", "restart")
 _CANNOT_START, _NOT_READY, _NOT_RUNNING = 3, 1, 3
@@ -162,8 +162,8 @@ def _status(address: Address, background: Background) -> int:
 def _service_settings(
     arguments: argparse.Namespace, told: Settings, address: Address
 ) -> ServiceSettings:
-    from ..server.app import ServiceSettings
     from ..server.limits import Access, Limits
+    from ..server.service import ServiceSettings
 
     limits = Limits(
         max_upload_bytes=arguments.max_upload_mb * _MEGABYTE,

@@ -6,17 +6,11 @@ import asyncio
 import contextlib
 import importlib.resources
 import logging
-import math
-import threading
 import time
-from collections.abc import AsyncGenerator, Callable, Generator, Mapping
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
-from typing import Any, BinaryIO
+from collections.abc import AsyncGenerator, Callable, Mapping
 
-from python_multipart.exceptions import FormParserError
 from starlette.applications import Starlette
-from starlette.datastructures import FormData, UploadFile
+from starlette.datastructures import FormData
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
@@ -30,172 +24,26 @@ from .. import (
     AudioTooLongError,
     EmptyAudioError,
     MissingExtraError,
-    Options,
     QueueFullError,
-    Splitting,
     Transcriber,
     Transcript,
 )
-from . import answers, fields
+from . import answers, fields, forms
 from .answers import Events, Failure
 from .gate import Gate, Refused, refusal
-from .limits import Access, Limits
-from .metrics import CONTENT_TYPE, Metrics
+from .metrics import CONTENT_TYPE
 from .requests import Item, Work
+from .service import Service, ServiceSettings, retry_after
 
 _LOG = logging.getLogger("ark_asr_onnx.server")
 _FIRST_SECONDS = 10.0  # until a stream's headers go out, though nothing is known yet
 _HEARTBEAT_SECONDS = 10.0
-_MAX_FIELDS, _MAX_FIELD_BYTES = 64, 65_536
 _PAGE_TYPES = {"html": "text/html", "js": "text/javascript", "css": "text/css"}
 _POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
     "media-src blob:; img-src 'self' data:; base-uri 'none'; form-action 'none'; "
     "frame-ancestors 'none'"
 )
-
-
-@dataclass(frozen=True, slots=True)
-class ServiceSettings:
-    """How a service behaves."""
-
-    limits: Limits = field(default_factory=Limits)
-    access: Access = field(default_factory=Access)
-    slots: int = 8
-    options: Options = field(default_factory=Options)  # but for what a request says
-    splitting: Splitting = field(default_factory=Splitting)
-    names: tuple[str, ...] = ("ark-asr",)  # of the model, the first in its list
-    is_strict: bool = False  # refuse names of other models
-    has_page: bool = True
-
-
-class Service:
-    """A model that is loaded in the background, and the requests in the house."""
-
-    def __init__(self, load: Callable[[], Transcriber], settings: ServiceSettings) -> None:
-        self.settings, self._load = settings, load
-        self.metrics = Metrics()
-        self.is_closing = False
-        self.error: Exception | None = None  # why the model could not be loaded
-        self.n_requests = 0  # in the house
-        self.created = int(time.time())
-        self._transcriber: Transcriber | None = None
-        self._model: answers.Model | None = None
-        self._executor = ThreadPoolExecutor(settings.limits.max_active, "ark-asr-request")
-        self._typical_seconds = 1.0  # that a request takes, as far as seen
-        self._watch()
-
-    def start(self) -> None:
-        """Load the model in a thread."""
-        threading.Thread(target=self._open, name="ark-asr-load", daemon=True).start()
-
-    def _open(self) -> None:
-        try:
-            transcriber = self._load()
-            tokens, text = transcriber.manifest.tokens, transcriber.text
-            self._model = answers.Model(tokens, text.token_bytes)
-            self._transcriber = transcriber
-            _LOG.info("ready")
-        except Exception as error:
-            self.error = error
-
-    def close(self) -> None:
-        """End what is left."""
-        self.is_closing = True
-        if self._transcriber is not None:
-            self._transcriber.close()
-        self._executor.shutdown(wait=True)
-
-    @property
-    def transcriber(self) -> Transcriber:
-        """The model, once it is loaded."""
-        if self._transcriber is None:
-            if self.error is not None:
-                raise Refused(Failure(503, "the model could not be loaded; see the log", "failed"))
-            raise Refused(Failure(503, "the model is being loaded", "loading", retry_after=2))
-        return self._transcriber
-
-    @property
-    def model(self) -> answers.Model:
-        """What answers tell of it."""
-        assert self.transcriber is not None and self._model is not None
-        return self._model
-
-    @contextlib.contextmanager
-    def place(self) -> Generator[None]:
-        """A place in the house, taken before the audio is read."""
-        limits = self.settings.limits
-        if self.n_requests >= limits.max_requests:
-            n_rounds = limits.max_waiting / limits.max_active + 1
-            after = _retry_after(self._typical_seconds * n_rounds)
-            self.metrics.rejected.labels("queue_full").inc()
-            raise Refused(
-                Failure(
-                    429, f"{self.n_requests} requests are in work or wait; try again in {after} s",
-                    "queue_full", retry_after=after,
-                )
-            )  # fmt: skip
-        self.n_requests += 1
-        begin = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.n_requests -= 1
-            self._typical_seconds += 0.2 * (time.perf_counter() - begin - self._typical_seconds)
-
-    @property
-    def n_waiting(self) -> int:
-        """Requests in the house that wait for a thread."""
-        return max(0, self.n_requests - self.settings.limits.max_active)
-
-    def work(self, source: BinaryIO, asked: fields.Request) -> Work:
-        """Begin to transcribe."""
-        limits = self.settings.limits
-        job = self.transcriber.stream(
-            source,
-            begin_seconds=asked.begin_seconds,
-            end_seconds=asked.end_seconds,
-            max_seconds=limits.max_audio_seconds,
-            options=replace(self.settings.options, max_new_tokens=asked.max_new_tokens),
-            splitting=replace(self.settings.splitting, **asked.splitting),
-            slots=self.settings.slots,
-        )
-        return Work(job, self._executor)
-
-    def readiness(self) -> tuple[int, dict[str, Any]]:
-        """Status and body of ``/ready``."""
-        found = self._transcriber.status if self._transcriber is not None else None
-        if found is None:
-            model = "failed" if self.error is not None else "loading"
-        else:
-            model = "loaded" if found.is_loaded else "unloaded"
-        stalled = found.stalled_seconds if found is not None else 0.0
-        is_ready = (
-            found is not None
-            and not self.is_closing
-            and stalled < self.settings.limits.stalled_seconds
-        )
-        return 200 if is_ready else 503, {
-            "ready": is_ready,
-            "model": model,
-            "active": self.n_requests - self.n_waiting,
-            "queued": self.n_waiting,
-            "stalled_s": round(stalled, 1),
-        }
-
-    def _watch(self) -> None:
-        def of(name: str) -> Callable[[], float]:
-            def value() -> float:
-                found = self._transcriber
-                return float(getattr(found.status, name)) if found is not None else 0.0
-
-            return value
-
-        watch = self.metrics.watch
-        watch("ark_asr_slots", "Windows decoded together at most", lambda: self.settings.slots)
-        watch("ark_asr_slots_active", "Windows being decoded", of("n_active"))
-        watch("ark_asr_model_loaded", "Whether the model is in memory", of("is_loaded"))
-        watch("ark_asr_jobs_waiting", "Requests that wait for a thread", lambda: self.n_waiting)
 
 
 def create_app(load: Callable[[], Transcriber], settings: ServiceSettings) -> Starlette:
@@ -284,7 +132,7 @@ class _Routes:
         """One of them."""
         name = request.path_params["name"]
         if name not in self._service.settings.names:
-            raise Refused(_no_model(name))
+            raise Refused(forms.no_model(name))
         return _json(answers.to_json(answers.model(name, self._service.created)))
 
     async def translations(self, _: Request) -> Response:
@@ -339,9 +187,9 @@ class _Routes:
         form: FormData | None = None
         work: Work | None = None
         try:
-            form = await _form(request)
-            asked = _asked(form, parse, service.settings, unreadable)
-            work = service.work(_audio(form, names, unreadable), asked)
+            form = await forms.read(request)
+            asked = forms.asked_of(form, parse, service.settings, unreadable)
+            work = service.work(forms.audio(form, names, unreadable), asked)
             if asked.is_stream:
                 stream = _Stream(service, work, asked, form, held)
                 await stream.begin(request.receive)
@@ -437,63 +285,6 @@ async def _release(work: Work | None, form: FormData | None, held: contextlib.Ex
     await asyncio.shield(asyncio.ensure_future(release()))
 
 
-async def _form(request: Request) -> FormData:
-    """The parts of a request; bytes of the file are spooled by Starlette, to disk if many."""
-    kind = request.headers.get("content-type", "")
-    if not kind.lower().startswith("multipart/form-data"):
-        raise Refused(
-            Failure(
-                415, "the body must be multipart/form-data with a part 'file', as curl -F sends",
-                "unsupported_media_type",
-            )
-        )  # fmt: skip
-    try:
-        return await request.form(
-            max_files=1, max_fields=_MAX_FIELDS, max_part_size=_MAX_FIELD_BYTES
-        )
-    except (HTTPException, FormParserError) as error:
-        reason = error.detail if isinstance(error, HTTPException) else error
-        raise Refused(Failure(400, f"the form cannot be read: {reason}")) from error
-
-
-def _asked(
-    form: FormData,
-    parse: Callable[[fields.Form, int], fields.Request],
-    settings: ServiceSettings,
-    unreadable: int,
-) -> fields.Request:
-    values: dict[str, list[str]] = {}
-    for name, value in form.multi_items():
-        if isinstance(value, str):
-            values.setdefault(name, []).append(value)
-    try:
-        asked = parse(values, settings.options.max_new_tokens)
-    except fields.FieldError as error:
-        status = unreadable if error.status == 422 else error.status
-        raise Refused(Failure(status, str(error), error.code, error.param)) from error
-    if settings.is_strict and asked.model is not None and asked.model not in settings.names:
-        raise Refused(_no_model(asked.model))
-    return asked
-
-
-def _audio(form: FormData, names: tuple[str, ...], unreadable: int) -> BinaryIO:
-    for name in names:
-        value = form.get(name)
-        if isinstance(value, UploadFile):
-            return value.file
-        if value is not None:
-            raise Refused(
-                Failure(unreadable, f"the part {name!r} has no file name; send it as a file",
-                        param=name)
-            )  # fmt: skip
-    raise Refused(
-        Failure(
-            unreadable, f"no part {names[0]!r}, or the body was cut off; send the audio as "
-            f"multipart/form-data, such as curl -F {names[0]}=@audio.wav", param=names[0],
-        )
-    )  # fmt: skip
-
-
 def _told(
     asked: fields.Request, work: Work | None = None, transcript: Transcript | None = None
 ) -> Mapping[str, str]:
@@ -518,18 +309,9 @@ def _failure(error: BaseException) -> Failure:
     if isinstance(error, (AudioError, MissingExtraError)):
         return Failure(400, message, "invalid_audio", "file")
     if isinstance(error, QueueFullError):
-        return Failure(429, message, "queue_full", retry_after=_retry_after(error.retry_after))
+        return Failure(429, message, "queue_full", retry_after=retry_after(error.retry_after))
     _LOG.error("a request failed", exc_info=error)
     return Failure(500, "the model could not transcribe this audio", is_final=True)
-
-
-def _retry_after(seconds: float) -> int:
-    """Whole seconds that every generation of clients obeys."""
-    return min(max(math.ceil(seconds), 1), 60)
-
-
-def _no_model(name: str) -> Failure:
-    return Failure(404, f"the model {ascii(name)[:80]} does not exist", "model_not_found", "model")
 
 
 async def _refused(_: Request, error: Exception) -> Response:

@@ -16,7 +16,8 @@ import uvicorn
 
 from .. import Transcriber
 from ..errors import ServiceError
-from .app import ServiceSettings, create_app
+from .app import create_app
+from .service import ServiceSettings
 
 _TICK_SECONDS = 1.0
 _OTHER_CONNECTIONS = 64  # beside those of requests: for health, metrics and the page

@@ -1,0 +1,171 @@
+"""The model behind the service, and the requests in the house."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+import threading
+import time
+from collections.abc import Callable, Generator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from typing import Any, BinaryIO
+
+from .. import Options, Splitting, Transcriber
+from . import answers, fields
+from .answers import Failure
+from .gate import Refused
+from .limits import Access, Limits
+from .metrics import Metrics
+from .requests import Work
+
+_LOG = logging.getLogger("ark_asr_onnx.server")
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceSettings:
+    """How a service behaves."""
+
+    limits: Limits = field(default_factory=Limits)
+    access: Access = field(default_factory=Access)
+    slots: int = 8
+    options: Options = field(default_factory=Options)  # but for what a request says
+    splitting: Splitting = field(default_factory=Splitting)
+    names: tuple[str, ...] = ("ark-asr",)  # of the model, the first in its list
+    is_strict: bool = False  # refuse names of other models
+    has_page: bool = True
+
+
+class Service:
+    """A model that is loaded in the background, and the requests in the house."""
+
+    def __init__(self, load: Callable[[], Transcriber], settings: ServiceSettings) -> None:
+        self.settings, self._load = settings, load
+        self.metrics = Metrics()
+        self.is_closing = False
+        self.error: Exception | None = None  # why the model could not be loaded
+        self.n_requests = 0  # in the house
+        self.created = int(time.time())
+        self._transcriber: Transcriber | None = None
+        self._model: answers.Model | None = None
+        self._executor = ThreadPoolExecutor(settings.limits.max_active, "ark-asr-request")
+        self._typical_seconds = 1.0  # that a request takes, as far as seen
+        self._watch()
+
+    def start(self) -> None:
+        """Load the model in a thread."""
+        threading.Thread(target=self._open, name="ark-asr-load", daemon=True).start()
+
+    def _open(self) -> None:
+        try:
+            transcriber = self._load()
+            tokens, text = transcriber.manifest.tokens, transcriber.text
+            self._model = answers.Model(tokens, text.token_bytes)
+            self._transcriber = transcriber
+            _LOG.info("ready")
+        except Exception as error:
+            self.error = error
+
+    def close(self) -> None:
+        """End what is left."""
+        self.is_closing = True
+        if self._transcriber is not None:
+            self._transcriber.close()
+        self._executor.shutdown(wait=True)
+
+    @property
+    def transcriber(self) -> Transcriber:
+        """The model, once it is loaded."""
+        if self._transcriber is None:
+            if self.error is not None:
+                raise Refused(Failure(503, "the model could not be loaded; see the log", "failed"))
+            raise Refused(Failure(503, "the model is being loaded", "loading", retry_after=2))
+        return self._transcriber
+
+    @property
+    def model(self) -> answers.Model:
+        """What answers tell of it."""
+        assert self.transcriber is not None and self._model is not None
+        return self._model
+
+    @contextlib.contextmanager
+    def place(self) -> Generator[None]:
+        """A place in the house, taken before the audio is read."""
+        limits = self.settings.limits
+        if self.n_requests >= limits.max_requests:
+            n_rounds = limits.max_waiting / limits.max_active + 1
+            after = retry_after(self._typical_seconds * n_rounds)
+            self.metrics.rejected.labels("queue_full").inc()
+            raise Refused(
+                Failure(
+                    429, f"{self.n_requests} requests are in work or wait; try again in {after} s",
+                    "queue_full", retry_after=after,
+                )
+            )  # fmt: skip
+        self.n_requests += 1
+        begin = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.n_requests -= 1
+            self._typical_seconds += 0.2 * (time.perf_counter() - begin - self._typical_seconds)
+
+    @property
+    def n_waiting(self) -> int:
+        """Requests in the house that wait for a thread."""
+        return max(0, self.n_requests - self.settings.limits.max_active)
+
+    def work(self, source: BinaryIO, asked: fields.Request) -> Work:
+        """Begin to transcribe."""
+        limits = self.settings.limits
+        job = self.transcriber.stream(
+            source,
+            begin_seconds=asked.begin_seconds,
+            end_seconds=asked.end_seconds,
+            max_seconds=limits.max_audio_seconds,
+            options=replace(self.settings.options, max_new_tokens=asked.max_new_tokens),
+            splitting=replace(self.settings.splitting, **asked.splitting),
+            slots=self.settings.slots,
+        )
+        return Work(job, self._executor)
+
+    def readiness(self) -> tuple[int, dict[str, Any]]:
+        """Status and body of ``/ready``."""
+        found = self._transcriber.status if self._transcriber is not None else None
+        if found is None:
+            model = "failed" if self.error is not None else "loading"
+        else:
+            model = "loaded" if found.is_loaded else "unloaded"
+        stalled = found.stalled_seconds if found is not None else 0.0
+        is_ready = (
+            found is not None
+            and not self.is_closing
+            and stalled < self.settings.limits.stalled_seconds
+        )
+        return 200 if is_ready else 503, {
+            "ready": is_ready,
+            "model": model,
+            "active": self.n_requests - self.n_waiting,
+            "queued": self.n_waiting,
+            "stalled_s": round(stalled, 1),
+        }
+
+    def _watch(self) -> None:
+        def of(name: str) -> Callable[[], float]:
+            def value() -> float:
+                found = self._transcriber
+                return float(getattr(found.status, name)) if found is not None else 0.0
+
+            return value
+
+        watch = self.metrics.watch
+        watch("ark_asr_slots", "Windows decoded together at most", lambda: self.settings.slots)
+        watch("ark_asr_slots_active", "Windows being decoded", of("n_active"))
+        watch("ark_asr_model_loaded", "Whether the model is in memory", of("is_loaded"))
+        watch("ark_asr_jobs_waiting", "Requests that wait for a thread", lambda: self.n_waiting)
+
+
+def retry_after(seconds: float) -> int:
+    """Whole seconds that every generation of clients obeys."""
+    return min(max(math.ceil(seconds), 1), 60)
