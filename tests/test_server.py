@@ -483,6 +483,31 @@ def test_pages_of_other_origins(clip: Path, server: Served) -> None:
         assert open_to_one.get("/health", host="mine").status == 200
 
 
+def test_the_pages_own_requests_through_a_proxy_that_changes_the_host(
+    clip: Path, server: Served
+) -> None:
+    page = {"origin": "https://asr.example", "sec_fetch_site": "same-origin"}
+    assert server.post(OPENAI, {"file": clip}, **page).status == 200
+    for site in ("cross-site", "same-site"):
+        found = server.post(OPENAI, {"file": clip}, origin=server.url, sec_fetch_site=site)
+        assert found.error["code"] == "forbidden_origin"
+
+
+@pytest.mark.parametrize("name", ["[", "[::1", "a[b", "localhost]"])
+def test_damaged_hosts_and_origins_are_refused(server: Served, name: str) -> None:
+    found = server.get("/health", host=name)
+    assert (found.status, found.error["code"]) == (403, "forbidden_host")
+    found = server.post(ASR, {}, origin=f"http://{name}")
+    assert (found.status, found.error["code"]) == (403, "forbidden_origin")
+
+
+def test_a_health_check_may_use_a_name_of_this_machine() -> None:
+    access = Access(hosts=frozenset({"asr.example"}), is_loopback=False)
+    with served(ServiceSettings(access=access)) as named:
+        assert named.get("/ready", host="asr.example:8025").status == 200
+        assert named.get("/ready", host="other.example").status == 403
+
+
 def test_keys(clip: Path) -> None:
     with served(ServiceSettings(access=Access(keys=frozenset({"one", "zwei ü"})))) as closed:
         for path in ("/health", "/ready", "/", "/ui/page.js"):
