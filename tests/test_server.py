@@ -634,6 +634,29 @@ def test_paths_and_methods(server: Served) -> None:
     assert found.headers["allow"] == "POST"
 
 
+def test_slashes_too_many_do_no_harm(server: Served, clip: Path) -> None:
+    for path in ("/asr/", "//asr", "/v1//audio/transcriptions", "/v1/audio/transcriptions/"):
+        assert server.post(path, {"file": clip}).status == 200
+    assert server.get("/v1/models/").json == server.get("/v1/models").json
+    assert server.get("//evil.example/").status == 404
+    assert b'route="/v1/audio/transcriptions",status="307"' not in server.get("/metrics").body
+    with served(ServiceSettings(access=Access(keys=frozenset({"x"})))) as closed:
+        for path in ("/metrics/", "//metrics", "/ui/../metrics", "/ui//../metrics"):
+            assert closed.get(path).status in (401, 404)
+
+
+def test_a_route_that_fails_says_so_in_our_shape(
+    clip: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    with served() as broken:
+        monkeypatch.setattr(broken.service.metrics, "registry", None)
+        found = broken.get("/metrics", x_request_id="mine")
+        assert (found.status, found.error["type"]) == (500, "server_error")
+        assert found.headers["x-request-id"] == "mine"
+        assert "request mine failed" in caplog.text
+        assert broken.post(OPENAI, {"file": clip}).status == 200
+
+
 def test_a_fault_of_ours_tells_nothing_of_it(clip: Path, caplog: pytest.LogCaptureFixture) -> None:
     def load() -> Transcriber:
         transcriber = ark_asr_onnx.load(DEMO, threads=1)
@@ -655,7 +678,7 @@ def test_a_fault_of_ours_tells_nothing_of_it(clip: Path, caplog: pytest.LogCaptu
 
 def test_every_answer_has_an_id(server: Served) -> None:
     assert server.get("/health", x_request_id="mine-1").headers["x-request-id"] == "mine-1"
-    for given in ("", "two words", "x" * 65):
+    for given in ("", "two words", "x" * 65, "\xe9"):
         found = server.get("/health", x_request_id=given).headers["x-request-id"]
         assert re.fullmatch("[0-9a-f]{32}", found)
 

@@ -62,45 +62,35 @@ class Gate:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        begin, status = time.perf_counter(), 500
-        headers = Headers(scope=scope)
-        given = headers.get("x-request-id", "")
-        request_id = given if re.fullmatch(r"[\w.-]{1,64}", given) else uuid.uuid4().hex
         path = _path(scope)
-
-        async def counted_send(message: Message) -> None:
-            nonlocal status
-            if message["type"] == "http.response.start":
-                status = message["status"]
-                added = MutableHeaders(scope=message)
-                added["x-request-id"] = request_id
-                for name, value in _SECURITY.items():
-                    added[name] = value
-                if self._is_closing():
-                    added["connection"] = "close"
-            await send(message)
-
+        if path != "/ui":  # whose links would lead elsewhere from below it: it is redirected
+            scope = {**scope, "path": f"{scope.get('root_path', '')}{path}"}
+        begin, headers = time.perf_counter(), Headers(scope=scope)
+        answer = _Answer(send, _request_id(headers), self._is_closing)
         body = _Body(receive, self._limits)
         try:
             if failure := self._refuse(scope, headers, path):
                 self._metrics.rejected.labels(failure.code or "other").inc()
                 await body.drain(headers)
-                await refusal(failure)(scope, receive, counted_send)
+                await refusal(failure)(scope, receive, answer.send)
             else:
-                await self._app(scope, body.receive, counted_send)
+                await self._app(scope, body.receive, answer.send)
+        except Exception:
+            _LOG.exception("request %s failed", answer.request_id)
+            if answer.status is not None:
+                raise  # it is too late to say so
+            failure = Failure(500, "the service failed at this request", is_final=True)
+            await refusal(failure)(scope, receive, answer.send)
         finally:
-            seconds = time.perf_counter() - begin
-            route = path if path in self._routes else "other"
-            self._metrics.requests.labels(route, str(status)).inc()
-            self._metrics.request_seconds.labels(route).observe(seconds)
-            _LOG.info(
-                "%s %s %d %.0f ms %s",
-                scope["method"],
-                ascii(path)[1:-1][:80],
-                status,
-                1000 * seconds,
-                request_id,
-            )
+            self._count(scope["method"], path, answer, time.perf_counter() - begin)
+
+    def _count(self, method: str, path: str, answer: _Answer, seconds: float) -> None:
+        route = path if path in self._routes else "other"
+        status = answer.status or 500
+        self._metrics.requests.labels(route, str(status)).inc()
+        self._metrics.request_seconds.labels(route).observe(seconds)
+        name = ascii(path)[1:-1][:80]
+        _LOG.info("%s %s %d %.0f ms %s", method, name, status, 1000 * seconds, answer.request_id)
 
     def _refuse(self, scope: Scope, headers: Headers, path: str) -> Failure | None:
         writes = scope["method"] not in ("GET", "HEAD", "OPTIONS")
@@ -113,6 +103,26 @@ class Gate:
         if writes and self._is_closing():
             return Failure(503, "the service is shutting down", "shutting_down", retry_after=5)
         return None
+
+
+class _Answer:
+    """An answer on its way out, and the headers that each one has."""
+
+    def __init__(self, send: Send, request_id: str, is_closing: Callable[[], bool]) -> None:
+        self._send, self.request_id, self._is_closing = send, request_id, is_closing
+        self.status: int | None = None  # until it has begun
+
+    async def send(self, message: Message) -> None:
+        """ASGI."""
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+            added = MutableHeaders(scope=message)
+            added["x-request-id"] = self.request_id
+            for name, value in _SECURITY.items():
+                added[name] = value
+            if self._is_closing():
+                added["connection"] = "close"
+        await self._send(message)
 
 
 class _Body:
@@ -164,9 +174,15 @@ def too_large(limits: Limits, n_bytes: int | None) -> Failure:
     )  # fmt: skip
 
 
+def _request_id(headers: Headers) -> str:
+    """The client's own, where it is fit to be logged and sent back."""
+    given = headers.get("x-request-id", "")
+    return given if re.fullmatch(r"[A-Za-z0-9_.-]{1,64}", given) else uuid.uuid4().hex
+
+
 def _path(scope: Scope) -> str:
-    """The path below the proxy's, without a slash at its end."""
+    """The path below the proxy's, as it is meant: clients write slashes twice, and at its end."""
     path, root = scope["path"], scope.get("root_path", "")
     if root and path.startswith(f"{root}/"):
         path = path[len(root) :]
-    return path.rstrip("/") or "/"
+    return re.sub("/{2,}", "/", path).rstrip("/") or "/"
