@@ -448,6 +448,32 @@ def test_an_upload_that_stops_is_ended() -> None:
         wait_until(lambda: hasty.service.n_requests == 0)
 
 
+def drip(port: int, head: bytes) -> bytes:
+    """The answer to an upload that comes a byte at a time."""
+    with socket.create_connection(("127.0.0.1", port)) as client:
+        client.sendall(b"POST /asr HTTP/1.1\r\nhost: localhost\r\n" + head)
+        client.settimeout(0.05)
+        until = time.monotonic() + 10
+        while time.monotonic() < until:
+            client.sendall(b"a")
+            with contextlib.suppress(TimeoutError):
+                return client.recv(100)
+    raise AssertionError("it goes on and on")
+
+
+def test_an_upload_of_drops_is_ended() -> None:
+    kind = b"content-type: multipart/form-data; boundary=x\r\n"
+    with served(limited(silent_seconds=0.6)) as hasty:
+        found = drip(hasty.port, kind + b"content-length: 1000000\r\n\r\n--x\r\n")
+        assert found.startswith(b"HTTP/1.1 408")
+        wait_until(lambda: hasty.service.n_requests == 0)
+
+
+def test_a_refusal_does_not_wait_for_an_upload_of_drops(server: Served) -> None:
+    found = drip(server.port, b"origin: null\r\ncontent-length: 1000000\r\n\r\n")
+    assert found.startswith(b"HTTP/1.1 403")
+
+
 # 17: pages of others, keys ----------------------------------------------------------------------
 
 

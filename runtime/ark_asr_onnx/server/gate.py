@@ -6,6 +6,7 @@ Pure ASGI: a middleware that wraps ``receive`` would hide from a handler that it
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import re
 import time
@@ -23,7 +24,8 @@ from .metrics import Metrics
 _LOG = logging.getLogger("ark_asr_onnx.server")
 _OPEN = ("/health", "/ready", "/", "/ui")  # without a key
 _DRAINED_BYTES = 1 << 20  # of a body that is refused: some clients read no answer before
-_DRAIN_SECONDS = 0.2  # for its next part
+_DRAIN_SECONDS = 0.5  # for that
+_LEAST_BYTES_PER_SECOND = 500.0  # of an upload: slower than any audio that is being recorded
 _SECURITY = {"x-content-type-options": "nosniff", "referrer-policy": "no-referrer"}
 
 
@@ -131,36 +133,48 @@ class _Body:
     def __init__(self, receive: Receive, limits: Limits) -> None:
         self._receive, self._limits = receive, limits
         self._n_bytes = 0
+        self._waited = 0.0  # seconds, for all of it
         self._is_complete = False
 
     async def receive(self) -> Message:
-        """The next message; :class:`Refused` for too many bytes, or none for too long."""
+        """The next message; :class:`Refused` for too many bytes, or where they come too slowly."""
         if self._is_complete:
             return await self._receive()
+        begin = time.monotonic()
         try:
-            message = await asyncio.wait_for(self._receive(), self._limits.silent_seconds)
+            message = await self._next(self._patience())
         except asyncio.TimeoutError:
+            waited = self._waited + time.monotonic() - begin
             raise Refused(
                 Failure(
-                    408, f"nothing of the upload came for {self._limits.silent_seconds:g} s",
+                    408, f"the upload is too slow: {self._n_bytes} bytes in {waited:.1f} s",
                     "upload_timeout",
                 )
             ) from None  # fmt: skip
-        self._n_bytes += len(message.get("body", b""))
-        self._is_complete = not message.get("more_body", False)
+        self._waited += time.monotonic() - begin
         if self._n_bytes > self._limits.max_upload_bytes:
             raise Refused(too_large(self._limits, None))
         return message
+
+    async def _next(self, seconds: float) -> Message:
+        message = await asyncio.wait_for(self._receive(), seconds)
+        self._n_bytes += len(message.get("body", b""))
+        self._is_complete = not message.get("more_body", False)
+        return message
+
+    def _patience(self) -> float:
+        """Seconds until nothing more is waited for."""
+        silent = self._limits.silent_seconds
+        return min(silent, silent + self._n_bytes / _LEAST_BYTES_PER_SECOND - self._waited)
 
     async def drain(self, headers: Headers) -> None:
         """Read a little of a body that nobody wants, so that its sender reads the answer."""
         if "expect" in headers:  # it waits for leave to send
             return
-        try:
+        until = time.monotonic() + _DRAIN_SECONDS
+        with contextlib.suppress(asyncio.TimeoutError):
             while not self._is_complete and self._n_bytes < _DRAINED_BYTES:
-                await asyncio.wait_for(self.receive(), _DRAIN_SECONDS)
-        except (asyncio.TimeoutError, Refused):
-            pass
+                await self._next(max(0.0, until - time.monotonic()))
 
 
 def too_large(limits: Limits, n_bytes: int | None) -> Failure:
