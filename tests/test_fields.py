@@ -110,6 +110,15 @@ def test_how_to_cut(given: dict[str, str | list[str]]) -> None:
         ({"max_tokens": "x"}, "max_tokens"),
         ({"begin_time": "3", "end_time": "3"}, "end_time"),
         ({"begin_time": "inf"}, "begin_time"),
+        ({"begin_time": "1e308"}, "begin_time"),
+        ({"end_time": "1e308"}, "end_time"),
+        ({"top_k": "9" * 400}, "top_k"),
+        ({"max_new_tokens": "9" * 400}, "max_new_tokens"),
+        ({"max_new_tokens": "-" + "9" * 400}, "max_new_tokens"),
+        ({"chunking_strategy[silence_duration_ms]": "1e308"}, "chunking_strategy"),
+        ({"chunking_strategy[threshold]": "x" * 60_000}, "chunking_strategy"),
+        ({"chunking_strategy": '{"prefix_padding_ms": null}'}, "chunking_strategy"),
+        ({"chunking_strategy": '{"type": ["server_vad"]}'}, "chunking_strategy"),
     ],
 )
 def test_what_cannot_be_names_its_field(given: dict[str, str | list[str]], param: str) -> None:
@@ -117,6 +126,7 @@ def test_what_cannot_be_names_its_field(given: dict[str, str | list[str]], param
         openai(**given)
     assert error.value.param == param
     assert "\n" not in str(error.value)
+    assert len(str(error.value)) < 200
 
 
 def test_upstreams_bounds_in_its_order_and_words() -> None:

@@ -8,7 +8,6 @@ hint, and named in ``ignored``; where an answer would only look right, it is ref
 from __future__ import annotations
 
 import json
-import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -23,6 +22,7 @@ FORMATS = ("json", "text", "srt", "vtt", "verbose_json", "tsv", "jsonl")
 _HINTS = ("prompt", "language", "languages", "keywords")  # that the model does not follow
 _SAMPLING = (("temperature", 0.0, 2.0), ("top_p", 0.0, 1.0), ("repetition_penalty", 0.1, 2.0))
 _NEUTRAL = {"temperature": 0.0, "top_p": 1.0, "top_k": -1, "repetition_penalty": 1.0}
+_LARGEST = 1e9  # of any number: beyond, arithmetic ends before sense does
 _TRUE, _FALSE = ("true", "1", "yes", "on"), ("false", "0", "no", "off", "")
 
 
@@ -151,15 +151,19 @@ def _boolean(form: Form, name: str) -> bool:
 def _number(form: Form, name: str, kind: Callable[[str], Any] = float) -> Any:
     """A number, or None when it is absent; 422 as upstream for what is none."""
     value = _last(form, name)
-    if value is None:
-        return None
+    return None if value is None else _parsed(value, name, name, kind)
+
+
+def _parsed(text: str, what: str, param: str, kind: Callable[[str], Any] = float) -> Any:
     try:
-        number = kind(value)
+        number = kind(text)
     except ValueError:
         wanted = "an integer" if kind is int else "a number"
-        raise FieldError(f"{name} is {value[:40]!r}, expected {wanted}", name, status=422) from None
-    if not math.isfinite(number):
-        raise FieldError(f"{name} is {value[:40]!r}, expected a finite number", name)
+        raise FieldError(
+            f"{what} is {text[:40]!r}, expected {wanted}", param, status=422
+        ) from None
+    if not abs(number) <= _LARGEST:
+        raise FieldError(f"{what} is {text[:40]!r}, expected a number of usual size", param)
     return number
 
 
@@ -251,8 +255,8 @@ def _splitting(form: Form) -> dict[str, float]:
     found: dict[str, float] = {}
     for key, ours, scale in scales:
         if key in given:
+            found[ours] = _parsed(str(given[key]), f"{name}: {key}", name) / scale
             try:
-                found[ours] = float(str(given[key])) / scale
                 replace(Splitting(), **{ours: found[ours]})
             except ValueError as error:
                 raise FieldError(f"{name}: {key}: {error}", name) from None

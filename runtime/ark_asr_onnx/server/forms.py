@@ -20,8 +20,8 @@ _MAX_FIELDS, _MAX_FIELD_BYTES = 64, 65_536
 
 async def read(request: Request) -> FormData:
     """The parts of a request; bytes of the file are spooled by Starlette, to disk if many."""
-    kind = request.headers.get("content-type", "")
-    if not kind.lower().startswith("multipart/form-data"):
+    kind = request.headers.get("content-type", "").partition(";")[0]
+    if kind.strip().lower() != "multipart/form-data":
         raise Refused(
             Failure(
                 415, "the body must be multipart/form-data with a part 'file', as curl -F sends",
@@ -32,7 +32,7 @@ async def read(request: Request) -> FormData:
         return await request.form(
             max_files=1, max_fields=_MAX_FIELDS, max_part_size=_MAX_FIELD_BYTES
         )
-    except (HTTPException, FormParserError) as error:
+    except (HTTPException, FormParserError, UnicodeError) as error:  # of a charset that is none
         reason = error.detail if isinstance(error, HTTPException) else error
         raise Refused(Failure(400, f"the form cannot be read: {reason}")) from error
 
