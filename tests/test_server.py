@@ -334,6 +334,20 @@ def test_a_client_that_goes_ends_its_work(minutes: bytes, clip: Path, stream: st
         assert found.post(OPENAI, {"file": clip}).status == 200
 
 
+def test_a_client_that_goes_while_it_waits_leaves_the_house(clip: Path) -> None:
+    held = Held()
+    with served(limited(max_active=1), held.load) as full, ThreadPoolExecutor() as pool:
+        first = pool.submit(full.post, OPENAI, {"file": clip})
+        wait_until(held.is_in_step.is_set)
+        body, kind = form({"file": clip})
+        with contextlib.closing(full.connect()) as connection:
+            connection.request("POST", OPENAI, body, {"content-type": kind})
+            wait_until(lambda: full.get("/ready").json["queued"] == 1)
+        wait_until(lambda: full.service.n_requests == 1, 2.0)
+        held.may_step.set()
+        assert first.result().status == 200
+
+
 def test_a_full_house_says_when_to_come_again(clip: Path) -> None:
     held = Held()
     settings = limited(max_active=1, max_waiting=1)
@@ -604,6 +618,7 @@ def test_metrics_can_be_read(samples: list[Sample]) -> None:
     assert values["ark_asr_audio_seconds_total",] == pytest.approx(seconds)
     assert values["ark_asr_model_loaded",] == 1
     assert values["ark_asr_tokens_total",] > 0
+    assert values["ark_asr_queue_seconds_count",] == 3
 
 
 def test_an_idle_model_is_let_go_and_comes_back(clip: Path, samples: list[Sample]) -> None:

@@ -198,7 +198,7 @@ class _Routes:
             while not isinstance(item := await work.next(request.receive), Transcript):
                 if isinstance(item, BaseException):
                     raise item
-            service.metrics.count(item)
+            service.metrics.count(item, work.queue_seconds)
             response = answer(item, asked)
             response.headers.update(_told(asked, work, item))
             return response
@@ -261,7 +261,7 @@ class _Stream(Response):
             if item is None:
                 yield answers.KEEP_ALIVE
             elif isinstance(item, Transcript):
-                self._service.metrics.count(item)
+                self._service.metrics.count(item, self._work.queue_seconds)
                 yield self._events.done(item)
                 return
             elif isinstance(item, BaseException):
@@ -289,7 +289,7 @@ def _told(
     asked: fields.Request, work: Work | None = None, transcript: Transcript | None = None
 ) -> Mapping[str, str]:
     found = {"ark-ignored": ", ".join(asked.ignored)} if asked.ignored else {}
-    if work is not None and work.queue_seconds is not None:
+    if work is not None:
         found["ark-queue-ms"] = f"{1000 * work.queue_seconds:.0f}"
     if transcript is not None and transcript.timings.total:
         found["ark-rtfx"] = f"{transcript.rtfx:.1f}"

@@ -44,8 +44,9 @@ class Metrics:
         """A value that is looked up when it is asked for."""
         Gauge(name, what, registry=self.registry).set_function(value)
 
-    def count(self, transcript: Transcript) -> None:
-        """Work that was done."""
+    def count(self, transcript: Transcript, queue_seconds: float) -> None:
+        """Work that was done, and how long it had to wait."""
+        self.queue_seconds.observe(queue_seconds)
         self.audio_seconds.inc(transcript.duration)
         self.tokens.inc(len(transcript.token_ids))
         for segment in transcript.flagged:

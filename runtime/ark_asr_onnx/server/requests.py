@@ -22,9 +22,9 @@ class Work:
         self._job, self._loop = job, asyncio.get_running_loop()
         self._items: asyncio.Queue[Item] = asyncio.Queue()
         self._submitted = time.perf_counter()
-        self.queue_seconds: float | None = None  # until its audio began to be read
+        self.queue_seconds = 0.0  # until its audio began to be read
         self.ended = asyncio.Event()
-        executor.submit(self._run)
+        self._begun = executor.submit(self._run)
 
     def _run(self) -> None:
         self.queue_seconds = time.perf_counter() - self._submitted
@@ -63,7 +63,8 @@ class Work:
     async def end(self) -> None:
         """Cancel what is left, and wait until nobody reads the audio."""
         self._job.cancel()
-        await self.ended.wait()
+        if not self._begun.cancel():  # else it still waited for a thread
+            await self.ended.wait()
 
 
 async def _gone(receive: Receive) -> None:
