@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import http.client
 import json
-import socket
 import threading
 import time
 import uuid
@@ -27,6 +26,7 @@ import uvicorn
 import ark_asr_onnx
 from ark_asr_onnx import Transcriber
 from ark_asr_onnx.server.app import create_app
+from ark_asr_onnx.server.run import Address, configure, listen
 from ark_asr_onnx.server.service import Service, ServiceSettings
 
 
@@ -116,14 +116,13 @@ def served(
     load: Callable[[], Transcriber] | None = None,
     *,
     wait: bool = True,
+    root_path: str = "",
 ) -> Iterator[Served]:
     """A service of the demo, or of what ``load`` gives."""
-    app = create_app(
-        load or (lambda: ark_asr_onnx.load(DEMO, threads=1)), settings or ServiceSettings()
-    )
-    config = uvicorn.Config(app, log_config=None, ws="none", timeout_graceful_shutdown=5)
-    server = uvicorn.Server(config)
-    with socket.create_server(("127.0.0.1", 0)) as listener:
+    settings, address = settings or ServiceSettings(), Address(port=0, root_path=root_path)
+    app = create_app(load or (lambda: ark_asr_onnx.load(DEMO, threads=1)), settings)
+    server = uvicorn.Server(configure(app, settings.limits, address))
+    with listen(address, settings.limits.silent_seconds) as listener:
         thread = threading.Thread(target=server.run, args=([listener],))
         thread.start()
         found = Served(listener.getsockname()[1], app.state.service, server)

@@ -488,6 +488,75 @@ def test_a_refusal_does_not_wait_for_an_upload_of_drops(server: Served) -> None:
     assert found.startswith(b"HTTP/1.1 403")
 
 
+@pytest.mark.parametrize(
+    "said",
+    [
+        b"",
+        b"GET /health HTTP/1.1\r\nhost: local",
+        b"GET /health HTTP/1.1\r\nhost: localhost\r\n\r\nGET /hea",
+        b"POST /asr HTTP/1.1\r\nhost: localhost\r\ncontent-length: 9\r\nexpect: x\r\n\r\n12",
+    ],
+)
+def test_who_says_nothing_more_is_not_waited_for(said: bytes) -> None:
+    with served(limited(silent_seconds=0.6)) as hasty:
+        with socket.create_connection(("127.0.0.1", hasty.port), timeout=4) as client:
+            client.sendall(said)
+            with contextlib.suppress(ConnectionResetError):
+                while client.recv(1000):
+                    pass
+        wait_until(lambda: not hasty.server.server_state.connections)
+
+
+def test_a_head_that_comes_in_drops_is_not_waited_for() -> None:
+    with served(limited(silent_seconds=0.6)) as hasty:
+        with socket.create_connection(("127.0.0.1", hasty.port)) as client:
+            client.sendall(b"GET /health HTTP/1.1\r\nx: ")
+            until = time.monotonic() + 10
+            with contextlib.suppress(ConnectionError):
+                while time.monotonic() < until:
+                    client.sendall(b"a")
+                    time.sleep(0.05)
+        assert time.monotonic() < until
+
+
+def test_what_is_sent_after_a_refusal_comes_to_an_end() -> None:
+    with served(limited(silent_seconds=0.6, max_upload_bytes=1000)) as hasty:
+        with socket.create_connection(("127.0.0.1", hasty.port)) as client:
+            head = b"POST /asr HTTP/1.1\r\nhost: localhost\r\ncontent-length: 100000000\r\n"
+            client.sendall(head + b"\r\n")
+            assert client.recv(1000).startswith(b"HTTP/1.1 413")
+            until = time.monotonic() + 10
+            with contextlib.suppress(ConnectionError):
+                while time.monotonic() < until:
+                    client.sendall(b"a")
+                    time.sleep(0.05)
+        assert time.monotonic() < until
+
+
+@pytest.mark.skipif(not hasattr(socket, "TCP_USER_TIMEOUT"), reason="Linux ends such connections")
+def test_who_takes_no_answer_is_not_waited_for() -> None:
+    with served(limited(silent_seconds=1)) as hasty, socket.socket() as client:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        client.connect(("127.0.0.1", hasty.port))
+        client.sendall(2000 * b"GET /ui/page.js HTTP/1.1\r\nhost: localhost\r\n\r\n")
+        state = hasty.server.server_state
+        wait_until(lambda: state.tasks)
+        wait_until(lambda: not state.tasks and not state.connections)
+
+
+def test_too_many_connections_are_told_so() -> None:
+    settings = limited(max_active=1, max_waiting=0)
+    with served(settings) as full, contextlib.ExitStack() as stack:
+        for _ in range(100):
+            stack.enter_context(socket.create_connection(("127.0.0.1", full.port)))
+        wait_until(lambda: len(full.server.server_state.connections) == 100)
+        found = full.get("/health")
+        assert (found.status, found.error["code"]) == (503, "busy")
+        assert found.headers["retry-after"] == "5"
+        stack.close()
+        wait_until(lambda: full.get("/health").status == 200)
+
+
 # 17: pages of others, keys ----------------------------------------------------------------------
 
 

@@ -159,9 +159,7 @@ def _parsed(text: str, what: str, param: str, kind: Callable[[str], Any] = float
         number = kind(text)
     except ValueError:
         wanted = "an integer" if kind is int else "a number"
-        raise FieldError(
-            f"{what} is {text[:40]!r}, expected {wanted}", param, status=422
-        ) from None
+        raise FieldError(f"{what} is {text[:40]!r}, expected {wanted}", param, status=422) from None
     if not abs(number) <= _LARGEST:
         raise FieldError(f"{what} is {text[:40]!r}, expected a number of usual size", param)
     return number

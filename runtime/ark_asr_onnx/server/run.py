@@ -13,10 +13,13 @@ from types import FrameType
 from typing import Any
 
 import uvicorn
+from starlette.applications import Starlette
 
 from .. import Transcriber
 from ..errors import ServiceError
 from .app import create_app
+from .connections import bounded
+from .limits import Limits
 from .service import ServiceSettings
 
 _TICK_SECONDS = 1.0
@@ -47,23 +50,10 @@ def run(
     on_listening: Callable[[str], None] = print,
 ) -> None:
     """Serve until SIGTERM or Ctrl-C. Raises :class:`ServiceError` when it cannot begin."""
-    listener = _listener(address)
+    listener = listen(address, settings.limits.silent_seconds)
     app = create_app(load, settings)
-    limits = settings.limits
     try:
-        config = uvicorn.Config(
-            app,
-            log_config=None,
-            access_log=False,
-            server_header=False,
-            proxy_headers=False,
-            ws="none",
-            root_path=address.root_path,
-            limit_concurrency=limits.max_requests + _OTHER_CONNECTIONS,
-            timeout_graceful_shutdown=max(1, round(limits.grace_seconds)),
-            ssl_certfile=address.certificate,
-            ssl_keyfile=address.key,
-        )
+        config = configure(app, settings.limits, address)
         config.load()
     except OSError as error:
         listener.close()
@@ -76,6 +66,23 @@ def run(
         listener.close()
     if app.state.service.error is not None:
         raise ServiceError(f"the model could not be loaded: {app.state.service.error}")
+
+
+def configure(app: Starlette, limits: Limits, address: Address) -> uvicorn.Config:
+    """How uvicorn is to serve an application."""
+    return uvicorn.Config(
+        app,
+        http=bounded(limits.silent_seconds, limits.max_requests + _OTHER_CONNECTIONS),
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        ws="none",
+        root_path=address.root_path,
+        timeout_graceful_shutdown=max(1, round(limits.grace_seconds)),
+        ssl_certfile=address.certificate,
+        ssl_keyfile=address.key,
+    )
 
 
 class _Server(uvicorn.Server):
@@ -116,18 +123,25 @@ class _Server(uvicorn.Server):
         return await super().on_tick(counter)
 
 
-def _listener(address: Address) -> socket.socket:
+def listen(address: Address, silent_seconds: float = 30.0) -> socket.socket:
+    """A socket that listens; :class:`ServiceError` where none can.
+
+    Of its connections those end whose client takes nothing for so long (where Linux tells).
+    """
     family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
     found = socket.socket(family, socket.SOCK_STREAM)
     try:
         if sys.platform != "win32":
             found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if hasattr(socket, "TCP_USER_TIMEOUT"):
+            milliseconds = min(round(1000 * silent_seconds), 2**31 - 1)
+            found.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, milliseconds)
         found.bind((address.host, address.port))
         found.listen(2048)
-    except OSError as error:
+    except (OSError, UnicodeError) as error:  # of a name that cannot be one
         found.close()
         raise ServiceError(
-            f"port {address.port} of {address.host} cannot be used ({error.strerror}); "
-            "choose another with --port"
+            f"port {address.port} of {address.host} cannot be used "
+            f"({getattr(error, 'strerror', None) or error}); choose another with --port"
         ) from error
     return found
