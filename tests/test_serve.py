@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import http.client
+import io
 import os
 import signal
 import socket
@@ -15,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile  # pyright: ignore[reportMissingTypeStubs]
 from conftest import DEMO, ROOT, Sample
 from serving import form
 
@@ -126,23 +128,45 @@ def test_a_model_that_is_not_there_is_told_before_anything_listens(command: Comm
     assert command.run("status")[0] == 3
 
 
-def test_the_end_lets_requests_finish(command: Command, samples: list[Sample]) -> None:
+@pytest.fixture(scope="module")
+def long(samples: list[Sample]) -> bytes:
+    """Minutes of speech."""
     once = [np.append(sources.read(s.path), np.zeros(16000, np.float32)) for s in samples]
-    long = np.tile(np.concatenate(once), 30)
-    import io
-
-    import soundfile  # pyright: ignore[reportMissingTypeStubs]
-
     data = io.BytesIO()
-    soundfile.write(data, long, 16000, format="FLAC")
-    body, kind = form({"file": data.getvalue(), "stream": "true"})
+    soundfile.write(data, np.tile(np.concatenate(once), 30), 16000, format="FLAC")
+    return data.getvalue()
+
+
+@contextlib.contextmanager
+def running(command: Command, *more: object) -> Iterator[subprocess.Popen[str]]:
+    """A service in the foreground, ready."""
+    here = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup's way would be inherited
     process = subprocess.Popen(
-        command.arguments(), env=environment(), stderr=subprocess.PIPE, text=True
+        command.arguments(*more), env=environment(), stderr=subprocess.PIPE, text=True
     )
+    signal.signal(signal.SIGHUP, here)
     try:
         wait_until(command.is_ready)
-        connection = http.client.HTTPConnection("127.0.0.1", command.port, timeout=60)
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+@contextlib.contextmanager
+def asked(command: Command, body: bytes, kind: str) -> Iterator[http.client.HTTPConnection]:
+    """A transcription that was asked for."""
+    connection = http.client.HTTPConnection("127.0.0.1", command.port, timeout=60)
+    with contextlib.closing(connection):
         connection.request("POST", "/v1/audio/transcriptions", body, {"content-type": kind})
+        yield connection
+
+
+def test_the_end_lets_requests_finish(command: Command, samples: list[Sample], long: bytes) -> None:
+    with (
+        running(command) as process,
+        asked(command, *form({"file": long, "stream": "true"})) as connection,
+    ):
         answer = connection.getresponse()
         assert answer.readline().startswith(b"data: ")  # it is in the middle of the work
         process.send_signal(signal.SIGTERM)
@@ -151,27 +175,34 @@ def test_the_end_lets_requests_finish(command: Command, samples: list[Sample]) -
         status, said = command.ask("/asr", small, small_kind)
         assert (status, b"shutting_down" in said) == (503, True)
         assert answer.read().endswith(b"data: [DONE]\n\n")
-        connection.close()
         assert process.wait(30) == 0
-    finally:
-        process.kill()
-        process.communicate()
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_the_end_of_the_grace_is_told(command: Command, long: bytes) -> None:
+    with (
+        running(command, "--grace", 1) as process,
+        asked(command, *form({"file": long, "stream": "true"})) as stream,
+        asked(command, *form({"file": long})) as plain,
+    ):
+        events = stream.getresponse()
+        assert events.readline().startswith(b"data: ")
+        process.send_signal(signal.SIGTERM)
+        assert b'"code":"shutting_down"' in events.read().splitlines()[-2]
+        answer = plain.getresponse()
+        assert (answer.status, answer.getheader("retry-after")) == (503, "5")
+        assert b"shutting_down" in answer.read()
+        assert process.wait(30) == 0
+        assert process.stderr is not None
+        assert "Traceback" not in process.stderr.read()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_service_without_work_ends_at_once(command: Command, number: int) -> None:
-    process = subprocess.Popen(
-        command.arguments(), env=environment(), stderr=subprocess.PIPE, text=True
-    )
-    try:
-        wait_until(command.is_ready)
+    with running(command) as process:
         process.send_signal(number)
         assert process.wait(10) == 0
         assert process.stderr is not None
         assert "Traceback" not in process.stderr.read()
-    finally:
-        process.kill()
-        process.communicate()
 
 
 def test_a_service_that_is_killed_leaves_nothing(

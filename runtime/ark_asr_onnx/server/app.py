@@ -22,6 +22,7 @@ from starlette.types import Receive, Scope, Send
 from .. import (
     AudioError,
     AudioTooLongError,
+    ClosedError,
     EmptyAudioError,
     MissingExtraError,
     QueueFullError,
@@ -30,7 +31,7 @@ from .. import (
 )
 from . import answers, fields, forms
 from .answers import Events, Failure
-from .gate import Gate, Refused, refusal
+from .gate import SHUTTING_DOWN, Gate, Refused, refusal
 from .metrics import CONTENT_TYPE
 from .requests import Item, Work
 from .service import Service, ServiceSettings, retry_after
@@ -310,6 +311,8 @@ def _failure(error: BaseException) -> Failure:
         return Failure(400, message, "invalid_audio", "file")
     if isinstance(error, QueueFullError):
         return Failure(429, message, "queue_full", retry_after=retry_after(error.retry_after))
+    if isinstance(error, ClosedError):
+        return SHUTTING_DOWN
     _LOG.error("a request failed", exc_info=error)
     return Failure(500, "the model could not transcribe this audio", is_final=True)
 

@@ -26,6 +26,7 @@ _OPEN = ("/health", "/ready", "/", "/ui")  # without a key
 _DRAINED_BYTES = 1 << 20  # of a body that is refused: some clients read no answer before
 _DRAIN_SECONDS = 0.5  # for that
 _LEAST_BYTES_PER_SECOND = 500.0  # of an upload: slower than any audio that is being recorded
+SHUTTING_DOWN = Failure(503, "the service is shutting down", "shutting_down", retry_after=5)
 _SECURITY = {"x-content-type-options": "nosniff", "referrer-policy": "no-referrer"}
 
 
@@ -103,7 +104,7 @@ class Gate:
         if writes and length.isdecimal() and int(length) > self._limits.max_upload_bytes:
             return too_large(self._limits, int(length))
         if writes and self._is_closing():
-            return Failure(503, "the service is shutting down", "shutting_down", retry_after=5)
+            return SHUTTING_DOWN
         return None
 
 

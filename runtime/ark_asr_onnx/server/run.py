@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
+import signal
 import socket
 import sys
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from types import FrameType
-from typing import Any
 
 import uvicorn
 from starlette.applications import Starlette
@@ -20,9 +22,10 @@ from ..errors import ServiceError
 from .app import create_app
 from .connections import bounded
 from .limits import Limits
-from .service import ServiceSettings
+from .service import Service, ServiceSettings
 
 _TICK_SECONDS = 1.0
+_LAST_SECONDS = 2.0  # after the grace: for requests to be told, and again for them to be gone
 _OTHER_CONNECTIONS = 64  # beside those of requests: for health, metrics and the page
 
 
@@ -79,7 +82,7 @@ def configure(app: Starlette, limits: Limits, address: Address) -> uvicorn.Confi
         proxy_headers=False,
         ws="none",
         root_path=address.root_path,
-        timeout_graceful_shutdown=max(1, round(limits.grace_seconds)),
+        timeout_graceful_shutdown=round(_LAST_SECONDS),
         ssl_certfile=address.certificate,
         ssl_keyfile=address.key,
     )
@@ -88,13 +91,24 @@ def configure(app: Starlette, limits: Limits, address: Address) -> uvicorn.Confi
 class _Server(uvicorn.Server):
     """Goes on listening while requests finish, so that new ones are told."""
 
-    def __init__(self, config: uvicorn.Config, service: Any) -> None:
+    def __init__(self, config: uvicorn.Config, service: Service) -> None:
         super().__init__(config)
         self._service = service
         self._n_signals = 0
-        self._until = 0.0  # the end of the grace
+        self._until = math.inf  # the end of the grace
+        self._end: asyncio.Task[None] | None = None  # of what the grace was too short for
         self._signalled = asyncio.Event()
         self._loop: asyncio.AbstractEventLoop | None = None
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Generator[None]:
+        """Hear the end of the terminal too, unless it is to be outlived, as nohup wants it."""
+        with super().capture_signals():
+            hangup = getattr(signal, "SIGHUP", None)
+            is_main = threading.current_thread() is threading.main_thread()
+            if hangup and is_main and signal.getsignal(hangup) is signal.SIG_DFL:
+                signal.signal(hangup, self.handle_exit)
+            yield
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """A signal: the first lets requests finish, the second does not."""
@@ -118,7 +132,10 @@ class _Server(uvicorn.Server):
 
     async def on_tick(self, counter: int) -> bool:
         """Every second, and more often at the end; tick 0 renews the date of answers."""
-        is_over = not self._service.n_requests or time.monotonic() > self._until
+        late = time.monotonic() - self._until
+        if late > 0 and self._end is None:  # jobs fail, and so their requests are answered
+            self._end = asyncio.create_task(asyncio.to_thread(self._service.close))
+        is_over = not self._service.n_requests or late > _LAST_SECONDS
         self.should_exit |= self._service.error is not None or (self._n_signals > 0 and is_over)
         return await super().on_tick(counter)
 

@@ -63,12 +63,14 @@ class Service:
             tokens, text = transcriber.manifest.tokens, transcriber.text
             self._model = answers.Model(tokens, text.token_bytes)
             self._transcriber = transcriber
+            if self.is_closing:  # meanwhile
+                transcriber.close()
             _LOG.info("ready")
         except Exception as error:
             self.error = error
 
     def close(self) -> None:
-        """End what is left."""
+        """End what is left; more than once does no harm."""
         self.is_closing = True
         if self._transcriber is not None:
             self._transcriber.close()
