@@ -6,6 +6,7 @@ import contextlib
 import http.client
 import io
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -21,6 +22,9 @@ from conftest import DEMO, ROOT, Sample
 from serving import form
 
 from ark_asr_onnx.audio import sources
+from ark_asr_onnx.server import process
+from ark_asr_onnx.server.process import Background
+from ark_asr_onnx.server.run import Address
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX signals")
 
@@ -90,7 +94,7 @@ def test_start_status_stop(command: Command, samples: list[Sample]) -> None:
     assert (status, f"http://127.0.0.1:{command.port}" in said) == (0, True)
     assert b'"start"' in command.ask("/v1/models")[1]
     status, said = command.run("status")
-    assert (status, ", ready, " in said) == (0, True)
+    assert (status, ", ready, since 20" in said) == (0, True)
     body, kind = form({"file": samples[0].path})
     assert samples[0].text.encode() in command.ask("/asr", body, kind)[1]
     status, said = command.run("start")
@@ -104,11 +108,64 @@ def test_start_status_stop(command: Command, samples: list[Sample]) -> None:
 def test_a_stale_file_is_no_process(command: Command) -> None:
     command.folder.mkdir()
     pid_file = command.folder / f"ark_asr_{command.port}.pid"
-    for content in (f"{os.getpid()} another", "999999999 1", "damaged", ""):
+    here = os.getpid()
+    for content in (f"{here} another", f"{here}", "999999999 1", "999999999", "damaged", ""):
         pid_file.write_text(content)
         assert command.run("status")[0] == 3
     assert command.run("stop") == (0, "was not running\n")  # and this process goes on
     assert not pid_file.exists()
+
+
+@pytest.mark.parametrize("content", ["-1", "0", "-1 1", "\0", "1" * 5000])
+def test_a_file_of_many_processes_is_of_none(tmp_path: Path, content: str) -> None:
+    background = Background(tmp_path, Address())
+    background.pid_file.write_text(content)
+    assert background.process() is None
+
+
+def test_when_a_process_began_without_proc(monkeypatch: pytest.MonkeyPatch) -> None:
+    here = os.getpid()
+    found = process._began_by_ps(here)
+    assert re.fullmatch(r"\w+-\w+-\d+-\d+:\d+:\d+-\d+", found)
+    monkeypatch.setenv("TZ", "Asia/Tokyo")
+    assert process._began_by_ps(here) == found
+    assert process._began_by_ps(999999999) == ""
+    monkeypatch.setenv("PATH", "")
+    assert process._began_by_ps(here) == ""
+
+
+def test_two_starts_at_once(command: Command) -> None:
+    both = [
+        subprocess.Popen(command.arguments("start"), env=environment(), stderr=subprocess.PIPE)
+        for _ in range(2)
+    ]
+    assert sorted(one.wait(60) for one in both) == [0, 3]
+    said = b"".join(one.communicate()[1] for one in both)
+    assert b"is in use: another start" in said or b"already running" in said
+    assert command.run("status")[0] == 0
+    assert command.run("stop") == (0, "stopped\n")
+    assert command.run("status")[0] == 3
+    assert not command.is_ready()
+
+
+def test_a_service_of_another_folder_is_not_taken_for_this_one(
+    command: Command, tmp_path: Path
+) -> None:
+    with running(command):
+        status, said = command.run("start", "--run-dir", tmp_path / "other")
+        assert (status, said.count("\n")) == (3, 1)
+        assert "cannot be used" in said
+
+
+def test_a_process_that_cannot_be_remembered_is_ended(command: Command) -> None:
+    command.folder.mkdir()
+    (command.folder / f"ark_asr_{command.port}.pid").symlink_to(command.folder / "no" / "where")
+    status, said = command.run("start")
+    assert (status, said.count("\n")) == (3, 1)
+    assert "cannot be written" in said
+    with pytest.raises(ConnectionRefusedError):
+        command.ask("/health")
+    (command.folder / f"ark_asr_{command.port}.pid").unlink()
 
 
 def test_a_port_in_use(command: Command) -> None:

@@ -9,6 +9,7 @@ import functools
 import logging
 import os
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -97,10 +98,7 @@ def _serve(arguments: argparse.Namespace) -> int:
         return _foreground(arguments, address)
     if sys.platform == "win32":
         raise UsageError("on Windows the service runs in the foreground: ark-asr serve")
-    background = process.Background(
-        arguments.run_dir, address.host, address.port, address.certificate is not None
-    )
-    return _in_background(arguments, address, background)
+    return _in_background(arguments, address, process.Background(arguments.run_dir, address))
 
 
 def _foreground(arguments: argparse.Namespace, address: Address) -> int:
@@ -154,8 +152,9 @@ def _status(address: Address, background: Background) -> int:
         print("not running")
         return _NOT_RUNNING
     is_ready = readiness == 200
+    since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(background.pid_file.stat().st_mtime))
     print(f"process {found.pid}, {address.url}, {'ready' if is_ready else 'not ready'}, "
-          f"log {background.log_file}")  # fmt: skip
+          f"since {since}, log {background.log_file}")  # fmt: skip
     return 0 if is_ready else _NOT_READY
 
 

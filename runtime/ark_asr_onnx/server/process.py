@@ -14,8 +14,14 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
+from .. import files
 from ..errors import ServiceError
+from .run import Address, listen
+
+if sys.platform != "win32":
+    import fcntl
 
 _POLL_SECONDS = 0.1
 
@@ -29,48 +35,57 @@ class Process:
 
     @property
     def is_running(self) -> bool:
-        """Whether it is still there."""
-        return _began(self.pid) == self.began
+        """Whether it is still there; never where nobody knows when it began."""
+        return bool(self.began) and _began(self.pid) == self.began
 
 
 @dataclass(frozen=True, slots=True)
 class Background:
-    """The service of a port, as the run folder knows it."""
+    """The service of an address, as the run folder knows it."""
 
     run_dir: Path
-    host: str
-    port: int
-    uses_tls: bool = False
+    address: Address
 
     @property
     def pid_file(self) -> Path:
         """Holds its number, and when it began."""
-        return self.run_dir / f"ark_asr_{self.port}.pid"
+        return self.run_dir / f"ark_asr_{self.address.port}.pid"
 
     @property
     def log_file(self) -> Path:
         """What it says; each start appends."""
-        return self.run_dir / f"ark_asr_{self.port}.log"
+        return self.run_dir / f"ark_asr_{self.address.port}.log"
 
     def process(self) -> Process | None:
         """The process, if it runs; a file of one that is gone counts as none."""
         try:
             pid, _, began = self.pid_file.read_text("utf-8").strip().partition(" ")
             found = Process(int(pid), began)
-        except (OSError, ValueError):
+        except (FileNotFoundError, ValueError):
             return None
+        except OSError as error:
+            raise ServiceError(f"{self.pid_file}: cannot be read ({error.strerror})") from error
         return found if found.is_running else None
 
     def start(self, arguments: Sequence[str], wait_seconds: float) -> Process:
         """Start it and wait until it is ready; :class:`ServiceError` if it does not get there."""
-        if (running := self.process()) is not None:
-            raise ServiceError(f"already running: process {running.pid}, port {self.port}")
         try:
             self.run_dir.mkdir(parents=True, exist_ok=True)
             log = self.log_file.open("ab")
         except OSError as error:
             raise ServiceError(f"{self.run_dir}: cannot be written ({error.strerror})") from error
         with log:
+            is_alone = _claim(log)  # until the service ends, which inherits the log
+            if (running := self.process()) is not None:
+                raise ServiceError(
+                    f"already running: process {running.pid}, port {self.address.port}"
+                )
+            if not is_alone:
+                raise ServiceError(
+                    f"{self.log_file} is in use: another start is at work, or the service runs "
+                    f"though {self.pid_file.name} is gone"
+                )
+            listen(self.address).close()  # or another service would be taken for this one
             begin = log.seek(0, os.SEEK_END)
             child = subprocess.Popen(
                 [sys.executable, "-m", "ark_asr_onnx", "serve", *arguments],
@@ -79,8 +94,7 @@ class Background:
                 stderr=log,
                 start_new_session=True,
             )
-        process = Process(child.pid, _began(child.pid))
-        _write(self.pid_file, f"{process.pid} {process.began}\n")
+        process = self._remember(child)
         until = time.monotonic() + wait_seconds
         while time.monotonic() < until:
             if child.poll() is not None:
@@ -93,6 +107,27 @@ class Background:
             f"not ready after {wait_seconds:g} s, process {process.pid} goes on; see "
             f"{self.log_file}\n{self._tail(begin)}"
         )
+
+    def _remember(self, child: subprocess.Popen[bytes]) -> Process:
+        """Write down which process it is, or end it: nobody could later."""
+        process = Process(child.pid, _began(child.pid))
+        try:
+            if not process.began and child.poll() is None:
+                raise ServiceError(
+                    "this system does not tell when a process began (neither /proc nor ps): "
+                    "run ark-asr serve in the foreground"
+                )
+            try:
+                files.write(self.pid_file, f"{process.pid} {process.began}\n".encode())
+            except OSError as error:
+                raise ServiceError(
+                    f"{self.pid_file}: cannot be written ({error.strerror})"
+                ) from error
+        except ServiceError:
+            child.kill()
+            child.wait()
+            raise
+        return process
 
     def stop(self, grace_seconds: float) -> bool:
         """Let it end, and end it when it does not; whether there was one."""
@@ -107,19 +142,21 @@ class Background:
                 _reap(process.pid)
                 time.sleep(_POLL_SECONDS)
             if not process.is_running:
-                break
-        self.pid_file.unlink(missing_ok=True)
-        return True
+                self.pid_file.unlink(missing_ok=True)
+                return True
+        raise ServiceError(f"process {process.pid} does not end")
 
     def readiness(self) -> int | None:
         """The status of ``/ready``; None when nobody answers."""
-        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.host, self.host)
-        if self.uses_tls:
-            connection = http.client.HTTPSConnection(
-                host, self.port, timeout=5, context=_trusting()
-            )
-        else:
-            connection = http.client.HTTPConnection(host, self.port, timeout=5)
+        address = self.address
+        host = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}.get(
+            address.host, address.host
+        )
+        connection = (
+            http.client.HTTPConnection(host, address.port, timeout=5)
+            if address.certificate is None
+            else http.client.HTTPSConnection(host, address.port, timeout=5, context=_trusting())
+        )
         try:
             connection.request("GET", "/ready", headers={"host": "localhost"})
             answer = connection.getresponse()
@@ -140,37 +177,59 @@ class Background:
 
 def _began(pid: int) -> str:
     """When a process began, in the system's own words; empty when it is not there."""
+    return _began_by_proc(pid) if Path("/proc/self/stat").exists() else _began_by_ps(pid)
+
+
+def _began_by_proc(pid: int) -> str:
     try:
-        stat = Path(f"/proc/{pid}/stat").read_text("utf-8")
+        stat = Path(f"/proc/{pid}/stat").read_text("utf-8", "replace")
         fields = stat.rpartition(")")[2].split()
         return "" if fields[0] == "Z" else fields[19]
     except (OSError, IndexError):
-        pass
-    if Path("/proc/self/stat").exists():
         return ""
-    found = subprocess.run(
-        ["ps", "-o", "stat=,lstart=", "-p", str(pid)],
-        capture_output=True, text=True, check=False,
-    ).stdout.strip()  # fmt: skip
-    return "" if found.startswith("Z") else "-".join(found.split()[1:])
+
+
+def _began_by_ps(pid: int) -> str:
+    """Where there is no ``/proc``. In C's words and one zone, whoever asks."""
+    command = ["ps", "-o", "stat=", "-o", "lstart=", "-p", str(pid)]
+    environment = {**os.environ, "LC_ALL": "C", "TZ": "UTC"}
+    try:
+        found = subprocess.run(
+            command, capture_output=True, text=True, check=False, env=environment
+        ).stdout.split()
+    except OSError:
+        return ""
+    return "" if not found or found[0].startswith("Z") else "-".join(found[1:])
+
+
+def _claim(stream: BinaryIO) -> bool:
+    """Lock a file for whoever holds it open; whether nobody else had it."""
+    if sys.platform == "win32":
+        return True
+    try:
+        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        pass  # a file system that knows no locks
+    return True
 
 
 def _send(process: Process, number: int) -> None:
-    if process.is_running:  # never to another that has its number now
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(process.pid, number)
+    if not process.is_running:  # never to another that has its number now
+        return
+    try:
+        os.kill(process.pid, number)
+    except ProcessLookupError:
+        pass
+    except PermissionError as error:
+        raise ServiceError(f"process {process.pid} belongs to another user") from error
 
 
 def _reap(pid: int) -> None:
     """Of a child of ours that has ended, which else stays a zombie."""
     with contextlib.suppress(ChildProcessError):
         os.waitpid(pid, os.WNOHANG)
-
-
-def _write(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(text, "utf-8")
-    temporary.replace(path)
 
 
 def _trusting() -> ssl.SSLContext:
