@@ -38,7 +38,7 @@ class Command:
     """``ark-asr serve`` on a port, with a run folder."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder, self.port = folder, free_port()
+        self.folder, self.port, self.host = folder, free_port(), "127.0.0.1"
 
     def arguments(self, *more: object) -> list[str]:
         return [
@@ -52,12 +52,15 @@ class Command:
         )
         return found.returncode, found.stdout + found.stderr
 
-    def ask(self, path: str, body: bytes | None = None, kind: str = "") -> tuple[int, bytes]:
+    def ask(
+        self, path: str, body: bytes | None = None, kind: str = "", **headers: str
+    ) -> tuple[int, bytes]:
         with contextlib.closing(
-            http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
+            http.client.HTTPConnection(self.host, self.port, timeout=60)
         ) as connection:
-            headers = {"content-type": kind} if body is not None else {}
-            connection.request("POST" if body is not None else "GET", path, body, headers)
+            given = {"content-type": kind} if body is not None else {}
+            method = "POST" if body is not None else "GET"
+            connection.request(method, path, body, {**given, **headers})
             answer = connection.getresponse()
             return answer.status, answer.read()
 
@@ -195,8 +198,11 @@ def long(samples: list[Sample]) -> bytes:
 
 
 @contextlib.contextmanager
-def running(command: Command, *more: object) -> Iterator[subprocess.Popen[str]]:
+def running(
+    command: Command, *more: object, host: str = "127.0.0.1"
+) -> Iterator[subprocess.Popen[str]]:
     """A service in the foreground, ready."""
+    command.host = host
     here = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup's way would be inherited
     process = subprocess.Popen(
         command.arguments(*more), env=environment(), stderr=subprocess.PIPE, text=True
@@ -296,10 +302,42 @@ def test_upstreams_environment(command: Command, monkeypatch: pytest.MonkeyPatch
 
 def test_usage_that_makes_no_sense(command: Command, tmp_path: Path) -> None:
     (empty := tmp_path / "keys").write_text("\n")
-    for options in (("--api-key-file", empty), ("--api-key-file", tmp_path / "no"), ("--port", 0)):
-        status, said = command.run(*options)
-        assert status == 2
-        assert "error: " in said
+    (strange := tmp_path / "strange").write_text("schlüssel\n", "utf-8")
+    for options, what in (
+        (("--api-key-file", empty), "holds no key"),
+        (("--api-key-file", strange), "other characters than ASCII"),
+        (("--api-key-file", tmp_path / "no"), "cannot be read"),
+        (("--port", 0), "1 to 65535"),
+        (("--port", "x"), "invalid port value"),
+        (("--ssl-keyfile", empty), "needs --ssl-certfile"),
+        (("--cors-origin", "example.org"), "is no origin, such as https://example.org"),
+        (("--cors-origin", "https://example.org/page"), "is no origin"),
+        (("--allowed-host", "["), "is no name"),
+    ):
+        for action in ((), ("start",)):
+            status, said = command.run(*options, *action)
+            assert status == 2
+            assert f"error: {'argument ' * ('port' in what or '65535' in what)}" in said
+            assert what in said.splitlines()[-1]
+    assert not list(command.folder.glob("*"))
+
+
+def test_addresses_as_people_write_them(
+    command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (keys := tmp_path / "keys").write_text("\ufeffone\r\ntwo\r\n", "utf-8")
+    monkeypatch.setenv("ARK_ASR_ALLOWED_HOST", "ASR.example.org:8443, other.example")
+    monkeypatch.setenv("ARK_ASR_ALIAS", "mine")
+    monkeypatch.setenv("ARK_ASR_NO_UI", "1")
+    options = ("--cors-origin", "https://Page.example/", "--root-path", "speech/",
+               "--api-key-file", keys, "--host", "127.0.0.2")  # fmt: skip
+    with running(command, *options, host="127.0.0.2"):
+        assert command.ask("/")[0] == 404
+        for host, status in (("asr.EXAMPLE.org", 200), ("x.example", 403), ("localhost", 200)):
+            assert command.ask("/health", host=host)[0] == status
+        assert command.ask("/v1/models", authorization="Bearer one")[1].count(b'"id":"mine"') == 1
+        assert command.ask("/asr", b"", origin="https://page.example")[0] == 401
+        assert command.ask("/asr", b"", origin="https://x.example")[0] == 403
 
 
 def test_listening_for_everybody_without_a_key_is_told(command: Command) -> None:

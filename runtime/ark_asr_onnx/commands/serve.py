@@ -8,6 +8,7 @@ import ctypes
 import functools
 import logging
 import os
+import re
 import sys
 import time
 from collections.abc import Sequence
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .. import MissingExtraError, PackageError, ServiceError
+from ..decoding.slots import DEFAULT_SLOTS
 from .settings import Settings, UsageError, arguments_of_all, few, positive, seconds, settings
 from .terminal import say
 
@@ -28,11 +30,12 @@ _ACTIONS = ("start", "status", "stop", "restart")
 _CANNOT_START, _NOT_READY, _NOT_RUNNING = 3, 1, 3
 _KEYS_VARIABLE = "ARK_ASR_API_KEYS"
 _MEGABYTE = 1_000_000
+_MORE_SECONDS = 10.0  # than the grace, until a service is ended that does not end
 _M_ARENA_MAX = -8  # of glibc's malloc.h
 
 
 def serve_arguments(parser: argparse.ArgumentParser) -> None:
-    """The arguments of ``serve``. Each has a twin in the environment: ``ARK_ASR_…``."""
+    """The arguments of ``serve``, with twins in the environment: ``ARK_ASR_…``."""
     add = parser.add_argument
     add("action", nargs="?", choices=_ACTIONS,
         help="of a service in the background; without one: serve in the foreground")  # fmt: skip
@@ -40,7 +43,7 @@ def serve_arguments(parser: argparse.ArgumentParser) -> None:
     add(
         "--host", default=_environment("HOST", "127.0.0.1"), help="address to listen on (127.0.0.1)"
     )
-    add("--port", type=_port, default=_environment("PORT", "8025"), help="(8025)")
+    add("--port", type=port, default=_environment("PORT", "8025"), help="(8025)")
     add("--max-audio-seconds", type=seconds, default=_environment("MAX_AUDIO_SECONDS", "14400"),
         metavar="N", help="longer audio is refused, not cut (14400)")  # fmt: skip
     add("--max-upload-mb", type=positive, default=_environment("MAX_UPLOAD_MB", "200"),
@@ -62,13 +65,13 @@ def serve_arguments(parser: argparse.ArgumentParser) -> None:
         help="whose pages may ask, such as https://example.org; several times")  # fmt: skip
     add("--allowed-host", action="append", metavar="NAME",
         help="a name that the service answers to, such as a proxy's; several times")  # fmt: skip
-    add("--alias", action="append", metavar="NAME", help="another name of the model")
+    add("--alias", action="append", metavar="NAME", help="another name of the model; several times")
     add("--strict-model", action="store_true", help="refuse requests for other models")
-    add("--no-ui", action="store_true", help="no page")
+    add("--no-ui", action="store_true", default=_environment("NO_UI") is not None, help="no page")
     add("--root-path", default=_environment("ROOT_PATH", ""), metavar="/PATH",
         help="that a proxy puts before ours")  # fmt: skip
-    add("--ssl-certfile", metavar="FILE", help="for https")
-    add("--ssl-keyfile", metavar="FILE", help="its key")
+    add("--ssl-certfile", default=_environment("SSL_CERTFILE"), metavar="FILE", help="for https")
+    add("--ssl-keyfile", default=_environment("SSL_KEYFILE"), metavar="FILE", help="its key")
     add("--run-dir", type=Path, default=_environment("RUN_DIR", "runs"), metavar="DIR",
         help="for the log and the number of a service in the background (runs)")  # fmt: skip
     add("--wait", type=seconds, default=120.0, metavar="SECONDS",
@@ -80,7 +83,12 @@ def serve_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="ID",
         help="choose no id from here up (default: as the package says)",
     )
-    parser.set_defaults(run=_serve, max_new_tokens=_environment("MAX_NEW_TOKENS", "256"))
+    parser.set_defaults(
+        run=_serve,
+        max_new_tokens=_environment("MAX_NEW_TOKENS", "256"),
+        slots=_environment("SLOTS", str(DEFAULT_SLOTS)),
+        threads=_environment("THREADS"),
+    )
 
 
 def _serve(arguments: argparse.Namespace) -> int:
@@ -90,9 +98,12 @@ def _serve(arguments: argparse.Namespace) -> int:
         raise MissingExtraError(
             f"the service needs an extra ({error.name} is missing): install 'ark-asr-onnx[server]'"
         ) from error
+    if arguments.ssl_keyfile and not arguments.ssl_certfile:
+        raise UsageError("--ssl-keyfile needs --ssl-certfile")
+    root_path = arguments.root_path.strip("/")
     address = run.Address(
         arguments.host, arguments.port, arguments.ssl_certfile, arguments.ssl_keyfile,
-        arguments.root_path,
+        f"/{root_path}" if root_path else "",
     )  # fmt: skip
     if arguments.action is None:
         return _foreground(arguments, address)
@@ -129,14 +140,17 @@ def _share_memory() -> None:
 
 
 def _in_background(arguments: argparse.Namespace, address: Address, background: Background) -> int:
+    if arguments.action == "status":
+        return _status(address, background)
+    if arguments.action in ("start", "restart"):  # told here, not in a log, and before a stop
+        told = settings(arguments)
+        told.model.name  # noqa: B018
+        _service_settings(arguments, told, address)
     if arguments.action in ("stop", "restart"):
-        was_running = background.stop(arguments.grace + 5)
+        was_running = background.stop(arguments.grace + _MORE_SECONDS)
         say("stopped" if was_running else "was not running")
         if arguments.action == "stop":
             return 0
-    if arguments.action == "status":
-        return _status(address, background)
-    settings(arguments).model.name  # noqa: B018 - told here, not in a log
     try:
         found = background.start(_without_action(sys.argv[1:], arguments.action), arguments.wait)
     except ServiceError as error:
@@ -161,7 +175,7 @@ def _status(address: Address, background: Background) -> int:
 def _service_settings(
     arguments: argparse.Namespace, told: Settings, address: Address
 ) -> ServiceSettings:
-    from ..server.limits import Access, Limits
+    from ..server.limits import Access, Limits, is_loopback
     from ..server.service import ServiceSettings
 
     limits = Limits(
@@ -172,12 +186,13 @@ def _service_settings(
         silent_seconds=arguments.upload_timeout,
         grace_seconds=arguments.grace,
     )
+    hosts = arguments.allowed_host or _list(_environment("ALLOWED_HOST"))
     origins = arguments.cors_origin or _list(_environment("CORS_ALLOW_ORIGINS"))
     access = Access(
         keys=frozenset(_keys(arguments.api_key_file)),
-        origins=tuple(origins),
-        hosts=frozenset(arguments.allowed_host or ()),
-        is_loopback=address.host in ("127.0.0.1", "::1", "localhost"),
+        origins=tuple(map(_origin, origins)),
+        hosts=frozenset(map(_host, hosts)),
+        is_loopback=is_loopback(address.host),
     )
     return ServiceSettings(
         limits=limits,
@@ -185,7 +200,7 @@ def _service_settings(
         slots=told.slots,
         options=replace(told.options, block_from_id=arguments.block_token_id_from),
         splitting=told.splitting,
-        names=("ark-asr", *(arguments.alias or ())),
+        names=("ark-asr", *(arguments.alias or _list(_environment("ALIAS")))),
         is_strict=arguments.strict_model,
         has_page=not arguments.no_ui,
     )
@@ -194,16 +209,35 @@ def _service_settings(
 def _keys(path: Path | None) -> list[str]:
     """Keys of the file and of the environment; a file without any is a mistake."""
     found = _list(os.environ.get(_KEYS_VARIABLE))
-    if path is None:
-        return found
-    try:
-        lines = Path(path).read_text("utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"--api-key-file: {path} cannot be read ({error})") from error
-    keys = [line.strip() for line in lines if line.strip()]
-    if not keys:
-        raise UsageError(f"--api-key-file: {path} holds no key; write one a line")
-    return found + keys
+    if path is not None:
+        try:
+            lines = Path(path).read_text("utf-8-sig").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise UsageError(f"--api-key-file: {path} cannot be read ({error})") from error
+        keys = [line.strip() for line in lines if line.strip()]
+        if not keys:
+            raise UsageError(f"--api-key-file: {path} holds no key; write one a line")
+        found += keys
+    if not all(key.isascii() and key.isprintable() for key in found):
+        raise UsageError("a key has other characters than ASCII, which clients cannot send")
+    return found
+
+
+def _origin(text: str) -> str:
+    """An origin as browsers write it."""
+    origin = text.rstrip("/").lower()
+    if origin not in ("*", "null") and not re.fullmatch(r"[a-z][a-z0-9+.-]*://[^/?#]+", origin):
+        raise UsageError(f"--cors-origin: {text} is no origin, such as https://example.org")
+    return origin
+
+
+def _host(text: str) -> str:
+    """A name as requests have it."""
+    from ..server.limits import host_name
+
+    if not (name := host_name(text)):
+        raise UsageError(f"--allowed-host: {text} is no name, such as asr.example.org")
+    return name
 
 
 def _environment(name: str, default: str | None = None) -> str | None:
@@ -214,7 +248,8 @@ def _list(text: str | None) -> list[str]:
     return [item.strip() for item in (text or "").split(",") if item.strip()]
 
 
-def _port(text: str) -> int:
+def port(text: str) -> int:
+    """An argument that is the number of a port."""
     value = int(text)
     if not 1 <= value <= 65535:
         raise argparse.ArgumentTypeError("must be 1 to 65535")

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import hmac
+import ipaddress
 from collections.abc import Mapping
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 from .answers import Failure
-
-_LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +45,8 @@ class Access:
         host = headers.get("host", "")
         name = host_name(host)
         # No attacker's page has a name of this machine, and so health checks may use one.
-        if (self.is_loopback or self.hosts) and name not in self.hosts | _LOOPBACK:
+        is_known = name in self.hosts or is_loopback(name)
+        if (self.is_loopback or self.hosts) and not is_known:
             return Failure(
                 403, f"this service does not answer to the name {ascii(name)[:80]}; allow it with "
                 "--allowed-host", "forbidden_host",
@@ -89,3 +89,11 @@ def host_name(host: str) -> str:
         return urlsplit(f"//{host}").hostname or ""
     except ValueError:
         return ""
+
+
+def is_loopback(name: str) -> bool:
+    """Whether a host is this machine, and nobody else reaches it by that name."""
+    try:
+        return ipaddress.ip_address(name).is_loopback
+    except ValueError:
+        return name == "localhost"
