@@ -9,6 +9,7 @@ import contextlib
 import io
 import itertools
 import struct
+import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -198,6 +199,33 @@ def test_every_damage_is_an_error_of_ours_or_audio(packets: list[bytes]) -> None
             broken[at] = random.integers(256)
         for page in pages(bytes(broken[: random.integers(40, len(data) + 1)])):
             assert page.startswith(b"OggS")
+
+
+@pytest.mark.parametrize("size", [65_024, 65_025, 65_026, 1_000_000])
+def test_packets_that_fit_no_page_are_damage(packets: list[bytes], size: int) -> None:
+    head, _, first, *_ = packets
+    for tracks, blocks in (
+        (track_entry(head), simple([first, first[:1] + bytes(size - 1)])),
+        (track_entry(head + bytes(size - len(head))), simple([first])),
+    ):
+        list(pages(file(tracks, cluster(blocks))))  # pages, or one clear line
+
+
+@pytest.mark.parametrize(
+    "tracks", [b"\xae\x80" * 600_000, track_entry(b"", b"A_\r\n" + b"\xff" * 900_000) * 20]
+)
+def test_tracks_without_end_take_no_memory(tracks: bytes) -> None:
+    data = file(tracks, cluster(b""))
+    tracemalloc.start()
+    try:
+        with pytest.raises(AudioError, match="without Opus") as error:
+            list(webm.to_ogg(io.BytesIO(data), "x", print))
+        held = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert held < 4_000_000
+    assert len(str(error.value)) < 500
+    assert str(error.value).isprintable()
 
 
 def pages(data: bytes) -> Iterator[bytes]:

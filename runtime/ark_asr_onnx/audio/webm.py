@@ -23,6 +23,8 @@ _TRACK_NUMBER, _CODEC_ID, _CODEC_PRIVATE, _ENCODINGS = 0xD7, 0x86, 0x63A2, 0x6D8
 _LARGEST = 1 << 20  # bytes of a block or of a track's description; Opus packets have some hundred
 _RATE = 48_000  # granules a second, whatever was encoded
 _PACKETS_PER_PAGE = 50
+_LARGEST_PACKET = 255 * 255 - 1  # that fits into one page
+_MAX_NAMES = 5  # of codecs in a message
 _REVERSED = bytes(int(f"{i:08b}"[::-1], 2) for i in range(256))
 
 
@@ -37,7 +39,7 @@ class _Cut(Exception):
 @dataclass(slots=True)
 class _Track:
     number: int = 0
-    codec: str = ""
+    codec: str = "unknown"
     head: bytes = b""  # OpusHead
     is_encoded: bool = False  # encrypted or compressed
 
@@ -72,8 +74,10 @@ def _packets(stream: BinaryIO, name: str, on_warning: OnWarning) -> Generator[tu
         for element, payload in _elements(stream, name):
             if element == _TRACK_ENTRY and track is None:
                 found = _track(payload)
-                others.append(found.codec or "unknown")
-                if found.codec == "A_OPUS" and found.head.startswith(b"OpusHead"):
+                if len(others) < _MAX_NAMES:
+                    others.append(found.codec)
+                is_opus = found.codec == "A_OPUS" and found.head.startswith(b"OpusHead")
+                if is_opus and len(found.head) <= _LARGEST_PACKET:
                     if found.is_encoded:
                         raise AudioError(f"{name}: its Opus track is encrypted or compressed")
                     track = found
@@ -166,7 +170,8 @@ def _track(payload: bytes) -> _Track:
         if element == _TRACK_NUMBER:
             found.number = int.from_bytes(content, "big")
         elif element == _CODEC_ID:
-            found.codec = content.rstrip(b"\0").decode("ascii", "replace")
+            codec = content[:32].rstrip(b"\0").decode("ascii", "replace")
+            found.codec = ascii(codec)[1:-1][:32] or "unknown"
         elif element == _CODEC_PRIVATE:
             found.head = content
         elif element == _ENCODINGS:
@@ -187,6 +192,8 @@ def _block(payload: bytes, track: int, name: str) -> list[bytes]:
         packets = _laced(content, lacing) if lacing else [content]
     except (IndexError, ValueError) as error:
         raise AudioError(f"{name}: damaged WebM, a block of packets; copy it again") from error
+    if max(map(len, packets)) > _LARGEST_PACKET:
+        raise AudioError(f"{name}: damaged WebM, a packet no Opus encoder makes; copy it again")
     return [packet for packet in packets if packet]
 
 
