@@ -89,12 +89,22 @@ def verbose(transcript: Transcript, request: Request) -> dict[str, Any]:
         "language": request.language,
         "duration": round(transcript.duration, 3),
         "text": transcript.text,
-        "segments": [_segment(i, segment) for i, segment in enumerate(transcript.segments)],
+        "segments": _segments(transcript),
         "usage": {"type": "duration", "seconds": math.ceil(transcript.duration)},
     }
 
 
-def _segment(index: int, segment: Segment) -> dict[str, Any]:
+def _segments(transcript: Transcript) -> list[dict[str, Any]]:
+    """Segments whose texts, with the space before all but the first, join to the whole."""
+    found: list[dict[str, Any]] = []
+    space = ""
+    for i, segment in enumerate(transcript.segments):
+        found.append(_segment(i, segment, f"{space}{segment.text}" if segment.text else ""))
+        space = " " if space or segment.text else ""
+    return found
+
+
+def _segment(index: int, segment: Segment, shown: str) -> dict[str, Any]:
     text = segment.text.encode()
     length = segment.end - segment.start
     silent = 1 - segment.speech_seconds / length if length > 0 else 0.0
@@ -103,7 +113,7 @@ def _segment(index: int, segment: Segment) -> dict[str, Any]:
         "seek": round(100 * segment.start),
         "start": round(segment.start, 3),
         "end": round(segment.end, 3),
-        "text": f" {segment.text}" if index and segment.text else segment.text,
+        "text": shown,
         "tokens": list(segment.token_ids),
         "temperature": 0.0,
         "avg_logprob": segment.mean_logprob if segment.logprobs else 0.0,

@@ -103,6 +103,7 @@ class _Routes:
 
     def __init__(self, service: Service) -> None:
         self._service = service
+        self._mask: bytes | None = None
         page = importlib.resources.files("ark_asr_onnx.server") / "page"
         self._page = {item.name: item.read_bytes() for item in page.iterdir() if item.is_file()}
 
@@ -121,9 +122,12 @@ class _Routes:
 
     async def token_mask(self, _: Request) -> Response:
         """Which ids may be chosen."""
-        transcriber = self._service.transcriber
-        n_ids = transcriber.manifest.sizes.vocab_size
-        return _json(answers.token_mask(self._service.model, n_ids, transcriber.text.id))
+        if self._mask is None:  # it takes a while to count a large vocabulary
+            transcriber = self._service.transcriber
+            n_ids = transcriber.manifest.sizes.vocab_size
+            model = self._service.model
+            self._mask = answers.token_mask(model, n_ids, transcriber.text.id)
+        return _json(self._mask)
 
     async def models(self, _: Request) -> Response:
         """The model's names."""
