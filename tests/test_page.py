@@ -109,6 +109,38 @@ def test_the_microphone(server: Served, samples: list[Sample], tmp_path: Path) -
         assert page.transcribe() == samples[0].text
 
 
+@pytest.mark.parametrize("fails", [False, True])
+def test_the_microphone_is_let_go(server: Served, fails: bool) -> None:
+    with browser() as driver:
+        page = Page(driver, server.url)
+        driver.execute_script(
+            """
+            window.streams = [];
+            const media = navigator.mediaDevices, ask = media.getUserMedia.bind(media);
+            media.getUserMedia = async (wish) => {
+              window.streams.push(await ask(wish));
+              return window.streams.at(-1);
+            };
+            const fail = () => Promise.reject(new Error("x"));
+            if (arguments[0]) AudioWorklet.prototype.addModule = fail;
+            const button = document.getElementById("record");
+            button.click();
+            button.click();
+            """,
+            fails,
+        )
+        if fails:
+            page.wait(lambda: page.element("error").text == "Microphone: x")
+        else:
+            page.wait(lambda: page.element("clock").text == "0:01")
+            page.element("record").click()
+            page.wait(lambda: page.element("player").is_displayed())
+        assert page.element("record").is_enabled()
+        assert driver.execute_script("return window.streams.length") == 1
+        states = "window.streams[0].getTracks().map((track) => track.readyState)"
+        assert set(driver.execute_script(f"return {states}")) == {"ended"}
+
+
 def test_what_the_service_cannot_decode_the_browser_may(
     samples: list[Sample], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

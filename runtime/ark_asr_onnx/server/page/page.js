@@ -50,7 +50,13 @@ function checkMicrophone() {
 async function startRecording() {
   const stream = await navigator.mediaDevices.getUserMedia({ audio: true });
   const context = new AudioContext();
-  await context.audioWorklet.addModule("ui/recorder.js");
+  try {
+    await context.audioWorklet.addModule("ui/recorder.js");
+  } catch (error) {
+    stream.getTracks().forEach((track) => track.stop());
+    await context.close();
+    throw error;
+  }
   const source = context.createMediaStreamSource(stream);
   const node = new AudioWorkletNode(context, "recorder", { numberOfOutputs: 0 });
   const parts = [];
@@ -62,7 +68,7 @@ async function startRecording() {
     const seconds = recording.n / context.sampleRate;
     $("clock").textContent = clock(seconds);
     drawLevel(data);
-    if (seconds > MOST_SECONDS) stopRecording();
+    if (seconds > MOST_SECONDS) $("record").click();
   };
   source.connect(node);
   $("record").classList.add("recording");
@@ -88,6 +94,7 @@ async function stopRecording() {
 }
 
 $("record").addEventListener("click", async () => {
+  $("record").disabled = true; // or a second click would start another
   try {
     await (recording ? stopRecording() : startRecording());
   } catch (error) {
@@ -95,6 +102,7 @@ $("record").addEventListener("click", async () => {
     const refused = error.name === "NotAllowedError";
     fail(refused ? "The browser was not allowed to use the microphone." : `Microphone: ${error.message}`);
   }
+  $("record").disabled = false;
 });
 
 function drawLevel(samples) {
@@ -153,15 +161,16 @@ $("form").addEventListener("submit", async (event) => {
   running = new AbortController();
   show(true);
   const begin = performance.now();
+  const chosen = audio; // another may be chosen meanwhile
   try {
     try {
-      await ask(audio.blob, audio.name);
+      await ask(chosen.blob, chosen.name);
     } catch (error) {
       // What the service cannot decode, the browser may.
-      if (error.code !== "invalid_audio" || audio.blob.size > MOST_DECODED_BYTES) throw error;
+      if (error.code !== "invalid_audio" || chosen.blob.size > MOST_DECODED_BYTES) throw error;
       let blob;
       try {
-        blob = await decoded(audio.blob);
+        blob = await decoded(chosen.blob);
       } catch {
         throw error;
       }
@@ -319,7 +328,8 @@ for (const button of document.querySelectorAll("[data-format]")) {
     setTimeout(() => URL.revokeObjectURL(link.href), 1000);
   });
 }
-$("copy").addEventListener("click", () => navigator.clipboard?.writeText(transcript?.text || ""));
+$("copy").hidden = !navigator.clipboard; // as browsers have it where they give no microphone
+$("copy").addEventListener("click", () => navigator.clipboard.writeText(transcript?.text || ""));
 $("cancel").addEventListener("click", () => running?.abort());
 $("clear").addEventListener("click", () => {
   running?.abort();
@@ -327,6 +337,7 @@ $("clear").addEventListener("click", () => {
   $("form").reset();
   $("key").value = sessionStorage.getItem("key") || "";
   $("name").textContent = "or drop it here: WAV, FLAC, Opus, WebM, MP3, M4A …";
+  $("player").pause();
   $("player").hidden = true;
   $("result").hidden = true;
   $("text").textContent = "";
