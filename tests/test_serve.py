@@ -199,14 +199,15 @@ def long(samples: list[Sample]) -> bytes:
 
 @contextlib.contextmanager
 def running(
-    command: Command, *more: object, host: str = "127.0.0.1"
+    command: Command, *more: object, host: str = "127.0.0.1", quiet: bool = False
 ) -> Iterator[subprocess.Popen[str]]:
-    """A service in the foreground, ready."""
+    """A service in the foreground, ready; what it says is kept unless it is to be quiet."""
     command.host = host
     here = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup's way would be inherited
     process = subprocess.Popen(
-        command.arguments(*more), env=environment(), stderr=subprocess.PIPE, text=True
-    )
+        command.arguments(*more), env=environment(), text=True,
+        stderr=subprocess.DEVNULL if quiet else subprocess.PIPE,
+    )  # fmt: skip
     signal.signal(signal.SIGHUP, here)
     try:
         wait_until(command.is_ready)
