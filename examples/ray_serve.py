@@ -5,8 +5,9 @@
     curl -sS http://127.0.0.1:8000/v1/audio/transcriptions -F file=@audio.flac
 
 Every replica opens the model once, uses ``THREADS`` cores and has the limits of
-``ark-asr serve``; the model must lie under the same path on every machine. Ray starts more
-replicas when requests wait.
+``ark-asr serve``, and its keys, if ``ARK_ASR_API_KEYS`` has some. The model must lie under the same
+path on every machine, and these variables be set there. Ray starts more replicas when requests
+wait.
 """
 
 from __future__ import annotations
@@ -26,8 +27,9 @@ THREADS = int(os.environ.get("ARK_ASR_THREADS", "2"))
 
 def build() -> object:
     """The application of one replica; Ray's proxy stands before it, whatever its name is."""
+    keys = frozenset(filter(None, os.environ.get("ARK_ASR_API_KEYS", "").split(",")))
     load = functools.partial(ark_asr_onnx.load, os.environ["ARK_ASR_MODEL"], threads=THREADS)
-    return create_app(load, ServiceSettings(access=Access(is_loopback=False)))
+    return create_app(load, ServiceSettings(access=Access(keys, is_loopback=False)))
 
 
 @serve.deployment(

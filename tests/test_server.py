@@ -755,6 +755,19 @@ def test_slashes_too_many_do_no_harm(server: Served, clip: Path) -> None:
             assert closed.get(path).status in (401, 404)
 
 
+def test_below_a_proxys_path(clip: Path) -> None:
+    settings = ServiceSettings(access=Access(keys=frozenset({"x"})))
+    with served(settings, root_path="/speech") as below:  # which the proxy takes away
+        for path in ("/", "/ui", "/ui/page.js", "/health"):
+            assert below.get(path).status == 200
+        assert below.get("/metrics").status == 401
+        assert below.get("/ui/", host="localhost").headers["location"].endswith("/speech/ui")
+        assert below.post(OPENAI, {"file": clip}, authorization="Bearer x").status == 200
+        counts = below.get("/metrics", authorization="Bearer x").body
+        assert b'ark_asr_requests_total{route="/health",status="200"} 1.0' in counts
+        assert b'ark_asr_requests_total{route="/v1/audio/transcriptions",status="200"}' in counts
+
+
 def test_a_route_that_fails_says_so_in_our_shape(
     clip: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
