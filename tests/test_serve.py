@@ -137,6 +137,14 @@ def test_when_a_process_began_without_proc(monkeypatch: pytest.MonkeyPatch) -> N
     assert process._began_by_ps(here) == ""
 
 
+def test_where_a_service_listens_is_remembered(command: Command) -> None:
+    command.host = "127.0.0.2"
+    assert command.run("start", "--host", command.host)[0] == 0
+    status, said = command.run("status")
+    assert (status, f"http://127.0.0.2:{command.port}, ready" in said) == (0, True)
+    assert command.run("stop") == (0, "stopped\n")
+
+
 def test_two_starts_at_once(command: Command) -> None:
     both = [
         subprocess.Popen(command.arguments("start"), env=environment(), stderr=subprocess.PIPE)

@@ -294,6 +294,25 @@ def test_what_fails_before_a_stream_has_its_status(server: Served) -> None:
     assert (found.status, found.error["code"]) == (400, "invalid_audio")
 
 
+def test_what_fails_in_a_stream_ends_it_with_an_error(clip: Path) -> None:
+    def load() -> Transcriber:
+        transcriber = ark_asr_onnx.load(DEMO, threads=1)
+
+        def token_bytes(_: Any) -> bytes:
+            raise RuntimeError("/secret/path")
+
+        transcriber.text.token_bytes = token_bytes  # pyright: ignore
+        return transcriber
+
+    with served(load=load) as broken:
+        asked = {"file": clip, "stream": "true", "include[]": "logprobs"}
+        found = broken.post(OPENAI, asked)
+        (event,) = [part for part in found.body.split(b"\n\n") if part]
+        assert json.loads(event[6:])["error"]["type"] == "server_error"
+        assert b"secret" not in found.body
+        wait_until(lambda: broken.service.n_requests == 0)
+
+
 # 10, 11, 12, 13: many at once -------------------------------------------------------------------
 
 
@@ -312,9 +331,14 @@ def test_a_short_clip_does_not_wait_for_a_long_file(
 
 def test_callers_get_their_own_texts(samples: list[Sample]) -> None:
     clips = [samples[i % len(samples)] for i in range(32)]
+    most = 0
     with served(limited(max_active=32)) as busy, ThreadPoolExecutor(32) as pool:
-        found = list(pool.map(lambda s: busy.post(OPENAI, {"file": s.path}).json["text"], clips))
-    assert found == [s.text for s in clips]
+        jobs = [pool.submit(busy.post, OPENAI, {"file": s.path}) for s in clips]
+        while not all(job.done() for job in jobs):
+            most = max(most, busy.service.transcriber.status.n_active)
+            time.sleep(0.001)
+    assert [job.result().json["text"] for job in jobs] == [s.text for s in clips]
+    assert 1 <= most <= busy.service.settings.slots
 
 
 @pytest.mark.parametrize("stream", ["false", "true"])

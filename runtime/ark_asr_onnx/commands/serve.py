@@ -141,7 +141,7 @@ def _share_memory() -> None:
 
 def _in_background(arguments: argparse.Namespace, address: Address, background: Background) -> int:
     if arguments.action == "status":
-        return _status(address, background)
+        return _status(background)
     if arguments.action in ("start", "restart"):  # told here, not in a log, and before a stop
         told = settings(arguments)
         told.model.name  # noqa: B018
@@ -160,14 +160,14 @@ def _in_background(arguments: argparse.Namespace, address: Address, background: 
     return 0
 
 
-def _status(address: Address, background: Background) -> int:
+def _status(background: Background) -> int:
     found, readiness = background.process(), background.readiness()
     if found is None:
         print("not running")
         return _NOT_RUNNING
     is_ready = readiness == 200
     since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(background.pid_file.stat().st_mtime))
-    print(f"process {found.pid}, {address.url}, {'ready' if is_ready else 'not ready'}, "
+    print(f"process {found.pid}, {background.url}, {'ready' if is_ready else 'not ready'}, "
           f"since {since}, log {background.log_file}")  # fmt: skip
     return 0 if is_ready else _NOT_READY
 

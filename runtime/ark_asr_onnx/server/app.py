@@ -255,7 +255,7 @@ class _Stream(Response):
                     if chunk:
                         await send({"type": "http.response.body", "body": chunk, "more_body": True})
             await send({"type": "http.response.body", "body": b""})
-        except (ConnectionResetError, OSError):
+        except OSError:  # its client has gone
             self._service.metrics.cancelled.inc()
         finally:
             await _release(self._work, self._form, self._held)
@@ -263,18 +263,24 @@ class _Stream(Response):
     async def _chunks(self, receive: Receive) -> AsyncGenerator[bytes]:
         item = self._first
         while True:
-            if item is None:
-                yield answers.KEEP_ALIVE
-            elif isinstance(item, Transcript):
-                self._service.metrics.count(item, self._work.queue_seconds)
-                yield self._events.done(item)
+            try:
+                chunk = self._chunk(item)
+            except Exception as error:
+                item, chunk = error, _failure(error).event()
+            yield chunk
+            if isinstance(item, (Transcript, BaseException)):
                 return
-            elif isinstance(item, BaseException):
-                yield _failure(item).event()
-                return
-            else:
-                yield self._events.delta(item)
             item = await self._work.next(receive, _HEARTBEAT_SECONDS)
+
+    def _chunk(self, item: Item | None) -> bytes:
+        if item is None:
+            return answers.KEEP_ALIVE
+        if isinstance(item, Transcript):
+            self._service.metrics.count(item, self._work.queue_seconds)
+            return self._events.done(item)
+        if isinstance(item, BaseException):
+            return _failure(item).event()
+        return self._events.delta(item)
 
 
 async def _release(work: Work | None, form: FormData | None, held: contextlib.ExitStack) -> None:

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
+from urllib.parse import urlsplit
 
 from .. import files
 from ..errors import ServiceError
@@ -48,7 +49,7 @@ class Background:
 
     @property
     def pid_file(self) -> Path:
-        """Holds its number, and when it began."""
+        """Holds its number, when it began, and where it listens."""
         return self.run_dir / f"ark_asr_{self.address.port}.pid"
 
     @property
@@ -59,13 +60,22 @@ class Background:
     def process(self) -> Process | None:
         """The process, if it runs; a file of one that is gone counts as none."""
         try:
-            pid, _, began = self.pid_file.read_text("utf-8").strip().partition(" ")
+            line = self.pid_file.read_text("utf-8").partition("\n")[0]
+            pid, _, began = line.strip().partition(" ")
             found = Process(int(pid), began)
         except (FileNotFoundError, ValueError):
             return None
         except OSError as error:
             raise ServiceError(f"{self.pid_file}: cannot be read ({error.strerror})") from error
         return found if found.is_running else None
+
+    @property
+    def url(self) -> str:
+        """Where it listens: what its start was told, else what is told now."""
+        try:
+            return self.pid_file.read_text("utf-8").splitlines()[1]
+        except (OSError, ValueError, IndexError):
+            return self.address.url
 
     def start(self, arguments: Sequence[str], wait_seconds: float) -> Process:
         """Start it and wait until it is ready; :class:`ServiceError` if it does not get there."""
@@ -118,7 +128,8 @@ class Background:
                     "run ark-asr serve in the foreground"
                 )
             try:
-                files.write(self.pid_file, f"{process.pid} {process.began}\n".encode())
+                content = f"{process.pid} {process.began}\n{self.address.url}\n"
+                files.write(self.pid_file, content.encode())
             except OSError as error:
                 raise ServiceError(
                     f"{self.pid_file}: cannot be written ({error.strerror})"
@@ -148,14 +159,13 @@ class Background:
 
     def readiness(self) -> int | None:
         """The status of ``/ready``; None when nobody answers."""
-        address = self.address
-        host = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}.get(
-            address.host, address.host
-        )
+        parts = urlsplit(self.url)
+        name = parts.hostname or ""
+        host = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}.get(name, name)
         connection = (
-            http.client.HTTPConnection(host, address.port, timeout=5)
-            if address.certificate is None
-            else http.client.HTTPSConnection(host, address.port, timeout=5, context=_trusting())
+            http.client.HTTPSConnection(host, parts.port, timeout=5, context=_trusting())
+            if parts.scheme == "https"
+            else http.client.HTTPConnection(host, parts.port, timeout=5)
         )
         try:
             connection.request("GET", "/ready", headers={"host": "localhost"})
