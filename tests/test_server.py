@@ -20,7 +20,7 @@ import pytest
 import soundfile  # pyright: ignore[reportMissingTypeStubs]
 from conftest import DEMO, Sample
 from serving import Answer, Served, form, served
-from test_webm import cluster, file, opus, simple, track_entry
+from test_webm import cluster, file, opus, simple, track_entry, write_aac
 
 import ark_asr_onnx
 from ark_asr_onnx import Transcriber
@@ -160,6 +160,14 @@ def test_content_decides_what_a_file_is(server: Served, samples: list[Sample]) -
         ):
             found = server.post(OPENAI, {"file": (name, data, media)})
             assert found.json["text"] == samples[0].text
+
+
+def test_what_telephones_record(server: Served, samples: list[Sample], tmp_path: Path) -> None:
+    for kind in ("ipod", "mp4", "adts"):
+        write_aac(tmp_path / "voice", sources.read(samples[0].path), kind)
+        found = server.post(OPENAI, {"file": ("microphone.webm", (tmp_path / "voice").read_bytes(),
+                                              "audio/webm")})  # fmt: skip
+        assert found.json["text"] == samples[0].text
 
 
 def test_what_needs_an_extra_says_so(server: Served, monkeypatch: pytest.MonkeyPatch) -> None:
