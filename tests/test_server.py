@@ -681,6 +681,7 @@ def test_ready_only_when_it_can_serve(clip: Path) -> None:
         early = found.post(OPENAI, {"file": clip})
         assert (early.status, early.error["code"]) == (503, "loading")
         assert "retry-after" in early.headers
+        assert b'ark_asr_rejected_total{reason="loading"} 1.0' in found.get("/metrics").body
         may_load.set()
         wait_until(lambda: found.get("/ready").status == 200)
         stuck = pool.submit(found.post, OPENAI, {"file": clip})
@@ -697,6 +698,21 @@ def test_a_model_that_cannot_be_loaded(clip: Path, tmp_path: Path) -> None:
         found = broken.post(OPENAI, {"file": clip})
         assert (found.status, found.error["code"]) == (503, "failed")
         assert str(tmp_path) not in found.error["message"]
+
+
+def test_an_upload_that_outlives_the_service_is_told(clip: Path) -> None:
+    body, kind = form({"file": clip})
+    with served() as ending, contextlib.closing(ending.connect()) as connection:
+        connection.putrequest("POST", OPENAI)
+        connection.putheader("content-type", kind)
+        connection.putheader("content-length", str(len(body)))
+        connection.endheaders(body[:1000])
+        wait_until(lambda: ending.service.n_requests == 1)
+        ending.service.close()
+        connection.send(body[1000:])
+        answer = connection.getresponse()
+        found = Answer(answer.status, dict(answer.getheaders()), answer.read())
+        assert (found.status, found.error["code"]) == (503, "shutting_down")
 
 
 def test_metrics_can_be_read(samples: list[Sample]) -> None:

@@ -32,7 +32,7 @@ from .. import (
 from . import answers, fields, forms
 from .answers import Events, Failure
 from .gate import SHUTTING_DOWN, Gate, Refused, refusal
-from .metrics import CONTENT_TYPE
+from .metrics import CONTENT_TYPE, Metrics
 from .requests import Item, Work
 from .service import Service, ServiceSettings, retry_after
 
@@ -327,8 +327,11 @@ def _failure(error: BaseException) -> Failure:
     return Failure(500, "the model could not transcribe this audio", is_final=True)
 
 
-async def _refused(_: Request, error: Exception) -> Response:
+async def _refused(request: Request, error: Exception) -> Response:
     assert isinstance(error, Refused)
+    if error.failure.status in (429, 503):
+        metrics: Metrics = request.app.state.service.metrics
+        metrics.rejected.labels(error.failure.code).inc()
     return refusal(error.failure)
 
 

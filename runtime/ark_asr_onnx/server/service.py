@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import Any, BinaryIO
 
-from .. import Options, Splitting, Transcriber
+from .. import ClosedError, Options, Splitting, Transcriber
 from . import answers, fields
 from .answers import Failure
 from .gate import Refused
@@ -98,7 +98,6 @@ class Service:
         if self.n_requests >= limits.max_requests:
             n_rounds = limits.max_waiting / limits.max_active + 1
             after = retry_after(self._typical_seconds * n_rounds)
-            self.metrics.rejected.labels("queue_full").inc()
             raise Refused(
                 Failure(
                     429, f"{self.n_requests} requests are in work or wait; try again in {after} s",
@@ -130,7 +129,10 @@ class Service:
             splitting=replace(self.settings.splitting, **asked.splitting),
             slots=self.settings.slots,
         )
-        return Work(job, self._executor)
+        try:
+            return Work(job, self._executor)
+        except RuntimeError as error:  # it takes nothing more
+            raise ClosedError("the service was closed") from error
 
     def readiness(self) -> tuple[int, dict[str, Any]]:
         """Status and body of ``/ready``."""
