@@ -210,6 +210,15 @@ async def attacks(server: Server) -> list[str]:
         statuses = Counter([(await answer(reader))[0] for reader, _ in slow])
     lines.append(f"40 uploads that stop: {dict(statuses)} after "
                  f"{time.perf_counter() - begin:.1f} s")  # fmt: skip
+    async with contextlib.AsyncExitStack() as stack:
+        slow = [await stack.enter_async_context(connection(server.port)) for _ in range(40)]
+        begin = time.perf_counter()
+        for _, writer in slow:
+            writer.write(b"POST /asr HTTP/1.1\r\nx: ")
+        for reader, _ in slow:
+            with contextlib.suppress(ConnectionError):
+                await reader.read()
+    lines.append(f"40 heads that stop: ended after {time.perf_counter() - begin:.1f} s")
     lines.append(f"resident memory {before:.0f} MB before, {server.megabytes:.0f} MB after")
     return lines
 
