@@ -58,24 +58,7 @@ def create_app(load: Callable[[], Transcriber], settings: ServiceSettings) -> St
         yield
         await asyncio.to_thread(service.close)
 
-    table = [
-        Route("/health", routes.health),
-        Route("/ready", routes.ready),
-        Route("/metrics", routes.metrics),
-        Route("/token-mask", routes.token_mask),
-        Route("/asr", routes.asr, methods=["POST"]),
-    ]
-    for prefix in ("/v1", ""):
-        table += [
-            Route(f"{prefix}/audio/transcriptions", routes.transcriptions, methods=["POST"]),
-            Route(f"{prefix}/audio/translations", routes.translations, methods=["POST"]),
-            Route(f"{prefix}/models", routes.models),
-            Route(f"{prefix}/models/{{name:path}}", routes.one_model),
-            Route(f"{prefix}/audio/models", routes.models),
-        ]
-    if settings.has_page:
-        table += [Route("/", routes.page), Route("/ui", routes.page)]
-        table.append(Route("/ui/{name}", routes.page))
+    table = _table(routes, settings.has_page)
     names = frozenset(route.path for route in table)
     gate = Middleware(
         Gate, settings.access, settings.limits, service.metrics, names, lambda: service.is_closing
@@ -96,6 +79,28 @@ def create_app(load: Callable[[], Transcriber], settings: ServiceSettings) -> St
     )
     app.state.service = service
     return app
+
+
+def _table(routes: _Routes, has_page: bool) -> list[Route]:
+    table = [
+        Route("/health", routes.health),
+        Route("/ready", routes.ready),
+        Route("/metrics", routes.metrics),
+        Route("/token-mask", routes.token_mask),
+        Route("/asr", routes.asr, methods=["POST"]),
+    ]
+    for prefix in ("/v1", ""):
+        table += [
+            Route(f"{prefix}/audio/transcriptions", routes.transcriptions, methods=["POST"]),
+            Route(f"{prefix}/audio/translations", routes.translations, methods=["POST"]),
+            Route(f"{prefix}/models", routes.models),
+            Route(f"{prefix}/models/{{name:path}}", routes.one_model),
+            Route(f"{prefix}/audio/models", routes.models),
+        ]
+    if has_page:
+        table += [Route("/", routes.page), Route("/ui", routes.page)]
+        table.append(Route("/ui/{name}", routes.page))
+    return table
 
 
 class _Routes:

@@ -61,33 +61,11 @@ def asr(form: Form, default_tokens: int) -> Request:
 def transcription(form: Form, default_tokens: int) -> Request:
     """OpenAI's transcriptions, with upstream's fields beside."""
     response_format = _one_of(form, "response_format", FORMATS, "json")
-    granularities = _items(form, "timestamp_granularities")
-    for granularity in granularities:
-        if granularity == "word":
-            raise FieldError(
-                "this model gives no times of words; use timestamp_granularities=segment",
-                "timestamp_granularities",
-                "unsupported_value",
-            )
-        if granularity != "segment":
-            raise FieldError(
-                f"timestamp_granularities has {granularity[:40]!r}, expected segment",
-                "timestamp_granularities",
-                "unsupported_value",
-            )
+    _check_granularities(form)
     for name in ("known_speaker_names", "known_speaker_references"):
         if _items(form, name):
             raise FieldError("this model does not tell speakers apart", name, "unsupported_value")
-    include = _items(form, "include")
-    for value in include:
-        if value != "logprobs":
-            raise FieldError(
-                f"include has {value[:40]!r}, expected logprobs", "include", "unsupported_value"
-            )
-    if include and response_format not in ("json", "verbose_json"):
-        raise FieldError(
-            f"include=logprobs needs response_format=json, not {response_format}", "include"
-        )
+    wants_logprobs = _logprobs(form, response_format)
     begin, end = _part(form)
     ignored = [name for name in _HINTS if any(value.strip() for value in _items(form, name))]
     ignored += _sampling(form)
@@ -97,12 +75,38 @@ def transcription(form: Form, default_tokens: int) -> Request:
         end_seconds=end,
         response_format=response_format,
         is_stream=_boolean(form, "stream"),
-        wants_logprobs=bool(include),
+        wants_logprobs=wants_logprobs,
         model=_last(form, "model"),
         language=_language(form),
         splitting=_splitting(form),
         ignored=tuple(ignored),
     )
+
+
+def _check_granularities(form: Form) -> None:
+    """Segments are what there is."""
+    name = "timestamp_granularities"
+    for granularity in _items(form, name):
+        if granularity == "word":
+            message = f"this model gives no times of words; use {name}=segment"
+            raise FieldError(message, name, "unsupported_value")
+        if granularity != "segment":
+            message = f"{name} has {granularity[:40]!r}, expected segment"
+            raise FieldError(message, name, "unsupported_value")
+
+
+def _logprobs(form: Form, response_format: str) -> bool:
+    """Whether ``include`` asks for them, the only thing that it may."""
+    include = _items(form, "include")
+    for value in include:
+        if value != "logprobs":
+            message = f"include has {value[:40]!r}, expected logprobs"
+            raise FieldError(message, "include", "unsupported_value")
+    if include and response_format not in ("json", "verbose_json"):
+        raise FieldError(
+            f"include=logprobs needs response_format=json, not {response_format}", "include"
+        )
+    return bool(include)
 
 
 def _last(form: Form, name: str) -> str | None:

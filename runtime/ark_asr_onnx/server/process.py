@@ -85,17 +85,7 @@ class Background:
         except OSError as error:
             raise ServiceError(f"{self.run_dir}: cannot be written ({error.strerror})") from error
         with log:
-            is_alone = _claim(log)  # until the service ends, which inherits the log
-            if (running := self.process()) is not None:
-                raise ServiceError(
-                    f"already running: process {running.pid}, port {self.address.port}"
-                )
-            if not is_alone:
-                raise ServiceError(
-                    f"{self.log_file} is in use: another start is at work, or the service runs "
-                    f"though {self.pid_file.name} is gone"
-                )
-            listen(self.address).close()  # or another service would be taken for this one
+            self._check_alone(log)
             begin = log.seek(0, os.SEEK_END)
             child = subprocess.Popen(
                 [sys.executable, "-m", "ark_asr_onnx", "serve", *arguments],
@@ -117,6 +107,18 @@ class Background:
             f"not ready after {wait_seconds:g} s, process {process.pid} goes on; see "
             f"{self.log_file}\n{self._tail(begin)}"
         )
+
+    def _check_alone(self, log: BinaryIO) -> None:
+        """Claim the log, and with it the port, for the service that will inherit it."""
+        is_alone = _claim(log)
+        if (running := self.process()) is not None:
+            raise ServiceError(f"already running: process {running.pid}, port {self.address.port}")
+        if not is_alone:
+            raise ServiceError(
+                f"{self.log_file} is in use: another start is at work, or the service runs "
+                f"though {self.pid_file.name} is gone"
+            )
+        listen(self.address).close()  # or another service would be taken for this one
 
     def _remember(self, child: subprocess.Popen[bytes]) -> Process:
         """Write down which process it is, or end it: nobody could later."""
