@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import graphlib
+import os
 import re
 import subprocess
 import sys
@@ -112,6 +113,44 @@ def test_the_exporter_takes_little_from_the_runtime() -> None:
                 for alias in node.names:
                     names = {inner or "__init__", f"{inner}.{alias.name}".strip(".")}
                     assert names & exported(), (path, names)
+
+
+# Each module as the first of ours in its process. Forks, since importing torch takes seconds.
+WATCH = """
+import importlib, os, sys
+from importlib.abc import MetaPathFinder
+import onnx, onnxscript, torch
+
+class Watch(MetaPathFinder):
+    def find_spec(self, name, path, target=None):
+        if name == "onnxruntime":
+            print(sys.argv[-1], os.environ.get("ORT_DISABLE_TELEMETRY"), flush=True)
+
+sys.meta_path.insert(0, Watch())
+assert "onnxruntime" not in sys.modules
+for module in list(sys.argv[1:]):
+    child = os.fork()
+    if not child:
+        sys.argv.append(module)
+        importlib.import_module(module)
+        import onnxruntime
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0, module
+"""
+
+
+@pytest.mark.skipif(os.name != "posix", reason="forks")
+def test_whichever_module_of_the_exporter_comes_first_onnxruntime_does_not_call_home() -> None:
+    pytest.importorskip("torch")
+    paths = sorted(path for path in EXPORT.rglob("*.py") if path.name != "__main__.py")
+    names = [".".join(path.relative_to(EXPORT.parent).with_suffix("").parts) for path in paths]
+    roots = os.pathsep.join(map(str, (RUNTIME.parent, EXPORT.parent)))
+    kept = {key: value for key, value in os.environ.items() if key != "ORT_DISABLE_TELEMETRY"}
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", WATCH, *names],
+        capture_output=True, text=True, check=True, env={**kept, "PYTHONPATH": roots},
+    )  # fmt: skip
+    assert done.stdout.splitlines() == [f"{name} 1" for name in names]
 
 
 def loaded_by(code: str) -> set[str]:
