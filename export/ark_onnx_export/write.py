@@ -7,6 +7,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
+from itertools import count
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ import onnx_ir as ir
 from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor
 
+from ark_asr_onnx import files
 from ark_asr_onnx.errors import ExportError
 from ark_asr_onnx.package import contract
 from ark_asr_onnx.package.contract import File, Manifest, file_sha256, manifest_to_json
@@ -24,28 +26,57 @@ _INLINE_BYTES = 1024  # smaller weights (constants of shape logic) stay inside t
 
 @contextlib.contextmanager
 def staged(out: Path) -> Iterator[Path]:
-    """A staging folder beside ``out`` that is renamed to it on success and removed on failure."""
-    if out.exists():
+    """A staging folder beside ``out`` that becomes it on success and is removed on failure."""
+    if os.path.lexists(out):
         raise ExportError(f"{out} exists; give another --out or remove it first")
     new_parents = [p for p in out.absolute().parents if not p.exists()]  # innermost first
     done = False
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        staging = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
-    except OSError as error:
-        raise ExportError(f"cannot write in {out.parent}: {error.strerror}") from error
-    try:
-        yield staging
-        staging.chmod(0o755)
-        staging.rename(out)
-        done = True
+        with contextlib.ExitStack() as stack:
+            try:
+                staging = stack.enter_context(files.staging(out.parent))
+                (staging / out.name).mkdir()  # a name that the disk takes
+                (staging / out.name).rmdir()
+            except OSError as error:
+                raise ExportError(f"cannot write {out}: {error.strerror or error}") from error
+            with _temporary_files(staging.parent):
+                yield staging
+            _publish(staging, out)
+            done = True
     except OSError as error:
         raise ExportError(f"writing {out} failed: {error.strerror or error}") from error
     finally:
-        shutil.rmtree(staging, ignore_errors=True)
         for parent in () if done else new_parents:
             with contextlib.suppress(OSError):
                 parent.rmdir()
+
+
+@contextlib.contextmanager
+def _temporary_files(folder: Path) -> Iterator[None]:
+    """Where the system has no place for temporary files, let torch and onnxruntime use this one."""
+    try:
+        tempfile.gettempdir()
+    except FileNotFoundError:
+        tempfile.tempdir = str(folder)
+    try:
+        yield
+    finally:
+        if tempfile.tempdir == str(folder):
+            tempfile.tempdir = None
+
+
+def _publish(staging: Path, out: Path) -> None:
+    """Rename; where something has taken the place meanwhile, keep the package beside it."""
+    try:
+        staging.rename(out)
+    except OSError as error:
+        if not os.path.lexists(out):
+            raise
+        kept = next(p for i in count(1) if not (p := out.with_name(f"{out.name}-{i}")).exists())
+        staging.rename(kept)
+        raise ExportError(
+            f"{out} appeared in the meantime ({error.strerror}); the package is in {kept}"
+        ) from error
 
 
 def require_space(directory: Path, n_bytes: int) -> None:
