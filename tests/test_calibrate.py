@@ -76,18 +76,6 @@ def test_one_recipe_for_all_costs_planted_outliers_more(
     assert not plain["choices"]
 
 
-def test_findings_are_kept_and_used_again(
-    planted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def refuse(*_: object) -> None:
-        raise AssertionError("calibrated again")
-
-    monkeypatch.setattr(calibrate, "calibrate", refuse)
-    again = pipeline.export(planted / "checkpoint", tmp_path / "again", allow_degraded=True)
-    for name in ("audio.onnx.data", "decoder.onnx.data"):
-        assert (again.directory / name).read_bytes() == (planted / "package" / name).read_bytes()
-
-
 def test_other_audio_is_calibrated_on(
     tiny_checkpoint: Path, samples: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -104,15 +92,6 @@ def test_other_audio_is_calibrated_on(
     arguments = ["--ckpt", str(tiny_checkpoint), "--out", str(out), "--quiet", "--calib", *paths]
     assert main(arguments) == 0
     assert heard == [paths]
-
-
-def test_damaged_findings_are_not_used(tmp_path: Path) -> None:
-    path = tmp_path / "kept.npz"
-    assert calibrate.read(path) is None
-    path.write_bytes(b"nonsense")
-    assert calibrate.read(path) is None
-    np.savez(path, findings=np.array('{"audio": [{"site": "a"}]}'))
-    assert calibrate.read(path) is None
 
 
 def test_a_package_for_some_cpus_checks_the_one_it_is_on(

@@ -9,12 +9,8 @@ others decide everything.
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import json
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from pathlib import Path
+from dataclasses import replace
 from typing import Any, cast
 
 import numpy as np
@@ -26,6 +22,7 @@ from ark_asr_onnx.package.contract import Tokens
 
 from .checkpoint import Network
 from .costs import costs
+from .findings import PROBED, Calibration, Finding
 from .mask import blocked
 from .quantize import LEVELS, block_size
 from .reference import lengths
@@ -35,50 +32,14 @@ from .verify import Heard
 
 Progress = Callable[[str, Sequence[Any]], Any]  # label, items -> the items
 
-_FORMAT = 8  # raised when cached findings would be misread
 _STRENGTHS = (0.35, 0.5, 0.65, 0.8)
 _WORTH = 0.9  # smoothing must bring the error of a product at least to this share
 _MAX_ROWS = 1024  # of each input, kept as examples
 _TRIED_ROWS = 192  # of those, to try the recipes on
 _MAX_COLUMNS = 1024  # of each weight, tried
 _OUTLIER = 20.0  # times the median channel or row
-_PROBED = "blocks8"  # stored in the second pass
 _VARIANTS = 8  # networks with one product changed that run side by side
 _PROBE_FRAMES, _PROBE_CLIPS = 400, 3  # audio of the second pass: of each clip, for the decoder
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """What speech says about the input of one site, and about its recipes."""
-
-    site: str
-    weights: tuple[str, ...]
-    n_weights: int
-    channels: int
-    rows: int  # of all clips
-    largest: float  # magnitude
-    outlier_channels: int  # whose largest value is above 20 times the median channel's
-    outlier_rows: int  # the same, of the rows that were kept
-    strength: float | None  # of the smoothing that was best; None: none was
-    errors: dict[str, float]  # recipe -> relative error of the product
-    at_output: tuple[float, ...]  # see Calibration; of the recipe _PROBED
-
-    def predicted(self, recipe: str) -> F32:
-        """What a recipe does to the output: ``at_output``, scaled by the product's error."""
-        share = self.errors[recipe] / max(self.errors[_PROBED], 1e-12)
-        return np.asarray(self.at_output, np.float32) * np.float32(share)
-
-
-@dataclass(frozen=True, slots=True)
-class Calibration:
-    """The findings for one graph.
-
-    The output's error is, for audio, the relative error of the audio embeddings (one figure), for
-    the decoder the change of each reference token's log-probability (one figure a token).
-    """
-
-    findings: tuple[Finding, ...]
-    factors: dict[str, F32]  # site -> how far to scale down each channel of its input
 
 
 class Listener:
@@ -377,7 +338,7 @@ def _changed(row: int, factor: F32 | None, order: Order | None) -> Callable[...,
     def hook(module: nn.Module, inputs: tuple[Tensor], output: Tensor) -> Tensor:
         x = _fold(_rows(module, inputs[0][row : row + 1]), factor, order)
         weight = _fold(_matrix(module), None if factor is None else np.float32(1) / factor, order)
-        y = product(x, weight, _PROBED)
+        y = product(x, weight, PROBED)
         bias = cast("Tensor | None", module.bias)
         y = y if bias is None else y + bias
         output[row : row + 1] = y.transpose(1, 2) if isinstance(module, nn.Conv1d) else y
@@ -398,52 +359,3 @@ def _hooks(pairs: Sequence[tuple[nn.Module, Callable[..., Any]]]) -> Iterator[No
     finally:
         for handle in handles:
             handle.remove()
-
-
-def cache_key(source_sha256: Mapping[str, str], clips: Sequence[Heard]) -> str:
-    """Names findings by the checkpoint's files and the audio."""
-    audio = [hashlib.sha256(clip.waveform.tobytes()).hexdigest() for clip in clips]
-    prompts = [[*clip.tokens.prefix, *clip.tokens.suffix] for clip in clips[:1]]
-    text = json.dumps([_FORMAT, sorted(source_sha256.values()), audio, prompts])
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
-def cache_file(key: str) -> Path:
-    """Where findings are kept from export to export."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "ark-onnx-export" / f"calibration-{key[:32]}.npz"
-
-
-def save(found: Mapping[Graph, Calibration], path: Path) -> None:
-    """Keep findings; a disk that refuses costs only the time next time."""
-    record = {graph: [asdict(f) for f in one.findings] for graph, one in found.items()}
-    arrays = {f"{g}/{site}": a for g, one in found.items() for site, a in one.factors.items()}
-    staging = path.with_name(f".{path.name}.{os.getpid()}.npz")
-    with contextlib.suppress(OSError):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        np.savez(staging, findings=np.array(json.dumps(record)), **cast("Any", arrays))
-        staging.rename(path)
-
-
-def read(path: Path) -> dict[Graph, Calibration] | None:
-    """Kept findings, if there are any that can be read."""
-    try:
-        with np.load(path) as file:
-            record = json.loads(str(file["findings"]))
-            return {
-                graph: Calibration(
-                    tuple(
-                        Finding(**{**f, "weights": tuple(f["weights"]),
-                                   "at_output": tuple(f["at_output"])})
-                        for f in findings
-                    ),
-                    {
-                        name.partition("/")[2]: file[name]
-                        for name in file.files
-                        if name.startswith(f"{graph}/")
-                    },
-                )
-                for graph, findings in record.items()
-            }  # fmt: skip
-    except (OSError, ValueError, KeyError, TypeError):
-        return None

@@ -32,6 +32,12 @@ POSITIONS = "audio_encoder.whisper.embed_positions.weight"  # not needed where R
 _DTYPES = ("BF16", "F16", "F32")
 _MADV_PAGEOUT = 21  # of linux/mman.h; loses nothing, unlike MADV_DONTNEED
 _INDEX = "model.safetensors.index.json"
+# What says, beside the weights, what a model is: sizes, ids, text, sound.
+_SIDE_FILES = (
+    "config.json", "generation_config.json", "preprocessor_config.json", "processor_config.json",
+    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
+    "vocab.json", "merges.txt",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +62,12 @@ class Checkpoint:
     def files(self) -> list[Path]:
         """The safetensors files, sorted by name."""
         return sorted(set(self.shards.values()))
+
+    @property
+    def side_files(self) -> list[Path]:
+        """The files beside them that say what the model is."""
+        paths = (self.directory / name for name in _SIDE_FILES)
+        return [path for path in paths if path.is_file()]
 
 
 @dataclass(frozen=True, slots=True)

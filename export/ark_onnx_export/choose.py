@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .calibrate import Calibration, Finding
 from .costs import Costs, costs
+from .findings import Calibration, Finding
 from .smoothing import F32, Graph
 
 # Products of rows: the full range of codes where sums do not saturate. A package for any CPU has a

@@ -21,10 +21,22 @@ from ark_asr_onnx.package import contract
 from ark_asr_onnx.package.contract import Provenance, Sizes, Tokens, file_sha256
 from ark_asr_onnx.package.vocabulary import INSTRUCTION, open_end
 
-from . import calibrate, choose, parity, plans, proof, quantize, reference, smoothing, verify, write
-from .calibrate import Calibration
+from . import (
+    calibrate,
+    choose,
+    findings,
+    parity,
+    plans,
+    proof,
+    quantize,
+    reference,
+    smoothing,
+    verify,
+    write,
+)
 from .checkpoint import Checkpoint, load_network, open_checkpoint, open_text
 from .engines import PackageEngine
+from .findings import Calibration
 from .layouts import LAYOUTS, Facts, GraphPlan
 from .oracle import TorchEngine
 from .parity import Parity
@@ -108,11 +120,11 @@ def export(
     sizes = _sizes(checkpoint, tokens, prune=prune and layout == "native")
     sounds = _sounds(probes, checkpoint, sizes.max_seconds)
     heard = _cut(calibration or calibration_speech(), sizes.max_seconds)
-    made = _provenance(checkpoint, instruction)
     named = name or checkpoint_dir.resolve().name
-    facts = Facts(named, precision, embedding, sizes, tokens, made, files={}, target=target)
 
     with write.staged(out) as staging:
+        made = _provenance(checkpoint, instruction)
+        facts = Facts(named, precision, embedding, sizes, tokens, made, files={}, target=target)
         network = load_network(
             checkpoint, sizes.max_positions, lambda names: track("read weights", names)
         )
@@ -130,7 +142,8 @@ def export(
             if plan:
                 work.planned = plans.read_plan(plan, sites)
             listener = calibrate.Listener(network, tokens, prefix, listened, sites, track)
-            fold = _listen(work, listener, made.source_sha256)
+            key = findings.key(made.source_sha256, checkpoint.side_files, listened)
+            fold = _listen(work, listener, key)
             del listener
         write.write_cpu_check(staging)
         for graph in chosen.plans(checkpoint, network, clips, facts, prefix, fold):
@@ -165,23 +178,33 @@ def export(
         )
         facts = replace(facts, files={**facts.files, **proof.write(proved, staging)})
         chosen.describe(staging, facts, checkpoint)
-    notes = (*network.notes, *([degraded] if degraded else []))
+    notes = (*network.notes, *work.notes, *([degraded] if degraded else []))
     return Exported(out, precision, made, notes)
 
 
-def _listen(work: _Work, listener: calibrate.Listener, source_sha256: Mapping[str, str]) -> Fold:
+def _listen(work: _Work, listener: calibrate.Listener, key: str) -> Fold:
     """Let speech say how the matrices are stored; how tensors are folded for that."""
     factors: dict[str, F32] = {}
     if not work.planned:
-        kept = calibrate.cache_file(calibrate.cache_key(source_sha256, work.listened))
-        found = calibrate.read(kept)
-        if not found:
-            found = calibrate.calibrate(listener, work.track)
-            calibrate.save(found, kept)
-        work.calibrations = found
+        found = work.calibrations = _findings(work, listener, key)
         factors = dict(ChainMap(*(one.factors for one in found.values())))
     work.examples = listener.examples(factors)
     return smoothing.folded(chain(*listener.sites.values()), factors, listener.orders())
+
+
+def _findings(work: _Work, listener: calibrate.Listener, key: str) -> dict[Graph, Calibration]:
+    """Those kept from an earlier export, or new ones, kept where that is possible."""
+    kept = findings.place(key)
+    found = kept and findings.read(kept, listener.sites)
+    if not found:
+        found = calibrate.calibrate(listener, work.track)
+        try:
+            if kept is None:
+                raise OSError("the user has no home; XDG_CACHE_HOME may name a folder")
+            findings.save(found, kept)
+        except OSError as error:
+            work.notes.append(f"the findings of calibration are not kept: {error}")
+    return found
 
 
 @dataclass
@@ -205,6 +228,7 @@ class _Work:
     figures: dict[str, Parity] = field(default_factory=dict)
     matrices: list[quantize.Matrix] = field(default_factory=list)
     degraded: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
 
 def _make_graph(work: _Work, plan: GraphPlan) -> None:

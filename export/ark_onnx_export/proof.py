@@ -10,8 +10,8 @@ from typing import Any
 
 from ark_asr_onnx.package.contract import File, file_sha256
 
-from .calibrate import Finding
 from .choose import FASTEST, Choice
+from .findings import Finding
 from .parity import Parity
 from .quantize import Matrix
 from .verify import Report, Totals, report_to_record, report_to_text
