@@ -12,7 +12,17 @@ import ark_asr_onnx
 from ark_asr_onnx.audio.sources import read
 from ark_asr_onnx.errors import ArkError, ExportError
 
-_EXTRA = ("torch", "onnx", "onnx_ir", "onnxscript", "safetensors", "tqdm", "librosa", "jiwer")
+_EXTRA = (
+    "torch",
+    "onnx",
+    "onnx_ir",
+    "onnxscript",
+    "safetensors",
+    "tqdm",
+    "librosa",
+    "numba",
+    "jiwer",
+)
 _OUTSIDE_LIMITS, _INTERRUPTED = 3, 130  # exit status
 
 

@@ -5,9 +5,11 @@ Nothing of the runtime computes here: log-mel comes from ``torch.stft`` and libr
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
+from typing import Any, cast
 
-import librosa
+import numba
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -20,6 +22,28 @@ from .checkpoint import Checkpoint, Network, load_network, open_checkpoint, open
 from .engines import Decoded
 
 F32 = npt.NDArray[np.float32]
+
+
+def _librosa_filters() -> Any:
+    """``librosa.filters``, of which nothing that is used here is compiled.
+
+    Importing it as usual fails where numba finds no folder that it can write to, and where there
+    is no home.
+    """
+    config = cast("Any", numba).config
+    jit, cache = config.DISABLE_JIT, os.environ.get("XDG_CACHE_HOME")
+    try:
+        config.DISABLE_JIT = 1
+        os.environ.setdefault("XDG_CACHE_HOME", os.devnull)  # nothing is fetched, so none is needed
+        from librosa import filters
+    finally:
+        config.DISABLE_JIT = jit
+        if cache is None:
+            del os.environ["XDG_CACHE_HOME"]
+    return filters
+
+
+_filters = _librosa_filters()
 
 
 class TorchEngine:
@@ -53,7 +77,7 @@ class TorchEngine:
             torch.from_numpy(waveform), 400, 160, window=window, return_complex=True
         )
         n_mels = self._checkpoint.config.audio.n_mels
-        filters = torch.from_numpy(librosa.filters.mel(sr=16000, n_fft=400, n_mels=n_mels))
+        filters = torch.from_numpy(_filters.mel(sr=16000, n_fft=400, n_mels=n_mels))
         power = filters @ spectrum[:, :-1].abs().square()
         log_power = power.clamp(min=1e-10).log10()
         return ((log_power.clamp(min=log_power.max() - 8) + 4) / 4).numpy()[None]

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import contextlib
-import resource
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
+
+try:
+    import resource
+except ImportError:  # only POSIX has it
+    resource = None
 
 T = TypeVar("T")
 
@@ -20,7 +24,7 @@ class Stage:
 
     label: str
     seconds: float
-    peak_bytes: int  # largest resident set while it ran (elsewhere than on Linux: so far)
+    peak_bytes: int | None  # largest resident set while it ran; without /proc the largest so far
 
 
 class Meter:
@@ -43,20 +47,29 @@ class Meter:
         """The stages for a terminal."""
         lines = [f"{'stage':44} {'seconds':>8} {'peak MB':>8}"]
         seconds = sum(stage.seconds for stage in self.stages)
-        peak = max((stage.peak_bytes for stage in self.stages), default=0)
+        peaks = [stage.peak_bytes for stage in self.stages if stage.peak_bytes is not None]
         lines += [
-            f"{s.label:44} {s.seconds:8.1f} {s.peak_bytes / 1e6:8.0f}"
-            for s in (*self.stages, Stage("all", seconds, peak))
+            f"{s.label:44} {s.seconds:8.1f} {_megabytes(s.peak_bytes):>8}"
+            for s in (*self.stages, Stage("all", seconds, max(peaks, default=None)))
         ]
         return "\n".join(lines)
 
 
-def peak_bytes() -> int:
-    """Largest resident set of this process since the last :func:`_forget_peak`."""
+def _megabytes(n_bytes: int | None) -> str:
+    return "-" if n_bytes is None else f"{n_bytes / 1e6:.0f}"
+
+
+def peak_bytes() -> int | None:
+    """Largest resident set of this process since the last :func:`_forget_peak`.
+
+    ``None`` where the system does not tell, as Windows.
+    """
     with contextlib.suppress(OSError):
         for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
             if line.startswith("VmHWM:"):
                 return int(line.split()[1]) * 1024
+    if resource is None:
+        return None
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
