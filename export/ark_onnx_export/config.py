@@ -8,9 +8,12 @@ same code.
 from __future__ import annotations
 
 import json
+import math
+import os
+import reprlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from ark_asr_onnx.errors import ExportError
 
@@ -18,6 +21,22 @@ from ark_asr_onnx.errors import ExportError
 ENCODER_ROPE_THETA = 10000.0
 ENCODER_ROPE_DIM = 32
 LAYER_NORM_EPS = 1e-5
+
+# Positions the decoder's RoPE tables cover: 30 s of audio are 385, the rest is for text.
+MAX_POSITIONS = 4096
+
+# Beyond these a number is damage, not a model.
+_MAX_SIZE = 1 << 20
+_MAX_SIZES = {
+    "n_layers": 1024,
+    "merge_factor": 1024,
+    "max_frames": 1 << 17,
+    "max_positions": 1 << 30,
+}
+_MAX_JSON_BYTES = 1 << 26
+
+_ROPE = ("rope_scaling", "rope_parameters")  # where older and newer configurations describe it
+_PLAIN_ROPE = (("factor", 1), ("partial_rotary_factor", 1))  # what may stand there besides
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,17 +94,12 @@ class ArkConfig:
     @classmethod
     def read(cls, path: Path) -> ArkConfig:
         """Parse ``config.json`` at ``path``; :class:`ExportError` names the key that is wrong."""
-        try:
-            raw = json.loads(path.read_text(encoding="utf-8"))
-        except FileNotFoundError as error:
+        if not os.path.lexists(path):
             raise ExportError(
                 f"{path.parent}: no config.json; --ckpt wants the folder of a Hugging Face "
                 "checkpoint (config.json beside the .safetensors files)"
-            ) from error
-        except (OSError, ValueError) as error:
-            raise ExportError(f"{path}: not readable as JSON ({error})") from error
-        if not isinstance(raw, dict):
-            raise ExportError(f"{path}: expected a JSON object, found {type(raw).__name__}")
+            )
+        raw = read_object(path)
         return cls.from_json(raw, str(path))
 
     @classmethod
@@ -93,19 +107,24 @@ class ArkConfig:
         """Build the configuration from the parsed ``config.json``."""
         if raw.get("model_type") != "arkasr":
             raise ExportError(
-                f"{where}: model_type is {raw.get('model_type')!r}, this exporter reads 'arkasr'"
+                f"{where}: model_type is {reprlib.repr(raw.get('model_type'))}, this exporter "
+                "reads 'arkasr'"
             )
         top = _Keys(raw, where)
         whisper = _Keys(top.get("whisper_config", dict), f"{where}: whisper_config")
         for key, only in (("adapter_type", "mlp"), ("hidden_act", "silu")):
             if raw.get(key, only) != only:
-                raise ExportError(f"{where}: {key} is {raw[key]!r}, only {only!r} is supported")
+                raise ExportError(
+                    f"{where}: {key} is {reprlib.repr(raw[key])}, only {only!r} is supported"
+                )
         for keys, key in ((top, "mlp_adapter_act"), (whisper, "activation_function")):
             if keys.raw.get(key, "gelu") != "gelu":
-                raise ExportError(f"{keys.where}: {key} is {keys.raw[key]!r}, only 'gelu' is known")
-        _check_rope(raw, where)
-        if raw.get("sliding_window") is not None and raw.get("use_sliding_window"):
-            raise ExportError(f"{where}: sliding-window attention is not supported")
+                raise ExportError(
+                    f"{keys.where}: {key} is {reprlib.repr(keys.raw[key])}, only 'gelu' is known"
+                )
+        for keys in (top, whisper):
+            _check_rope(keys)
+        _check_plain(raw, where)
 
         n_heads = top.get("num_attention_heads", int)
         hidden_size = top.get("hidden_size", int)
@@ -120,7 +139,7 @@ class ArkConfig:
             merge_factor=top.get("merge_factor", int, 4),
             max_frames=2 * top.get("max_whisper_length", int, 1500),
             n_stored_positions=whisper.get(
-                "max_source_positions", int, raw.get("max_whisper_length", 1500)
+                "max_source_positions", int, top.get("max_whisper_length", int, 1500)
             ),
             use_rope=top.get("use_rope", bool, True),
         )
@@ -133,7 +152,7 @@ class ArkConfig:
             head_dim=top.get("head_dim", int, hidden_size // max(n_heads, 1)),
             ffn_dim=top.get("intermediate_size", int),
             rms_norm_eps=top.get("rms_norm_eps", float, 1e-6),
-            rope_theta=top.get("rope_theta", float, _rope_parameters(raw).get("rope_theta", 1e6)),
+            rope_theta=_rope_theta(top),
             max_positions=top.get("max_position_embeddings", int, 32768),
             tie_word_embeddings=top.get("tie_word_embeddings", bool, True),
         )
@@ -156,13 +175,43 @@ class _Keys:
         self.raw, self.where = raw, where
 
     def get(self, key: str, kind: type, default: Any = None) -> Any:
-        value = self.raw.get(key, default)
+        """A value of a kind, numbers finite; a key without a value counts as missing."""
+        value = self.raw.get(key)
+        value = default if value is None else value
         if value is None:
             raise ExportError(f"{self.where}: key {key!r} is missing")
-        number = kind is float and isinstance(value, int)
-        if not (isinstance(value, kind) or number) or (kind is int and isinstance(value, bool)):
-            raise ExportError(f"{self.where}: {key} is {value!r}, expected {kind.__name__}")
+        kinds = (int, float) if kind is float else (kind,)
+        if type(value) not in kinds or (kind is float and not _is_finite(value)):
+            raise ExportError(
+                f"{self.where}: {key} is {reprlib.repr(value)}, expected {kind.__name__}"
+            )
         return kind(value)
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """The JSON object in a file, with or without a byte order mark; else :class:`ExportError`."""
+    try:
+        if path.exists() and not path.is_file():
+            raise ExportError(f"{path}: not a file")
+        with path.open("rb") as stream:
+            content = stream.read(_MAX_JSON_BYTES + 1)
+        if len(content) > _MAX_JSON_BYTES:
+            raise ExportError(f"{path}: larger than {_MAX_JSON_BYTES >> 20} MB, not a description")
+        raw = json.loads(content)
+    except (OSError, ValueError, RecursionError) as error:
+        if isinstance(error, ExportError):
+            raise
+        raise ExportError(f"{path}: not readable as JSON ({error})") from error
+    if not isinstance(raw, dict):
+        raise ExportError(f"{path}: expected a JSON object, found {type(raw).__name__}")
+    return cast("dict[str, Any]", raw)
+
+
+def _is_finite(value: float) -> bool:
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # an integer beyond all floats
+        return False
 
 
 def _ids(values: list[Any], decoder: DecoderConfig, where: str) -> tuple[int, ...]:
@@ -170,22 +219,58 @@ def _ids(values: list[Any], decoder: DecoderConfig, where: str) -> tuple[int, ..
     for value in values or [None]:
         if type(value) is not int or not 0 <= value < decoder.vocab_size:
             raise ExportError(
-                f"{where}: eos_token_id or pad_token_id names {value!r}, expected an id below "
-                f"{decoder.vocab_size}"
+                f"{where}: eos_token_id or pad_token_id names {reprlib.repr(value)}, expected an "
+                f"id below {decoder.vocab_size}"
             )
     return tuple(values)
 
 
-def _rope_parameters(raw: dict[str, Any]) -> dict[str, Any]:
-    """Where transformers 5 keeps what older versions keep at the top level."""
-    return raw.get("rope_parameters") or {}
+def _rope_theta(top: _Keys) -> float:
+    """The base of the decoder's RoPE, which transformers 5 keeps in ``rope_parameters``."""
+    objects = [top, *(_Keys(top.raw.get(key) or {}, f"{top.where}: {key}") for key in _ROPE)]
+    said = (keys for keys in objects if keys.raw.get("rope_theta") is not None)
+    found = {keys.get("rope_theta", float) for keys in said}
+    if len(found) > 1:
+        raise ExportError(f"{top.where}: rope_theta is {' and '.join(map(str, sorted(found)))}")
+    return found.pop() if found else 1e6
 
 
-def _check_rope(raw: dict[str, Any], where: str) -> None:
-    for key in ("rope_scaling", "rope_parameters"):
-        kind = (raw.get(key) or {}).get("rope_type", "default")
-        if kind != "default":
-            raise ExportError(f"{where}: {key} is of type {kind!r}, only 'default' is supported")
+def _check_rope(keys: _Keys) -> None:
+    """Refuse all RoPE but the plain one, however a file says so."""
+    for key in _ROPE:
+        value = keys.raw.get(key)
+        where = f"{keys.where}: {key}"
+        if value is None or value == {}:
+            continue
+        if not isinstance(value, dict):
+            raise ExportError(f"{where} is {reprlib.repr(value)}, expected an object or null")
+        said = {k: v for k, v in cast("dict[str, Any]", value).items() if v is not None}
+        for kind in [said.pop(name) for name in ("rope_type", "type") if name in said]:
+            if kind != "default":
+                raise ExportError(
+                    f"{where} is of type {reprlib.repr(kind)}, only 'default' is supported"
+                )
+        for name, other in said.items():
+            if name != "rope_theta" and (name, other) not in _PLAIN_ROPE:
+                raise ExportError(f"{where}: {name} is {reprlib.repr(other)}, which is not built")
+    share = keys.raw.get("partial_rotary_factor")
+    if share not in (None, 1):
+        raise ExportError(
+            f"{keys.where}: partial_rotary_factor is {reprlib.repr(share)}, only 1 is supported"
+        )
+
+
+def _check_plain(raw: dict[str, Any], where: str) -> None:
+    """Refuse what would change the numbers and is not built."""
+    kinds = raw.get("layer_types") or []
+    windows = raw.get("sliding_window") is not None and raw.get("use_sliding_window")
+    if windows or (isinstance(kinds, list) and "sliding_attention" in kinds):
+        raise ExportError(f"{where}: sliding-window attention is not supported")
+    if raw.get("quantization_config"):
+        raise ExportError(
+            f"{where}: quantization_config: the weights are quantised already; export the "
+            "checkpoint that they were made from"
+        )
 
 
 def _check_sizes(audio: AudioConfig, decoder: DecoderConfig, where: str) -> None:
@@ -193,8 +278,12 @@ def _check_sizes(audio: AudioConfig, decoder: DecoderConfig, where: str) -> None
     for part in (audio, decoder):
         for name in part.__slots__:
             value = getattr(part, name)
-            if not isinstance(value, bool) and value <= 0:
-                raise ExportError(f"{where}: {name} is {value}, must be positive")
+            limit = math.inf if isinstance(value, float) else _MAX_SIZES.get(name, _MAX_SIZE)
+            if not isinstance(value, bool) and not 0 < value <= limit:
+                raise ExportError(
+                    f"{where}: {name} is {reprlib.repr(value)}, must be positive and at most "
+                    f"{limit}"
+                )
     checks = (
         (audio.d_model % audio.n_heads == 0, "encoder width is not a multiple of its heads"),
         (

@@ -35,6 +35,7 @@ from . import (
     write,
 )
 from .checkpoint import Checkpoint, load_network, open_checkpoint, open_text
+from .config import MAX_POSITIONS
 from .engines import PackageEngine
 from .findings import Calibration
 from .layouts import LAYOUTS, Facts, GraphPlan
@@ -51,8 +52,6 @@ Recipe = Literal["auto", "rows", "blocks8", "fine8", "dynamic"]
 Target = Literal["any", "vnni", "avx2", "arm64"]
 Progress = Callable[[str, Sequence[Any]], Iterable[Any]]
 
-# Positions the decoder's RoPE tables cover: 30 s of audio are 385, the rest is for text.
-MAX_POSITIONS = 4096
 MAX_SECONDS = 30.0  # the published models' limit of one pass
 _PROBE_TOKENS = 24
 _FULL_RANGE = ("rows8", "columns8", "dynamic-vnni", "dynamic-arm64")  # wrong on some CPUs

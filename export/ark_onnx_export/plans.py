@@ -7,13 +7,13 @@ encoders, of 4 and of 6 layers, want more in the first layer and in the last, no
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from ark_asr_onnx.errors import ExportError
 
+from .config import read_object
 from .quantize import RECIPES
 from .smoothing import Graph, Site
 
@@ -26,9 +26,9 @@ def read_plan(path: Path, sites: Mapping[Graph, Sequence[Site]]) -> dict[str, st
     :class:`ExportError` when the file is none, or says nothing of a site.
     """
     try:
-        choices = json.loads(path.read_text(encoding="utf-8"))["choices"]
+        choices = read_object(path)["choices"]
         stated = {str(choice["site"]): str(choice["recipe"]) for choice in choices}
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         raise ExportError(
             f"{path}: no plan ({error!r}); give the report.json of a package that was exported "
             "with --recipe auto"

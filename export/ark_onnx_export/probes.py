@@ -37,9 +37,11 @@ def builtin_references() -> dict[str, str]:
 def read_references(path: Path) -> dict[str, str]:
     """``audio`` -> ``text`` of each line of a JSONL file; :class:`ExportError` if it is none."""
     try:
-        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line]
+        rows = [
+            json.loads(line) for line in path.read_text(encoding="utf-8-sig").splitlines() if line
+        ]
         return {str(row["audio"]): str(row["text"]) for row in rows}
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise ExportError(
             f"{path}: not a JSONL file of rows with audio and text ({error!r})"
         ) from error
