@@ -6,10 +6,9 @@ Knows safetensors and tensor names; executes nothing that came with the checkpoi
 from __future__ import annotations
 
 import ctypes
-import json
 import mmap
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,8 @@ from ark_asr_onnx.package.contract import Tokens
 from ark_asr_onnx.package.text import Text
 from ark_asr_onnx.package.vocabulary import decoding_tokens
 
-from .config import ArkConfig
+from . import shards
+from .config import ENCODER_ROPE_DIM, ENCODER_ROPE_THETA, ArkConfig
 from .modeling import AudioTower, Decoder
 
 EMBEDDING = "model.embed_tokens.weight"
@@ -31,7 +31,9 @@ HEAD = "lm_head.weight"
 POSITIONS = "audio_encoder.whisper.embed_positions.weight"  # not needed where RoPE replaced it
 _DTYPES = ("BF16", "F16", "F32")
 _MADV_PAGEOUT = 21  # of linux/mman.h; loses nothing, unlike MADV_DONTNEED
-_INDEX = "model.safetensors.index.json"
+# What wrappers of torch put into the names of all that they wrap.
+_WRAPPERS = {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
+_COMPUTED = ("inv_freq", "position_ids")  # the last part of names of tensors that are no weights
 # What says, beside the weights, what a model is: sizes, ids, text, sound.
 _SIDE_FILES = (
     "config.json", "generation_config.json", "preprocessor_config.json", "processor_config.json",
@@ -47,12 +49,14 @@ class Checkpoint:
     directory: Path
     config: ArkConfig
     shapes: dict[str, tuple[int, ...]]  # tensor name -> shape
-    shards: dict[str, Path]  # tensor name -> file
+    places: dict[str, tuple[Path, str]]  # tensor name -> file, and name in the file
+    notes: tuple[str, ...]  # what is unusual about the folder, and was taken all the same
 
     def stored(self, name: str) -> Tensor:
         """One tensor in the type it is stored in, mapped from the file."""
-        with _open(self.shards[name]) as file:
-            return file.get_tensor(name)
+        path, key = self.places[name]
+        with _open(path) as file:
+            return file.get_tensor(key)
 
     def tensor(self, name: str) -> Tensor:
         """One tensor as float32, in memory of its own."""
@@ -61,7 +65,7 @@ class Checkpoint:
     @property
     def files(self) -> list[Path]:
         """The safetensors files, sorted by name."""
-        return sorted(set(self.shards.values()))
+        return sorted({path for path, _ in self.places.values()})
 
     @property
     def side_files(self) -> list[Path]:
@@ -96,35 +100,77 @@ class Network:
 
         Where the system has no such call (only Linux has) they stay until memory gets scarce.
         """
-        if sys.platform != "linux":
-            return
-        libc, page = ctypes.CDLL(None), mmap.PAGESIZE
-        for tensor in (*self.tower.parameters(), *self.decoder.parameters(), self.table):
-            first = tensor.data_ptr() // page * page
-            last = tensor.data_ptr() + tensor.nbytes
-            libc.madvise(ctypes.c_void_p(first), ctypes.c_size_t(last - first), _MADV_PAGEOUT)
+        _page_out(*self.tower.parameters(), *self.decoder.parameters(), self.table)
+
+
+def _page_out(*tensors: Tensor) -> None:
+    if sys.platform != "linux":
+        return
+    libc, page = ctypes.CDLL(None), mmap.PAGESIZE
+    for tensor in tensors:
+        first = tensor.data_ptr() // page * page
+        last = tensor.data_ptr() + tensor.nbytes
+        libc.madvise(ctypes.c_void_p(first), ctypes.c_size_t(last - first), _MADV_PAGEOUT)
 
 
 def open_checkpoint(directory: Path) -> Checkpoint:
-    """Read ``config.json`` and all tensor headers; :class:`ExportError` says what is wrong."""
+    """Read ``config.json`` and all tensor headers; :class:`ExportError` says what is wrong.
+
+    Every tensor must have exactly one place with its shape; missing, surplus and misshapen ones
+    are listed. What trainers leave and does no harm is noted.
+    """
     if not directory.is_dir():
         raise ExportError(f"checkpoint folder {directory} does not exist")
     config = ArkConfig.read(directory / "config.json")
+    paths, notes = shards.find(directory)
     shapes: dict[str, tuple[int, ...]] = {}
-    shards: dict[str, Path] = {}
-    for path in _shard_paths(directory):
+    places: dict[str, tuple[Path, str]] = {}
+    computed: list[str] = []
+    for path in paths:
         with _open(path) as file:
-            for name in file.keys():  # noqa: SIM118 - safe_open is no mapping
-                part = file.get_slice(name)
-                if part.get_dtype() not in _DTYPES:
-                    raise ExportError(
-                        f"{path}: tensor {name} has dtype {part.get_dtype()}, "
-                        f"expected one of {', '.join(_DTYPES)}"
-                    )
-                if name in shards:
-                    raise ExportError(f"{path}: tensor {name} is also in {shards[name].name}")
-                shapes[name], shards[name] = tuple(part.get_shape()), path
-    return Checkpoint(directory, config, shapes, shards)
+            for key in file.keys():  # noqa: SIM118 - safe_open is no mapping
+                name = ".".join(part for part in key.split(".") if part not in _WRAPPERS)
+                if name.endswith(_COMPUTED):
+                    _check_computed(config, path, name, key, file)
+                    computed.append(name)
+                    continue
+                if name in places:
+                    twin, other = places[name]
+                    raise ExportError(f"{path}: tensor {key} is also in {twin.name}, as {other}")
+                shapes[name], places[name] = _shape(path, key, file), (path, key)
+    if wrapped := [key for name, (_, key) in places.items() if name != key]:
+        notes.append(f"{len(wrapped)} names are those of a wrapper ({wrapped[0]}); it is left out")
+    if computed:
+        notes.append(f"{len(computed)} tensors are computed, not trained: {computed[0]}; left out")
+    checkpoint = Checkpoint(directory, config, shapes, places, tuple(notes))
+    _check_names(checkpoint)
+    return checkpoint
+
+
+def _shape(path: Path, key: str, file: Any) -> tuple[int, ...]:
+    """The shape of a weight of a known type."""
+    part = file.get_slice(key)
+    if part.get_dtype() not in _DTYPES:
+        raise ExportError(
+            f"{path}: tensor {key} has dtype {part.get_dtype()}, expected one of "
+            + ", ".join(_DTYPES)
+        )
+    return tuple(part.get_shape())
+
+
+def _check_computed(config: ArkConfig, path: Path, name: str, key: str, file: Any) -> None:
+    """Frequencies of RoPE must be those that the configuration gives."""
+    if not name.endswith("inv_freq"):
+        return
+    theta, width = config.decoder.rope_theta, config.decoder.head_dim
+    if name.startswith("audio_encoder."):
+        theta, width = ENCODER_ROPE_THETA, ENCODER_ROPE_DIM
+    found = file.get_tensor(key)
+    expected = theta ** -(torch.arange(0, width, 2) / width)
+    if found.shape != expected.shape or not torch.allclose(found.float(), expected, rtol=0.01):
+        raise ExportError(
+            f"{path}: {name} has other frequencies than base {theta:g} and heads of {width} give"
+        )
 
 
 def open_text(checkpoint: Checkpoint, instruction: str) -> tuple[Text, Tokens]:
@@ -153,27 +199,37 @@ def load_network(
 ) -> Network:
     """Fill the modules; ``max_positions`` bounds the decoder's RoPE tables.
 
-    Every tensor must have exactly one place with its shape; missing, surplus and misshapen ones
-    are listed in the :class:`ExportError`.
+    Raises :class:`ExportError` for weights that are no numbers.
     """
-    config = checkpoint.config
-    with torch.device("meta"):
-        tower = AudioTower(config.audio, config.decoder.hidden_size)
-        decoder = Decoder(config.decoder, max_positions)
-    expected: dict[str, tuple[int, ...]] = {
-        name: tuple(p.shape) for m in (tower, decoder) for name, p in m.named_parameters()
-    }
-    expected[EMBEDDING] = expected[HEAD]
-    _check_names(checkpoint, expected)
+    tower, decoder = _modules(checkpoint.config, max_positions)
     table = checkpoint.stored(EMBEDDING)
+    _require_finite(checkpoint, EMBEDDING, table)
     head, notes = _choose_head(checkpoint, table)
     owners = {n: m for m in (tower, decoder) for n, _ in m.named_parameters()}
     for name in progress(list(owners)):
         owner, _, leaf = name.rpartition(".")
         stored = checkpoint.stored(head if name == HEAD else name)
+        _require_finite(checkpoint, head if name == HEAD else name, stored)
         weight = nn.Parameter(stored, requires_grad=False)
         setattr(owners[name].get_submodule(owner), leaf, weight)
+    notes = (*checkpoint.notes, *notes)
     return Network(tower.eval(), decoder.eval(), table, head, notes)
+
+
+def _modules(config: ArkConfig, max_positions: int) -> tuple[AudioTower, Decoder]:
+    """Both halves without weights."""
+    with torch.device("meta"):
+        tower = AudioTower(config.audio, config.decoder.hidden_size)
+        return tower, Decoder(config.decoder, max_positions)
+
+
+def _require_finite(checkpoint: Checkpoint, name: str, stored: Tensor) -> None:
+    if not all(bound.isfinite() for bound in stored.aminmax()):
+        path, key = checkpoint.places[name]
+        raise ExportError(
+            f"{path}: {key} holds values that are no finite numbers; export an earlier checkpoint"
+        )
+    _page_out(stored)
 
 
 def graph_weight(
@@ -214,7 +270,13 @@ def _choose_head(checkpoint: Checkpoint, table: Tensor) -> tuple[str, tuple[str,
     return HEAD, ()
 
 
-def _check_names(checkpoint: Checkpoint, expected: dict[str, tuple[int, ...]]) -> None:
+def _check_names(checkpoint: Checkpoint) -> None:
+    expected: dict[str, tuple[int, ...]] = {
+        name: tuple(p.shape)
+        for module in _modules(checkpoint.config, max_positions=1)
+        for name, p in module.named_parameters()
+    }
+    expected[EMBEDDING] = expected[HEAD]
     found = checkpoint.shapes
     audio = checkpoint.config.audio
     optional: dict[str, tuple[int, ...]] = {}
@@ -240,28 +302,6 @@ def _check_names(checkpoint: Checkpoint, expected: dict[str, tuple[int, ...]]) -
             + "; ".join(problems[:5])
             + more
         )
-
-
-def _shard_paths(directory: Path) -> Iterator[Path]:
-    """The safetensors files, in the order of the index where there is one."""
-    index_path = directory / _INDEX
-    single = directory / "model.safetensors"
-    if index_path.is_file():
-        try:
-            names = sorted(set(json.loads(index_path.read_text("utf-8"))["weight_map"].values()))
-            paths = [directory / Path(name).name for name in names]
-        except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
-            raise ExportError(f"{index_path}: not a safetensors index ({error!r})") from error
-    elif single.is_file():
-        paths = [single]
-    else:
-        raise ExportError(
-            f"{directory}: no model.safetensors and no {_INDEX}; only safetensors are read"
-        )
-    for path in paths:
-        if not path.is_file():
-            raise ExportError(f"{path}: shard named by {_INDEX} is missing; download it again")
-        yield path
 
 
 def _open(path: Path) -> Any:

@@ -19,6 +19,7 @@ from ark_asr_onnx.package.text import Text, clean
 
 from . import reference
 from .checkpoint import Checkpoint, Network, load_network, open_checkpoint, open_text
+from .config import MAX_POSITIONS
 from .engines import Decoded
 
 F32 = npt.NDArray[np.float32]
@@ -60,6 +61,7 @@ class TorchEngine:
         self.name = f"{checkpoint.directory} (torch fp32)"
         self.max_seconds = config.audio.max_frames / 100
         self.merge_factor = config.audio.merge_factor
+        self.notes = network.notes
         self.positions = network.decoder.max_positions
 
     @classmethod
@@ -67,7 +69,8 @@ class TorchEngine:
         """Read a checkpoint folder."""
         checkpoint = open_checkpoint(directory)
         text, tokens = open_text(checkpoint, instruction)
-        network = load_network(checkpoint, checkpoint.config.decoder.max_positions)
+        positions = min(checkpoint.config.decoder.max_positions, MAX_POSITIONS)
+        network = load_network(checkpoint, positions)
         return cls(checkpoint, network, text, tokens)
 
     def log_mel(self, waveform: F32) -> F32:

@@ -1,0 +1,73 @@
+"""Which files of a checkpoint folder hold its weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ark_asr_onnx.errors import ExportError
+
+from .config import read_object
+
+_SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
+_ONE_OF_ONE = "model-00001-of-00001.safetensors"
+_ADAPTERS = ("adapter_model.safetensors", "adapter_model.bin", "adapter_config.json")
+_UNREAD = (".bin", ".ckpt", ".pt", ".pth", ".safetensors")  # what trainers leave beside the weights
+
+
+def find(directory: Path) -> tuple[list[Path], list[str]]:
+    """The safetensors files that hold the weights, and notes about those beside them."""
+    try:
+        present = {path.name for path in directory.iterdir()}
+    except OSError as error:
+        raise ExportError(f"{directory}: cannot be read ({error.strerror})") from error
+    if adapters := sorted(present & {*_ADAPTERS}):
+        raise ExportError(
+            f"{directory / adapters[0]}: an adapter, which is not exported; merge it into the "
+            "model or move it away"
+        )
+    names, notes = _chosen(directory, present)
+    for name in names:
+        if not (directory / name).is_file():
+            raise ExportError(f"{directory / name} is missing or no file; download it again")
+    if unread := sorted(name for name in present - {*names} if name.endswith(_UNREAD)):
+        notes.append(f"not read: {_listed(unread)}")
+    return [directory / name for name in names], notes
+
+
+def _chosen(directory: Path, present: set[str]) -> tuple[list[str], list[str]]:
+    """File names, and what is unusual about them."""
+    if _INDEX in present:
+        names = _indexed(directory / _INDEX)
+        if _SINGLE in present - {*names}:
+            raise ExportError(
+                f"{directory}: {_SINGLE} and {_INDEX} are two sets of weights; move one away"
+            )
+        return names, []
+    if _SINGLE in present:
+        return [_SINGLE], []
+    if _ONE_OF_ONE in present:
+        return [_ONE_OF_ONE], [f"no {_INDEX}; {_ONE_OF_ONE} is read"]
+    unread = sorted(name for name in present if name.endswith(_UNREAD))
+    found = f" (found: {_listed(unread)})" if unread else ""
+    raise ExportError(
+        f"{directory}: no {_SINGLE} and no {_INDEX}; only safetensors are read{found}"
+    )
+
+
+def _indexed(path: Path) -> list[str]:
+    """The files that an index names."""
+    try:
+        names = sorted(set(read_object(path)["weight_map"].values()))
+    except (ExportError, KeyError, AttributeError, TypeError) as error:
+        raise ExportError(f"{path}: not a safetensors index ({error!r})") from error
+    for name in names:
+        if type(name) is not str:
+            raise ExportError(f"{path}: not a safetensors index, it names {name!r}")
+        if name in ("", ".", "..") or "/" in name or "\\" in name or "\0" in name:
+            raise ExportError(f"{path}: names {name!r}, which is no file in its folder")
+    return names
+
+
+def _listed(names: list[str]) -> str:
+    more = f" and {len(names) - 4} more" if len(names) > 4 else ""
+    return ", ".join(names[:4]) + more
