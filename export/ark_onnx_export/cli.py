@@ -9,8 +9,11 @@ from pathlib import Path
 from typing import Any, cast
 
 import ark_asr_onnx
+from ark_asr_onnx import files
 from ark_asr_onnx.audio.sources import read
-from ark_asr_onnx.errors import ArkError, ExportError
+from ark_asr_onnx.errors import ExportError
+
+from .terminal import fill_closed_streams, guarded, say, stopped
 
 _EXTRA = (
     "torch",
@@ -29,30 +32,17 @@ _OUTSIDE_LIMITS, _INTERRUPTED = 3, 130  # exit status
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; exit status 0 done, 1 failed, 2 wrong usage, 130 interrupted.
 
-    ``verify`` exits with 3 when the package is outside the limits.
+    Ended by a signal it is 128 and the signal's number. ``verify`` exits with 3 when the package
+    is outside the limits.
     """
+    fill_closed_streams()
     arguments = list(sys.argv[1:] if argv is None else argv)
     command = arguments.pop(0) if arguments[:1] in (["export"], ["verify"]) else "export"
     parser, run = (
         (_verify_parser(), _verify) if command == "verify" else (_export_parser(), _export)
     )
     options = parser.parse_args(arguments)
-    try:
-        return run(options)
-    except ModuleNotFoundError as error:
-        if error.name not in _EXTRA:
-            raise
-        _say(
-            f"error: {error.name} is not installed: pip install 'ark-asr-onnx[export]', "
-            "or from a clone pip install '.[export]'"
-        )
-        return 2
-    except ArkError as error:
-        _say(f"error: {error}")
-        return 1
-    except KeyboardInterrupt:
-        _say("interrupted; nothing was written")
-        return _INTERRUPTED
+    return guarded(lambda: run(options))
 
 
 def _export_parser() -> argparse.ArgumentParser:
@@ -184,7 +174,7 @@ def _positive(text: str) -> int:
     return value
 
 
-def _verify(options: argparse.Namespace) -> int:
+def _verify(options: argparse.Namespace) -> tuple[int, str]:
     from tqdm import tqdm
 
     from . import verify
@@ -197,17 +187,20 @@ def _verify(options: argparse.Namespace) -> int:
 
         expected = TorchEngine.open(options.ckpt, found.manifest.provenance.instruction)
         weights = expected.origin(found.manifest.provenance)
+        for note in expected.notes:
+            say(f"note: {note}")
     else:
         expected, weights = PackageEngine(options.against), "two packages were compared"
     paths = tqdm(options.audio, desc="compare", file=sys.stderr, disable=options.quiet, unit="clip")
     results: list[verify.Comparison | verify.Failure] = []
-    interrupted = False
+    status = 0
     try:
         results.extend(verify.compare(found, expected, paths, options.max_new_tokens))
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         if not results:
             raise
-        interrupted = True
+        status = stopped(stop)
+        say(f"interrupted after {len(results)} of {len(options.audio)} files")
     report = verify.Report(
         package=found.name,
         reference=expected.name,
@@ -216,16 +209,14 @@ def _verify(options: argparse.Namespace) -> int:
         clips=tuple(r for r in results if isinstance(r, verify.Comparison)),
         failures=tuple(r for r in results if isinstance(r, verify.Failure)),
     )
-    print(verify.report_to_text(report))
+    answer, figures = verify.report_to_text(report), verify.report_to_json(report)
     try:
-        options.report.write_text(verify.report_to_json(report), encoding="utf-8")
+        files.write(options.report, figures.encode())
     except OSError as error:
-        raise ExportError(f"cannot write {options.report}: {error.strerror}") from error
-    _say(f"all figures, tokens and texts: {options.report}")
-    if interrupted:
-        _say(f"interrupted after {len(results)} of {len(options.audio)} files")
-        return _INTERRUPTED
-    return 0 if report.passed else _OUTSIDE_LIMITS
+        say(f"error: cannot write {options.report}: {error.strerror}; it is printed instead")
+        return 1, f"{answer}\n\n{figures}"
+    say(f"all figures, tokens and texts: {options.report}")
+    return status or (0 if report.passed else _OUTSIDE_LIMITS), answer
 
 
 def _check_paths(options: argparse.Namespace) -> None:
@@ -236,11 +227,22 @@ def _check_paths(options: argparse.Namespace) -> None:
     for path in options.audio:
         if not path.is_file():
             raise ExportError(f"{path}: no such file")
-    if not options.report.absolute().parent.is_dir():
-        raise ExportError(f"cannot write {options.report}: its folder does not exist")
+    _require_writable(options.report)
 
 
-def _export(options: argparse.Namespace) -> int:
+def _require_writable(path: Path) -> None:
+    """Write a file as it will be written, with the content that it has; :class:`ExportError`."""
+    try:
+        if path.is_file() or path.is_dir():
+            files.write(path, path.read_bytes())
+        elif not path.exists():  # devices and pipes are left alone
+            files.write(path, b"")
+            path.unlink()
+    except OSError as error:
+        raise ExportError(f"cannot write {path}: {error.strerror}") from error
+
+
+def _export(options: argparse.Namespace) -> tuple[int, str]:
     from tqdm import tqdm
 
     from . import pipeline
@@ -283,22 +285,17 @@ def _export(options: argparse.Namespace) -> int:
         progress=progress,
     )
     if not options.quiet:
-        _say(meter.table())
+        say(meter.table())
     _report(exported)
-    return 0
+    return 0, str(exported.directory)
 
 
 def _report(exported: Any) -> None:
-    """What was made, for people, on stderr; the folder alone on stdout."""
+    """What was made, for people, on stderr."""
     for comparison, figures in exported.provenance.parity.items():
         values = ", ".join(f"{name} {value:.3g}" for name, value in figures.items())
-        _say(f"{comparison}: {values}")
+        say(f"{comparison}: {values}")
     for note in exported.notes:
-        _say(f"note: {note}")
+        say(f"note: {note}")
     n_bytes = sum(path.stat().st_size for path in exported.directory.iterdir())
-    _say(f"{exported.precision} package, {n_bytes / 1e6:.1f} MB:")
-    print(exported.directory)
-
-
-def _say(line: str) -> None:
-    print(line, file=sys.stderr)
+    say(f"{exported.precision} package, {n_bytes / 1e6:.1f} MB:")
