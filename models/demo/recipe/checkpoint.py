@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from disturb import N_MELS
 from network import Trainee
-from safetensors.torch import save_file
+from safetensors.torch import save as save_tensors
 from speech_mix import Clip
 from tokenizers import (
     AddedToken,
@@ -30,6 +30,7 @@ from tokenizers import (
     trainers,
 )
 
+from ark_asr_onnx import files
 from ark_asr_onnx.audio.mel import log_mel
 from ark_onnx_export.modeling import AudioTower, Decoder
 
@@ -174,7 +175,8 @@ def save(
     positions = torch.zeros(shape, dtype=dtype)
     stored["audio_encoder.whisper.embed_positions.weight"] = positions
     stored["model.embed_tokens.weight"] = stored["lm_head.weight"].clone()
-    save_file(dict(sorted(stored.items())), folder / "model.safetensors", {"format": "pt"})
+    content = save_tensors(dict(sorted(stored.items())), {"format": "pt"})
+    files.write(folder / "model.safetensors", content)  # training may be killed here
     named = "bfloat16" if dtype == torch.bfloat16 else "float32"
     _write_json(folder / "config.json", {**config, "torch_dtype": named})
     tokenizer.save(str(folder / "tokenizer.json"))
