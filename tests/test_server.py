@@ -873,3 +873,17 @@ def target(link: Path) -> str:
         return str(link.readlink())
     except OSError:
         return ""
+
+
+def test_what_is_wrong_with_an_audio_is_in_the_answer(server: Served, clip: Path) -> None:
+    samples, rate = soundfile.read(clip)
+    data = wav(samples, rate)[:-8000]
+    for kind in ("json", "verbose_json"):
+        found = server.post(OPENAI, {"file": data, "response_format": kind})
+        (warning,) = found.json["warnings"]
+        assert warning["kind"] == "cut"
+        assert "its header says" in warning["message"]
+        assert found.headers["ark-warnings"] == "cut"
+    assert server.post(ASR, {"file": data}).json["warnings"][0]["kind"] == "cut"
+    assert server.post(OPENAI, {"file": data, "response_format": "text"}).headers["ark-warnings"]
+    assert "warnings" not in server.post(OPENAI, {"file": clip}).json

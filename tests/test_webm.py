@@ -18,7 +18,7 @@ import pytest
 import soundfile  # pyright: ignore[reportMissingTypeStubs]
 from conftest import Sample
 
-from ark_asr_onnx import AudioError
+from ark_asr_onnx import AudioError, AudioWarning
 from ark_asr_onnx.audio import containers, sources, webm
 
 UNKNOWN = b"\x01" + b"\xff" * 7
@@ -170,6 +170,27 @@ def test_what_was_cut_off_is_heard_and_told(packets: list[bytes], share: float) 
     with pytest.warns(UserWarning, match="audio bytes: cut off: its end is missing"):
         found = sources.read(data[: round(share * len(data))])
     assert len(found) == pytest.approx(share * len(rest) * 320, rel=0.2)
+
+
+def test_what_ends_between_two_elements_was_cut_off_too(packets: list[bytes]) -> None:
+    head, _, *rest = packets
+    data = file(track_entry(head), cluster(simple(rest[:50])) + cluster(simple(rest[50:])))
+    at = data.index(b"\x1f\x43\xb6\x75", data.index(b"\x1f\x43\xb6\x75") + 1)  # the second
+    told: list[AudioWarning] = []
+    found = sources.read(data[:at], on_warning=told.append)
+    assert len(found) == pytest.approx(50 * 320, abs=320)
+    assert [warning.kind for warning in told] == ["cut"]
+
+
+def test_what_follows_a_recording_is_said_or_heard(packets: list[bytes]) -> None:
+    head, _, *rest = packets
+    data = file(track_entry(head), cluster(simple(rest)))
+    whole = sources.read(data)
+    for tail, kinds in ((bytes(3000), ["unused"]), (data, [])):
+        told: list[AudioWarning] = []
+        found = sources.read(data + tail, on_warning=told.append)
+        assert [warning.kind for warning in told] == kinds
+        assert len(found) == pytest.approx(len(whole) * (1 if kinds else 2), abs=640)
 
 
 @pytest.mark.parametrize(

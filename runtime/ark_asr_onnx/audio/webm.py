@@ -36,6 +36,14 @@ class _Cut(Exception):
     """The stream ends within an element."""
 
 
+class _Over(Exception):
+    """What follows the last element is none."""
+
+    def __init__(self, n_bytes: int) -> None:
+        super().__init__()
+        self.n_bytes = n_bytes
+
+
 @dataclass(slots=True)
 class _Track:
     number: int = 0
@@ -93,6 +101,9 @@ def _packets(stream: BinaryIO, name: str, on_warning: OnWarning) -> Generator[tu
                 last = None
     except _Cut:
         on_warning(AudioWarning("cut", "cut off: its end is missing; copy it again"))
+    except _Over as over:
+        what = f"{over.n_bytes} bytes after the end of the audio"
+        on_warning(AudioWarning("unused", f"{what} are no audio and were not heard"))
     if track is None:
         what = f"its tracks are {', '.join(others)}" if others else "it has no tracks"
         raise NoOpusError(
@@ -106,10 +117,18 @@ def _packets(stream: BinaryIO, name: str, on_warning: OnWarning) -> Generator[tu
 def _elements(stream: BinaryIO, name: str) -> Iterator[tuple[int, bytes]]:
     """Elements that matter, wherever they stand, and their content."""
     wanted = {_TRACK_ENTRY, _SIMPLE_BLOCK, _BLOCK, _DISCARD_PADDING}
+    end = 0  # of everything that says how long it is
     while (first := stream.read(1)) != b"":
-        element = _number(first, stream, keeps_marker=True, most=4, name=name)
+        at = stream.tell() - 1
+        try:
+            element = _number(first, stream, keeps_marker=True, most=4, name=name)
+        except (AudioError, _Cut):
+            if 0 < end <= at:
+                raise _Over(stream.seek(0, 2) - at) from None
+            raise
         size = _number(_exactly(stream, 1), stream, keeps_marker=False, most=8, name=name)
         if element in _ENTERED:
+            end = max(end, stream.tell() + size if size >= 0 else 0)
             continue
         if size < 0:
             raise AudioError(f"{name}: damaged WebM, an element of unknown size; record it again")
@@ -119,6 +138,8 @@ def _elements(stream: BinaryIO, name: str) -> Iterator[tuple[int, bytes]]:
         if size > _LARGEST:
             raise AudioError(f"{name}: damaged WebM, a block of {size} bytes; copy it again")
         yield element, _exactly(stream, size)
+    if stream.tell() < end:
+        raise _Cut
 
 
 def _number(first: bytes, stream: BinaryIO, *, keeps_marker: bool, most: int, name: str) -> int:

@@ -10,7 +10,7 @@ import json
 import math
 import zlib
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from ..package.contract import Tokens
@@ -55,6 +55,7 @@ def upstream(transcript: Transcript, request: Request, model: Model, seconds: fl
             "latency_s": round(seconds, 6),
             "prompt_tokens": model.n_prompt,
             "sampling": {"max_new_tokens": request.max_new_tokens, **_UPSTREAM_SAMPLING},
+            **_doubts(transcript),
         }
     )
 
@@ -76,7 +77,11 @@ def body(transcript: Transcript, request: Request, model: Model) -> bytes:
 
 
 def _short(transcript: Transcript, request: Request, model: Model) -> dict[str, Any]:
-    found: dict[str, Any] = {"text": transcript.text, "usage": usage(transcript.segments, model)}
+    found: dict[str, Any] = {
+        "text": transcript.text,
+        "usage": usage(transcript.segments, model),
+        **_doubts(transcript),
+    }
     if request.wants_logprobs:
         found["logprobs"] = logprobs(transcript.segments, model)
     return found
@@ -91,7 +96,14 @@ def verbose(transcript: Transcript, request: Request) -> dict[str, Any]:
         "text": transcript.text,
         "segments": _segments(transcript),
         "usage": {"type": "duration", "seconds": math.ceil(transcript.duration)},
+        **_doubts(transcript),
     }
+
+
+def _doubts(transcript: Transcript) -> dict[str, Any]:
+    """What may be missing of the audio, or wrong with it, where there is something."""
+    found = [asdict(warning) for warning in transcript.warnings]
+    return {"warnings": found} if found else {}
 
 
 def _segments(transcript: Transcript) -> list[dict[str, Any]]:

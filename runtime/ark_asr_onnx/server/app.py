@@ -307,6 +307,8 @@ def _told(
     found = {"ark-ignored": ", ".join(asked.ignored)} if asked.ignored else {}
     if work is not None:
         found["ark-queue-ms"] = f"{1000 * work.queue_seconds:.0f}"
+    if transcript is not None and transcript.warnings:
+        found["ark-warnings"] = ", ".join(w.kind for w in transcript.warnings)
     if transcript is not None and transcript.timings.total:
         found["ark-rtfx"] = f"{transcript.rtfx:.1f}"
         found["server-timing"] = f"engine;dur={1000 * transcript.timings.total:.1f}"
