@@ -16,6 +16,7 @@ import platform
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -36,9 +37,11 @@ class Subject:
     def __init__(
         self, name: str, arguments: Mapping[str, Any], python: str = sys.executable
     ) -> None:
+        # A file: a pipe that nobody reads is full after 64 kB of warnings, and the subject waits.
+        self._complaints = tempfile.TemporaryFile()  # noqa: SIM115 - as long as the process
         self._process = subprocess.Popen(
             [python, ROOT / "benchmarks" / "subjects.py", name, json.dumps(dict(arguments))],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._complaints, text=True,
             env={**os.environ, "PYTHONPATH": _PATH, "TOKENIZERS_PARALLELISM": "false"},
         )  # fmt: skip
         self.pid = self._process.pid
@@ -53,17 +56,23 @@ class Subject:
         return self._answer()
 
     def _answer(self) -> Any:
-        assert self._process.stdout is not None and self._process.stderr is not None
+        assert self._process.stdout is not None
         line = self._process.stdout.readline()
         if not line:
-            raise SystemExit(f"a subject ended: {self._process.stderr.read()[-2000:]}")
+            self._process.wait()
+            self._complaints.seek(0)
+            said = self._complaints.read().decode("utf-8", "replace")
+            raise SystemExit(f"a subject ended: {said[-2000:]}")
         return json.loads(line)
 
     def close(self) -> None:
         """End the process."""
-        assert self._process.stdin is not None
-        self._process.stdin.close()
+        assert self._process.stdin is not None and self._process.stdout is not None
+        with contextlib.suppress(BrokenPipeError):  # a question that it did not live to read
+            self._process.stdin.close()
         self._process.wait()
+        self._process.stdout.close()
+        self._complaints.close()
 
 
 @dataclass

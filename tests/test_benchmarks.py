@@ -94,6 +94,27 @@ def test_a_missed_target_is_told_and_is_the_exit_status() -> None:
         assert ("| b | 1.5 | 4.5 | s | 3.00 | >= 4 | MISSED |" in done.stdout) == (n == 2)
 
 
+@pytest.mark.skipif(not Path("/bin/sh").exists(), reason="a shell script stands for Python")
+def test_a_subject_may_complain_at_any_length(tmp_path: Path) -> None:
+    import lab
+
+    script = tmp_path / "python"
+    script.write_text("""#!/bin/sh
+head -c 1000000 /dev/zero | tr '\\0' w >&2
+echo '"ready"'
+read question
+echo 5
+read question
+echo the last word >&2
+""")
+    script.chmod(0o755)
+    subject = lab.Subject("native", {}, str(script))
+    assert subject("anything") == 5
+    with pytest.raises(SystemExit, match=r"a subject ended: w+the last word"):
+        subject("anything")
+    subject.close()
+
+
 def test_native_and_emulated_runs_are_compared(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
