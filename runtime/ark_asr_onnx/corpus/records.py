@@ -1,22 +1,39 @@
 """What a batch's input says: JSON Lines, one object for each piece of audio.
 
-The fields are those of ``open-audio-opd``'s inference script. Whether the audio exists and can be
-read is found when it is transcribed, not here.
+The fields are those of ``open-audio-opd``'s inference script; those of NeMo's manifests and of
+Hugging Face's ``metadata.jsonl`` are understood. Whether the audio exists and can be read is found
+when it is transcribed, not here.
 """
 
 from __future__ import annotations
 
 import codecs
+import contextlib
+import gzip
+import io
 import json
 import math
 import os
+import re
+import stat
+import zlib
+from collections.abc import Generator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn, cast
+from typing import Any, BinaryIO, NoReturn, cast
+from urllib.parse import urlsplit
 
 from ..errors import RecordsError
 
 _MOST_SECONDS = 1e9  # below it, a position in samples is exact
+_MOST_LINES = 10_000_000
+_MOST_LINE_BYTES = 8 << 20  # one object of them takes up to 200 MB of memory
+_MOST_DIGITS = 1000  # of an integer: Python refuses to write those of more than 4300
+
+_NEMO, _HUGGING_FACE = "audio_filepath", "file_name"
+_TEXTS = ("transcription", "transcript", "sentence")  # where there is no text
+_LHOTSE = {"recording", "supervisions", "sources", "recording_id", "mixed_cuts", "tracks"}
+_URL = re.compile("([a-z][a-z0-9+.-]+)://", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,52 +50,155 @@ class Record:
 
 
 def read_records(path: str | os.PathLike[str], needs_text: bool = False) -> list[Record]:
-    """Every record of a JSON Lines file, in order.
+    """Every record of a JSON Lines file, in order; of UTF-8 or, with its mark, UTF-16; or gzipped.
 
-    Blank lines are skipped. ``audio`` is required, ``text`` too if ``needs_text``; ``begin_time``
-    and ``end_time`` are seconds, negative (upstream's default is -1) or null for none; ``task``,
-    if present, is ``asr``. Raises :class:`RecordsError` for the first line that is wrong, so that
-    no work starts on half a list.
+    Blank lines are skipped. ``audio`` is required, a path or ``file:`` URL, ``text`` too if
+    ``needs_text``; ``begin_time`` and ``end_time`` are seconds, negative (upstream's default is -1)
+    or null for none; ``task``, if present, is ``asr``. NeMo's ``audio_filepath`` or Hugging Face's
+    ``file_name`` may stand for ``audio``, ``offset`` and ``duration`` for the times,
+    ``transcription``, ``transcript`` or ``sentence`` for ``text``. Raises :class:`RecordsError` for
+    the first line that is wrong, so that no work starts on half a list.
     """
     path = Path(path)
-    records: list[Record] = []
     try:
-        with path.open("rb") as file:
-            for number, line in enumerate(file, 1):
-                content = line.removeprefix(codecs.BOM_UTF8) if number == 1 else line
-                if content.strip():
-                    records.append(_record(content, path, number, needs_text))
-    except OSError as error:
-        raise RecordsError(f"{path}: cannot be read ({error.strerror or error})") from error
-    return records
+        mode = path.stat().st_mode
+        if not stat.S_ISREG(mode):  # opening a pipe may wait for ever, a device may never end
+            found = "a folder" if stat.S_ISDIR(mode) else "a pipe or a device"
+            raise RecordsError(f"{path}: is {found}, expected a file of JSON Lines")
+        with path.open("rb") as file, contextlib.closing(_lines(file, path)) as lines:
+            return [
+                _record(line, path, number, needs_text) for number, line in lines if line.strip()
+            ]
+    except (OSError, EOFError, zlib.error) as error:
+        complaint = getattr(error, "strerror", None) or error
+        raise RecordsError(f"{path}: cannot be read ({complaint})") from error
+
+
+def _lines(file: BinaryIO, path: Path) -> Generator[tuple[int, bytes]]:
+    """Numbers from 1 and lines in UTF-8, whatever they are in the file."""
+    magic = file.read(2)
+    file.seek(0)
+    source = io.BufferedReader(gzip.GzipFile(fileobj=file)) if magic == b"\x1f\x8b" else file
+    start = source.read(4)
+    encoding = json.detect_encoding(start)
+    source.seek(len(codecs.BOM_UTF8) if encoding == "utf-8-sig" else 0)
+    is_utf8 = encoding.startswith("utf-8")
+    text = None if is_utf8 else io.TextIOWrapper(source, encoding, newline="\n")
+    size = _MOST_LINE_BYTES + 1
+    try:
+        for number in range(1, _MOST_LINES + 2):
+            line = source.readline(size) if text is None else text.readline(size).encode()
+            if not line:
+                return
+            if len(line) > _MOST_LINE_BYTES:
+                raise RecordsError(f"{path}:{number}: is longer than {_MOST_LINE_BYTES >> 20} MiB")
+            yield number, line
+        raise RecordsError(f"{path}: has more than {_MOST_LINES} lines; split it")
+    except UnicodeError as error:
+        raise RecordsError(f"{path}: {error}") from error
+    finally:
+        if text is not None:
+            text.detach()  # or the file would be closed here, with a warning
 
 
 def _record(line: bytes, path: Path, number: int, needs_text: bool) -> Record:
     """The record that a line holds; every complaint names file and line."""
     try:
         fields = _object(line)
-        audio = _text(fields, "audio", required=True)
-        text = _text(fields, "text", required=needs_text)
-        begin, end = _seconds(fields, "begin_time"), _seconds(fields, "end_time")
+        is_nemo = fields.get("audio") is None and _NEMO in fields
+        audio = _audio(fields)
+        text = _text(fields, "text")
+        fields.pop("text", None)
+        if text is None:
+            others = (fields.get(key) for key in _TEXTS)
+            text = next((x for x in others if isinstance(x, str)), None)
+        if text is None and needs_text:
+            raise ValueError("text is missing")
+        begin, end = _part(fields, is_nemo)
         if fields.get("task", "asr") != "asr":
             raise ValueError(f"task is {_show(fields['task'])}, only 'asr' can be done")
-        if not audio or "\0" in audio:
-            raise ValueError(f"audio is {_show(audio)}, must name a file")
-        os.fsencode(audio)  # half a surrogate pair is no file name
-        if end is not None and end <= (begin or 0):
-            raise ValueError(f"end_time {end:g} is not after begin_time {begin or 0:g}")
+        place = path.parent / _local(audio)
     except ValueError as error:
         raise RecordsError(f"{path}:{number}: {error}") from error
-    return Record(number, audio, path.parent / audio, text, begin, end, fields)
+    return Record(number, audio, place, text, begin, end, fields)
+
+
+def _audio(fields: dict[str, object]) -> str:
+    """What names the audio, taken out of the fields unless it has another toolkit's name."""
+    names = ("audio", _NEMO, _HUGGING_FACE)
+    key = next((key for key in names if fields.get(key) is not None), "audio")
+    audio = _text(fields, key)
+    fields.pop("audio", None)
+    if audio is not None:
+        return audio
+    if _LHOTSE & fields.keys():
+        raise ValueError(
+            "audio is missing: manifests of Lhotse are not read; write audio, begin_time, "
+            "end_time and text"
+        )
+    has = f"; the line has {_show(', '.join(fields))}" if fields else ""
+    raise ValueError(f"audio is missing{has}")
+
+
+def _part(fields: dict[str, object], is_nemo: bool) -> tuple[float | None, float | None]:
+    """Begin and end, taken out of the fields; NeMo's ``offset`` and ``duration`` stay there.
+
+    Beside NeMo's name for the audio, ``duration`` alone counts, as it does there.
+    """
+    begin, end = _seconds(fields, "begin_time"), _seconds(fields, "end_time")
+    fields.pop("begin_time", None)
+    fields.pop("end_time", None)
+    offset = _seconds(fields, "offset")
+    if offset is not None or is_nemo:
+        duration = _seconds(fields, "duration")
+        if duration == 0:
+            raise ValueError("duration is 0, must be positive")
+        stop = None if duration is None else (offset or 0) + duration
+        for name, given, theirs in (("begin_time", begin, offset), ("end_time", end, stop)):
+            if given is not None and theirs is not None and given != theirs:
+                raise ValueError(
+                    f"{name} is {given:g}, but offset and duration say {theirs:g}; give one of them"
+                )
+        begin = offset if begin is None else begin
+        end = stop if end is None else end
+    if end is not None and end <= (begin or 0):
+        raise ValueError(f"end_time {end:g} is not after begin_time {begin or 0:g}")
+    return begin, end
+
+
+def _local(audio: str) -> str:
+    """The path that is meant; a relative one is still relative."""
+    path = audio
+    if audio.lower().startswith("file:"):
+        from urllib.request import url2pathname  # takes long to import
+
+        url = urlsplit(audio)
+        if url.netloc not in ("", "localhost"):
+            raise ValueError(f"audio is {_show(audio)}, a file of another computer")
+        path = url2pathname(url.path)
+    elif _URL.match(audio):
+        raise ValueError(f"audio is {_show(audio)}, must be a file here; download it first")
+    elif audio.startswith("~"):
+        path = os.path.expanduser(audio)  # noqa: PTH111 - it does not fail without a home
+    if not path or "\0" in path:
+        raise ValueError(f"audio is {_show(audio)}, must name a file")
+    os.fsencode(path)  # half a surrogate pair is no file name
+    return path
 
 
 def _object(line: bytes) -> dict[str, object]:
     """The JSON object of a line, of finite numbers only: others could not be written again."""
     text = line.decode("utf-8").rstrip("\r\n")
     try:
-        parsed: Any = json.loads(text, parse_constant=_refuse, parse_float=_finite)
+        parsed: Any = json.loads(
+            text, parse_constant=_refuse, parse_float=_finite, parse_int=_integer
+        )
     except json.JSONDecodeError as error:
-        raise ValueError(f"is no JSON: {error.msg} (column {error.colno})") from error
+        hint = "" if text.lstrip()[:1] in ("{", "[", '"') else (
+            "; tables and Kaldi's wav.scp are not read, write a line such as "
+            '{"audio": "a.wav"} for each'
+        )  # fmt: skip
+        raise ValueError(f"is no JSON: {error.msg} (column {error.colno}){hint}") from error
     except RecursionError as error:
         raise ValueError("is nested too deeply") from error
     if not isinstance(parsed, dict):
@@ -97,19 +217,23 @@ def _finite(number: str) -> float:
     return value
 
 
-def _text(fields: dict[str, object], key: str, *, required: bool) -> str | None:
-    """Take a string out of the fields."""
-    value = fields.pop(key, None)
-    if value is None and required:
-        raise ValueError(f"{key} is missing")
+def _integer(digits: str) -> int:
+    if len(digits) > _MOST_DIGITS:
+        raise ValueError(f"{_show(digits)} is too large a number")
+    return int(digits)
+
+
+def _text(fields: dict[str, object], key: str) -> str | None:
+    """A string of the fields."""
+    value = fields.get(key)
     if value is not None and not isinstance(value, str):
         raise ValueError(f"{key} is {_show(value)}, must be a string")
     return value
 
 
 def _seconds(fields: dict[str, object], key: str) -> float | None:
-    """Take a time out of the fields."""
-    value = fields.pop(key, None)
+    """A time of the fields."""
+    value = fields.get(key)
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, int | float) or abs(value) > _MOST_SECONDS:
