@@ -575,7 +575,7 @@ def test_failures_count_wherever_they_were(
         ("", "no lines"),
         ('{"audio": "a.wav"}', "text is missing"),
         ("[]", "must be a JSON object"),
-        ('{"audio": "a.wav", "text": "b", "language": "English"}', ":1: language 'English'"),
+        ('{"audio": "a.wav", "text": "b", "language": "xx"}', ":1: language 'xx' is unknown"),
     ],
 )
 def test_a_bad_manifest_is_one_line(

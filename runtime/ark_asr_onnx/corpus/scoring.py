@@ -1,17 +1,21 @@
 """References and hypotheses in, error rates out: how many words and characters are wrong.
 
 Error counts are jiwer's, normalisation is Whisper's (``whisper-normalizer``), as on the Open ASR
-leaderboard; both come with the extra ``eval`` and are imported when first needed. Nothing is
-transcribed or read here. Rates are in per cent, differences of rates in points.
+leaderboard, mended where it would lose what was said; both come with the extra ``eval`` and are
+imported when first needed. Nothing is transcribed or read here. Rates are in per cent, differences
+of rates in points.
 
-References with Chinese, Japanese or Korean in them are counted by characters, as open-audio-opd's
-evaluation does. Unlike there, words heard where the reference is empty are errors: they add to the
-errors and nothing to the length of the reference.
+What is written without spaces between words is counted by characters, the rest by words, also
+within a text: six Chinese characters and an English word are seven words. Korean, which has spaces,
+is counted by syllables all the same, as open-audio-opd's evaluation does. Unlike there, words heard
+where the reference is empty are errors: they add to the errors and nothing to the length of the
+reference.
 """
 
 from __future__ import annotations
 
 import re
+import unicodedata
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,6 +26,7 @@ import numpy as np
 
 from ..arrays import I64
 from ..errors import MissingExtraError
+from . import english
 
 Interval: TypeAlias = tuple[float, float]  # 2.5th and 97.5th percentile of resampled rows
 
@@ -30,13 +35,29 @@ N_FLIPS = 10_000  # of the permutation test
 _SEED = 0
 _MAX_CELLS = 1 << 22  # random numbers drawn at a time: 32 MB
 
-_BY_CHARACTER = {"zh", "cmn", "yue", "ja", "ko"}
-_LANGUAGE = re.compile(r"([a-z]{2,3})([-_].*)?", re.IGNORECASE)
-_CJK = re.compile(
+# Characters that count as words, of scripts without spaces between words, and of Korean.
+_CHARACTER = (
     "[\u3005-\u3007\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"  # ideographs
+    "\u3001-\u3003\u3008-\u3011\u3014-\u301f\uff01-\uff0f\uff1a-\uff20\uff3b-\uff40\uff5b-\uff65"
     "\u3041-\u309f\u30a1-\u30fa\u30fc-\u30ff\u31f0-\u31ff\uff66-\uff9f"  # kana
-    "\u1100-\u11ff\u3131-\u318e\ua960-\ua97f\uac00-\ud7ff]"  # hangul
+    "\u3105-\u312f\u31a0-\u31bf"  # Mandarin's phonetic letters
+    "\u1100-\u11ff\u3131-\u318e\ua960-\ua97f\uac00-\ud7ff"  # hangul
+    "\u0e01-\u0e4e\u0e81-\u0ece\u0edc-\u0edf"  # Thai, Lao
+    "\u1000-\u103f\u1050-\u108f\u109a-\u109f\ua9e0-\ua9ef\ua9fa-\ua9fe\uaa60-\uaa7f"  # Burmese
+    "\u1780-\u17dd]"  # Khmer
 )
+_UNIT = re.compile(f"{_CHARACTER}|(?:(?!{_CHARACTER})\\S)+")
+_BY_CHARACTER = re.compile(_CHARACTER)
+_LATIN = re.compile(
+    "[A-Za-z\u00aa\u00b5\u00ba\u00c0-\u02af\u1d00-\u1dbf\u1e00-\u1eff\u2c60-\u2c7f\ua720-\ua7ff]"
+)
+# What nobody sees or hears: formats such as joiners, variants of glyphs, Arabic's lengthening.
+_UNHEARD = re.compile(
+    "[\u00ad\u034f\u0640\u061c\u180b-\u180f\u200b-\u200f\u202a-\u202e\u2060-\u206f\ufe00-\ufe0f\ufeff"
+    "\U000e0000-\U000e0fff]"
+)
+_NO_LANGUAGE = ("und", "mul", "mis", "zxx")  # undetermined, several, uncoded, none
+_DOTTED_I = {ord("İ"): "i", ord("I"): "\u0131"}  # of Turkish and Azerbaijani
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +67,7 @@ class Score:
     ref_clean: str  # what was compared: the texts after normalisation
     pred_clean: str
     wer_errors: int  # substitutions, deletions and insertions of words
-    ref_words: int  # words of the reference; characters where these are counted instead
+    ref_words: int  # words of the reference, or characters of scripts without spaces
     cer_errors: int  # the same of characters, spaces left out
     ref_chars: int
 
@@ -92,51 +113,88 @@ class Comparison:
 def score(
     reference: str, hypothesis: str, language: str | None = None, normalize: bool = True
 ) -> Score:
-    """The errors of a hypothesis, by words, or by characters in Chinese, Japanese and Korean.
+    """The errors of a hypothesis, by words, or by characters where there are no spaces.
 
-    ``language`` is a code such as ``en``, ``zh`` or ``pt-BR``; without one, references with CJK
-    ideographs, kana or hangul are taken for Chinese, all others for English. Raises
-    :class:`ValueError` for what is no code, :class:`MissingExtraError` without the extra ``eval``.
+    ``language`` decides on the normalisation: a code such as ``en``, ``zho`` or ``pt-BR``, or a
+    name such as ``German``; without one, a reference without a word of another script than Latin
+    is taken for English. Raises :class:`ValueError` for what is no language,
+    :class:`MissingExtraError` without the extra ``eval``.
     """
-    language = language or ("zh" if _CJK.search(reference) else "en")
-    clean = normalizer(language, normalize)
+    clean = normalizer("en" if language is None and _is_latin(reference) else language, normalize)
     ref_clean, pred_clean = clean(reference), clean(hypothesis)
     ref_chars, pred_chars = ref_clean.replace(" ", ""), pred_clean.replace(" ", "")
+    ref_words, pred_words = _UNIT.findall(ref_clean), _UNIT.findall(pred_clean)
     try:
         import jiwer
     except ImportError as error:
         raise _missing("jiwer") from error
-    found = jiwer.process_characters(ref_chars, pred_chars)
-    cer_errors = found.substitutions + found.deletions + found.insertions
-    if _primary(language) in _BY_CHARACTER:
-        wer_errors, ref_words = cer_errors, len(ref_chars)
-    else:
-        found = jiwer.process_words(ref_clean, pred_clean)
-        wer_errors = found.substitutions + found.deletions + found.insertions
-        ref_words = len(ref_clean.split())
-    return Score(ref_clean, pred_clean, wer_errors, ref_words, cer_errors, len(ref_chars))
+    chars = jiwer.process_characters(ref_chars, pred_chars)
+    words = jiwer.process_words(" ".join(ref_words), " ".join(pred_words))
+    return Score(
+        ref_clean,
+        pred_clean,
+        words.substitutions + words.deletions + words.insertions,
+        len(ref_words),
+        chars.substitutions + chars.deletions + chars.insertions,
+        len(ref_chars),
+    )
 
 
 @cache
 def normalizer(language: str | None, normalize: bool = True) -> Callable[[str], str]:
-    """What makes texts of a language comparable; None is English.
+    """What makes texts of a language comparable; None is any but English.
 
-    Whisper's ``EnglishTextNormalizer``, for other languages its ``BasicTextNormalizer``, or with
-    ``normalize`` off nothing; then white space is stripped and collapsed. Raises as :func:`score`.
+    Whisper's ``EnglishTextNormalizer``, see :mod:`english`; for other languages its
+    ``BasicTextNormalizer``, which keeps marks and what they say: vowels, tones. Then, or with
+    ``normalize`` off alone, white space is stripped and collapsed. Raises as :func:`score`.
     """
-    primary = _primary(language or "en")
+    code = None if language is None else _code(language)
     if not normalize:
         return _collapsed
     try:
-        with warnings.catch_warnings():
-            # 0.1.15 has a docstring with an invalid escape: a warning wherever it is compiled.
-            warnings.simplefilter("ignore")
-            from whisper_normalizer import basic, english  # pyright: ignore[reportMissingTypeStubs]
+        clean = english.normalizer() if code == "en" else _basic(code)
     except ImportError as error:
         raise _missing("whisper-normalizer") from error
-    whisper = english.EnglishTextNormalizer if primary == "en" else basic.BasicTextNormalizer
-    clean = cast(Callable[[str], str], whisper())
     return lambda text: _collapsed(clean(text))
+
+
+def _is_latin(text: str) -> bool:
+    """Whether no word is of another script; a letter alone, as in formulas, is no word."""
+    if _BY_CHARACTER.search(text):
+        return False
+    for word in unicodedata.normalize("NFKC", text).split():
+        letters = [c for c in word if unicodedata.category(c)[0] in "LM" and not _LATIN.match(c)]
+        if len(letters) > 1:
+            return False
+    return True
+
+
+def _basic(code: str | None) -> Callable[[str], str]:
+    """Whisper's normaliser for every language but English."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # as in english.py
+        from whisper_normalizer import basic  # pyright: ignore[reportMissingTypeStubs]
+    clean = cast(Callable[[str], str], basic.BasicTextNormalizer(preserve_marks=True))
+    table = _DOTTED_I if code in ("tr", "az") else {ord("İ"): "i"}  # lower() gives two characters
+    return lambda text: clean(_UNHEARD.sub("", text).translate(table))
+
+
+def _code(language: str) -> str | None:
+    """ISO 639's shortest code of a language given by code, BCP 47 tag or name; None: of none."""
+    try:
+        import langcodes
+    except ImportError as error:
+        raise _missing("langcodes") from error
+    tag = language.strip().replace("_", "-")
+    try:
+        found = langcodes.Language.get(tag) if langcodes.tag_is_valid(tag) else None
+        found = found or langcodes.find(language if len(language) > 2 else "")
+    except (LookupError, ValueError) as error:
+        raise ValueError(
+            f"language {language!r} is unknown; give a code such as en, zho or pt-BR, or a name "
+            "such as German"
+        ) from error
+    return None if found.language in _NO_LANGUAGE else found.language
 
 
 def report(
@@ -230,13 +288,6 @@ def comparison_summary(comparison: Comparison, names: tuple[str, str]) -> str:
         f"CER of {ours} minus {other}: {_difference(comparison.cer)}\n"
         f"fewer word errors: {ours} in {comparison.n_better} rows, {other} in {comparison.n_worse}"
     )
-
-
-def _primary(language: str) -> str:
-    """``en`` of ``en``, ``EN-us`` or ``en_us``."""
-    if code := _LANGUAGE.fullmatch(language):
-        return code[1].lower()
-    raise ValueError(f"language {language!r} is no code such as en, zh or pt-BR")
 
 
 def _collapsed(text: str) -> str:
