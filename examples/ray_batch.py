@@ -24,7 +24,8 @@ from ray.data.datasource import BlockBasedFileDatasink
 
 import ark_asr_onnx
 from ark_asr_onnx import ArkError, RecordsError
-from ark_asr_onnx.corpus.batch import output_row, record_clip, row_line
+from ark_asr_onnx.corpus.batch import output_row, record_clip
+from ark_asr_onnx.corpus.journal import row_line
 from ark_asr_onnx.corpus.records import read_records
 
 

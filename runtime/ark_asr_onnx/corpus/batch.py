@@ -1,7 +1,9 @@
 """JSON Lines in, JSON Lines out: a row for each record, in order, continued where it stopped.
 
-What is in the output file is done. A row is written whole as soon as it and those before it are
-finished, so that a run that is killed loses only what was in work.
+What is in the output file is done, unless it failed or its audio has changed since. A row is
+written whole as soon as it and those before it are finished, so that a run that is killed loses
+only what was in work. What has to be done again is noted in the journal, row by row, and merged
+into the output when all of it is done, or the run ends.
 """
 
 from __future__ import annotations
@@ -9,22 +11,25 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import sys
+import shutil
 import time
-from collections.abc import Callable, Generator, Sequence
-from dataclasses import dataclass
-from io import FileIO
+import warnings
+from collections import Counter, deque
+from collections.abc import Callable, Generator, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
-from .. import Clip, Options, Splitting, Transcriber, Transcript
+from .. import Clip, Options, Package, Splitting, Transcriber, Transcript, files
 from ..decoding.slots import DEFAULT_SLOTS
 from ..errors import ArkError, RecordsError
+from . import journal
+from .identity import AudioState, Setup, Values, audio_state, is_changed, setup
+from .journal import Journal, Key, Row, row_line, write_all
 from .records import Record, read_records
-from .workers import transcribe_clips
+from .workers import end_if_unguarded, transcribe_clips
 
-if sys.platform != "win32":
-    import fcntl
+_RESULTS = ("pred_text", "pred_text_raw", "error", "finish_reason", "warnings")
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,11 +37,14 @@ class BatchResult:
     """What a run did."""
 
     n_records: int  # in the input, all of them with a row in the output now
-    n_done_before: int  # rows that were there already
+    n_done_before: int  # rows that were there already, and need not be done again
     n_failed: int  # rows with an error, in the whole output
     n_flagged: int  # rows with a finish_reason, likewise
     audio_seconds: float  # transcribed in this run
     elapsed_seconds: float  # of this run, opening the model included
+    n_warned: int = 0  # rows with warnings about their audio, in the whole output
+    n_again: int = 0  # rows done again: they had failed, or were of other audio
+    n_renewed: int = 0  # rows whose record has another text or other fields now
 
 
 def run_batch(
@@ -49,49 +57,73 @@ def run_batch(
     slots: int = DEFAULT_SLOTS,
     workers: int = 1,
     overwrite: bool = False,
+    package: Package | None = None,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> BatchResult:
     """Transcribe every record of a list into a row of the output, see :func:`output_row`.
 
-    An output that is there is continued, or begun anew with ``overwrite``. The transcriber is
-    opened only if there is work, and closed afterwards; with several ``workers``, processes that
-    open one each, ``open_transcriber`` must be picklable. ``on_progress`` is told the number of
-    rows in the output and of all records, first before any work.
+    An output that is there is continued, or begun anew with ``overwrite``: rows with an error are
+    done again, rows of audio that has changed too; rows whose record has another text or other
+    fields are renewed. ``OUTPUT.meta`` beside it holds what that takes, and with which model and
+    options the rows were made: the output of others is refused. ``package`` is what
+    ``open_transcriber`` opens; without it, another model is noticed only when it is opened.
+
+    The transcriber is opened only if there is work, and closed afterwards; with several
+    ``workers``, processes that open one each, ``open_transcriber`` must be picklable.
+    ``on_progress`` is told the number of rows that are done and of all records, first before any
+    work.
 
     Raises :class:`RecordsError` for an input that :func:`read_records` refuses and for an output
-    of another input, or that another process writes; :class:`DecodeError` when a worker dies. Audio
-    that fails is a row with an ``error``.
+    of another input, model or options, or that another process writes; :class:`DecodeError` when a
+    worker dies. Audio that fails is a row with an ``error``.
     """
+    end_if_unguarded()
     start = time.perf_counter()
     if slots < 1 or workers < 1:
         raise ValueError(f"slots is {slots}, workers {workers}: both must be at least 1")
-    records, path = read_records(input_path), Path(output_path)
-    with _open_output(path, Path(input_path), overwrite=overwrite) as output:
-        n_done, n_failed, n_flagged = _resume(output, path, records)
-        n_done_before, audio_seconds = n_done, 0.0
+    records = read_records(input_path)
+    now = setup(options, splitting, package)
+    path = Path(output_path)
+    with _opened(path, Path(input_path), records, now, overwrite=overwrite) as output:
+        n_done_before = len(records) - len(output.to_do)
         if on_progress:
-            on_progress(n_done, len(records))
-        remaining = records[n_done:]
+            on_progress(n_done_before, len(records))
+        states: deque[AudioState | None] = deque()
+
+        def clips() -> Iterator[Clip]:
+            for i in output.to_do:
+                states.append(audio_state(records[i].path))
+                yield record_clip(records[i])
+
+        audio_seconds = 0.0
         results = transcribe_clips(
             open_transcriber,
-            [record_clip(record) for record in remaining],
+            clips(),
             options=options,
             splitting=splitting,
             slots=slots,
-            workers=workers,
+            workers=min(workers, len(output.to_do)),
+            on_open=output.agree,
         )
         with contextlib.closing(results):
-            for record, result in zip(remaining, results, strict=True):
-                _append(output, path, row_line(row := output_row(record, result)))
-                n_done += 1
-                n_failed += "error" in row
-                n_flagged += "finish_reason" in row
+            for n, (i, result) in enumerate(zip(output.to_do, results, strict=True), 1):
+                output.add(i, output_row(records[i], result), states.popleft())
                 if not isinstance(result, ArkError):
                     audio_seconds += result.duration
                 if on_progress:
-                    on_progress(n_done, len(records))
-    elapsed = time.perf_counter() - start
-    return BatchResult(len(records), n_done_before, n_failed, n_flagged, audio_seconds, elapsed)
+                    on_progress(n_done_before + n, len(records))
+    counts = output.counts
+    return BatchResult(
+        n_records=len(records),
+        n_done_before=n_done_before,
+        n_failed=counts["error"],
+        n_flagged=counts["finish_reason"],
+        audio_seconds=audio_seconds,
+        elapsed_seconds=time.perf_counter() - start,
+        n_warned=counts["warnings"],
+        n_again=output.n_again,
+        n_renewed=output.n_renewed,
+    )
 
 
 def record_clip(record: Record) -> Clip:
@@ -99,104 +131,249 @@ def record_clip(record: Record) -> Clip:
     return Clip(record.path, begin_seconds=record.begin_seconds, end_seconds=record.end_seconds)
 
 
-def output_row(record: Record, result: Transcript | ArkError) -> dict[str, object]:
+def output_row(record: Record, result: Transcript | ArkError) -> Row:
     """The row of a record: the keys of ``open-audio-opd``'s inference script, in its order.
 
     They are ``audio``, ``text`` (empty if unknown), ``pred_text``, ``pred_text_raw`` (with special
     tokens), ``begin_time`` and ``end_time`` (-1 for none), and the record's other fields; last an
-    ``error`` where there was one, or the ``finish_reason`` of a doubtful text. An earlier run's
-    results among the fields make way for these.
+    ``error`` where there was one, or the ``finish_reason`` of a doubtful text, and ``warnings``
+    about the audio. An earlier run's results among the fields make way for these.
     """
-    failed = isinstance(result, ArkError)
-    row: dict[str, object] = {
+    if isinstance(result, ArkError):
+        return _row(record, {"error": str(result)})
+    found: Row = {"pred_text": result.text, "pred_text_raw": result.raw_text}
+    if result.finish_reason != "stop":
+        found["finish_reason"] = result.finish_reason
+    if result.warnings:
+        found["warnings"] = [warning.message for warning in result.warnings]
+    return _row(record, found)
+
+
+def _row(record: Record, result: Row) -> Row:
+    row: Row = {
         "audio": record.audio,
         "text": record.text or "",
-        "pred_text": "" if failed else result.text,
-        "pred_text_raw": "" if failed else result.raw_text,
+        "pred_text": result.get("pred_text", ""),
+        "pred_text_raw": result.get("pred_text_raw", ""),
         "begin_time": -1 if record.begin_seconds is None else record.begin_seconds,
         "end_time": -1 if record.end_seconds is None else record.end_seconds,
     }
-    ours = {*row, "error", "finish_reason"}
+    ours = {*row, *_RESULTS}
     row |= {key: value for key, value in record.fields.items() if key not in ours}
-    if failed:
-        row["error"] = str(result)
-    elif result.finish_reason != "stop":
-        row["finish_reason"] = result.finish_reason
-    return row
+    return row | {key: result[key] for key in _RESULTS[2:] if key in result}
 
 
-def row_line(row: dict[str, object]) -> bytes:
-    """A row as it is written: UTF-8, with line feed."""
-    text = json.dumps(row, ensure_ascii=False) + "\n"
-    # Half a surrogate pair has no UTF-8; with a backslash it is JSON's own notation for it.
-    return text.encode("utf-8", "backslashreplace")
+def _renewed(row: Row, record: Record) -> Row:
+    """A row with the text and the fields that its record has now; what others added stays."""
+    new = _row(record, {key: row[key] for key in _RESULTS if key in row})
+    new |= {key: value for key, value in row.items() if key not in new}
+    return row if row == new else new
+
+
+class _Output:
+    """The rows of a batch in a file, and what the journal beside it says of them."""
+
+    def __init__(
+        self, path: Path, records: Sequence[Record], notes: Journal, setup: Setup, *, is_fresh: bool
+    ) -> None:
+        self._path, self._records, self._notes, self._setup = path, records, notes, setup
+        self._keys = _keys(records)
+        self._is_fresh = is_fresh  # nothing that is there counts
+        self._n_rows = 0  # records up to the last one that has a row
+        self.to_do: list[int] = list(range(len(records)))  # records, by number from 0
+        self.n_again = self.n_renewed = 0
+        self.counts: Counter[str] = Counter()  # rows with an error, a finish_reason, warnings
+        self._file = path.open("a+b", buffering=0)
+        try:
+            if not is_fresh:
+                self._resume()
+        except BaseException:
+            self._file.close()
+            raise
+
+    def close(self) -> None:
+        """Merge what was done again, also when a run breaks off."""
+        try:
+            if self._notes.has_rows:
+                self._merge()
+            elif self._is_fresh and not self._records:
+                self._begin()
+        except OSError as error:
+            raise _unwritable(self._path, error) from error
+        finally:
+            self._file.close()
+
+    def agree(self, package: Values) -> None:
+        """Refuse the model that was opened if the rows are another's."""
+        self._setup = replace(self._setup, package=self._setup.package or package)
+        if not self._is_fresh:
+            self._check()
+
+    def add(self, i: int, row: Row, state: AudioState | None) -> None:
+        """Write the row of record ``i``, or note it if others follow it in the file."""
+        self.counts.update(row.keys())
+        try:
+            self._begin()
+            if i < self._n_rows:
+                self._notes.note(self._keys[i], state, row)
+                return
+            if self._notes.has_rows:
+                self._merge()
+            self._notes.note(self._keys[i], state)
+            write_all(self._file, row_line(row))
+        except OSError as error:
+            raise _unwritable(self._path, error) from error
+
+    def _begin(self) -> None:
+        """Let the journal say how rows are made, before there are any."""
+        if self._is_fresh:
+            self._file.truncate(0)
+            self._notes.begin(self._setup)
+            self._is_fresh = False
+        elif self._notes.setup is None:
+            self._notes.declare(self._setup)
+
+    def _check(self) -> None:
+        """Refuse rows that were made in another way than those to come."""
+        before = self._notes.setup
+        if before is None:
+            return
+        if found := self._setup.differences(before):
+            raise RecordsError(
+                f"{self._path}: was made with {', '.join(found)}; choose another output, or "
+                "--overwrite this one"
+            )
+
+    def _resume(self) -> None:
+        """Find what is done, and what there is to do."""
+        n_renewed = self._classify()
+        if not self._n_rows:
+            self._is_fresh = True
+            return
+        self._check()
+        if self._notes.setup is None:
+            warnings.warn(
+                f"{self._path}: does not say with which model and options it was made, as outputs "
+                "of older versions; it is continued as if with these",
+                stacklevel=6,
+            )
+            if self._setup.package:
+                self._notes.declare(self._setup)
+        if self._notes.has_rows or n_renewed:
+            self._merge()
+            self._classify()
+        self.n_renewed = n_renewed
+        self.n_again = sum(i < self._n_rows for i in self.to_do)
+
+    def _classify(self) -> int:
+        """Tell records with a good row from those to do; how many rows are to be renewed."""
+        n_renewed, self._n_rows, self.to_do = 0, 0, []
+        self.counts.clear()
+        for i, _, row in self._matched():
+            self.to_do += range(self._n_rows, i)
+            self._n_rows = i + 1
+            state = self._notes.audio(self._keys[i])
+            if "error" in row or (state and is_changed(self._records[i].path, state)):
+                self.to_do.append(i)
+            else:
+                self.counts.update(row.keys())
+            n_renewed += _renewed(row, self._records[i]) is not row
+        self.to_do += range(self._n_rows, len(self._records))
+        return n_renewed
+
+    def _matched(self) -> Iterator[tuple[int, bytes, Row]]:
+        """Numbers of records, with their lines and rows; a torn last one is cut off."""
+        n_bytes = due = 0
+        self._file.seek(0)
+        with open(self._file.fileno(), "rb", closefd=False) as lines:
+            for n_lines, line in enumerate(lines, 1):
+                is_torn = not line.endswith(b"\n") and due < len(self._records)
+                if is_torn and _begins_row_of(line, self._records[due]):
+                    self._file.truncate(n_bytes)
+                    return
+                row = _parsed(line)
+                place = row and (row.get("audio"), row.get("begin_time"), row.get("end_time"))
+                keys = range(due, len(self._keys))
+                i = next((i for i in keys if place == self._keys[i][:3]), None)
+                if row is None or i is None or "pred_text" not in row:
+                    raise RecordsError(
+                        f"{self._path}:{n_lines}: this row belongs to another input; choose "
+                        "another output, or --overwrite this one"
+                    )
+                yield i, line, row
+                n_bytes += len(line)
+                due = i + 1
+
+    def _merge(self) -> None:
+        """Put what was done again in the place of the rows that are there."""
+        target = Path(os.path.realpath(self._path))
+        with files.staging(target.parent) as folder:
+            is_new = False
+            with (folder / "rows").open("wb") as new:
+                for before, line in self._lines():
+                    is_new |= before != line
+                    new.write(line)
+                new.flush()
+                os.fsync(new.fileno())
+            if is_new:
+                shutil.copymode(target, folder / "rows")
+                self._file.close()
+                (folder / "rows").replace(target)
+                self._file = target.open("a+b", buffering=0)
+        self._notes.merged()
+
+    def _lines(self) -> Iterator[tuple[bytes, bytes]]:
+        """Lines as they are, empty if missing, and as they are to be."""
+        due = 0
+        for i, line, row in self._matched():
+            for k in range(due, i + 1):
+                again = self._notes.row(self._keys[k])
+                if again is not None:
+                    yield line if k == i else b"", row_line(_renewed(again, self._records[k]))
+                elif k == i:
+                    new = _renewed(row, self._records[i])
+                    yield line, line if new is row else row_line(new)
+            due = i + 1
 
 
 @contextlib.contextmanager
-def _open_output(path: Path, input_path: Path, *, overwrite: bool) -> Generator[FileIO]:
-    """The output, for this process alone, appended to."""
-    try:
-        if path.exists() and path.samefile(input_path):
-            raise RecordsError(f"{path}: is the input too, choose another output")
-        if path.exists() and not path.is_file():
-            raise RecordsError(f"{path}: is no file that could be continued")
-        output = path.open("a+b", buffering=0)
-    except OSError as error:
-        raise _unwritable(path, error) from error
-    with output:
-        _lock(output, path)
-        if overwrite:
-            output.truncate(0)
-        yield output
-
-
-def _lock(output: FileIO, path: Path) -> None:
-    """Claim the output until it is closed; a process that dies lets go of it."""
-    if sys.platform != "win32":
+def _opened(
+    path: Path, input_path: Path, records: Sequence[Record], setup: Setup, *, overwrite: bool
+) -> Generator[_Output]:
+    """The output, for this process alone."""
+    with contextlib.ExitStack() as stack:
         try:
-            fcntl.flock(output, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise RecordsError(f"{path}: is being written by another process") from error
-        except OSError:
-            pass  # a file system that knows no locks
+            if path.exists() and path.samefile(input_path):
+                raise RecordsError(f"{path}: is the input too, choose another output")
+            if path.exists() and not path.is_file():
+                raise RecordsError(f"{path}: is no file that could be continued")
+            notes = stack.enter_context(journal.opened(path))
+            output = _Output(path, records, notes, setup, is_fresh=overwrite)
+        except OSError as error:
+            raise _unwritable(path, error) from error
+        with contextlib.closing(output):
+            yield output
 
 
-def _resume(output: FileIO, path: Path, records: Sequence[Record]) -> tuple[int, int, int]:
-    """Numbers of rows done, failed and flagged; a torn last row is cut off."""
-    n_done = n_failed = n_flagged = n_bytes = 0
-    output.seek(0)
-    with open(output.fileno(), "rb", closefd=False) as lines:
-        for line in lines:
-            is_whole = line.endswith(b"\n")
-            belongs = _is_row_of if is_whole else _begins_row_of
-            if n_done == len(records) or not belongs(line, records[n_done]):
-                raise RecordsError(
-                    f"{path}:{n_done + 1}: this row belongs to another input; choose another "
-                    "output, or --overwrite this one"
-                )
-            if not is_whole:
-                output.truncate(n_bytes)
-                break
-            n_bytes += len(line)
-            n_done += 1
-            row = json.loads(line)
-            n_failed += "error" in row
-            n_flagged += "finish_reason" in row
-    return n_done, n_failed, n_flagged
+def _keys(records: Sequence[Record]) -> list[Key]:
+    """What tells records apart, whatever else is in the list."""
+    seen: Counter[tuple[str, float, float]] = Counter()
+    keys: list[Key] = []
+    for record in records:
+        begin = -1 if record.begin_seconds is None else record.begin_seconds
+        end = -1 if record.end_seconds is None else record.end_seconds
+        keys.append((record.audio, begin, end, seen[record.audio, begin, end]))
+        seen[record.audio, begin, end] += 1
+    return keys
 
 
-def _is_row_of(line: bytes, record: Record) -> bool:
-    """Whether a whole line is the row of a record."""
+def _parsed(line: bytes) -> Row | None:
+    """The object that a whole line holds."""
     try:
-        parsed: Any = json.loads(line)
+        parsed: Any = json.loads(line) if line.endswith(b"\n") else None
     except (ValueError, RecursionError):
-        return False
-    if not isinstance(parsed, dict):
-        return False
-    row = cast("dict[str, object]", parsed)
-    expected = output_row(record, ArkError())
-    same = all(row.get(key) == expected[key] for key in ("audio", "begin_time", "end_time"))
-    return same and "pred_text" in row
+        return None
+    return cast("Row", parsed) if isinstance(parsed, dict) else None
 
 
 def _begins_row_of(torn: bytes, record: Record) -> bool:
@@ -207,15 +384,6 @@ def _begins_row_of(torn: bytes, record: Record) -> bool:
     written = torn.rstrip(b"\0")  # a power failure may leave zeros
     start = row_line({"audio": record.audio})[: -len(b"}\n")]
     return written.startswith(start) or start.startswith(written)
-
-
-def _append(output: FileIO, path: Path, line: bytes) -> None:
-    """Write a row at once; a full disk takes a part of it and refuses the rest."""
-    try:
-        while line:
-            line = line[output.write(line) :]
-    except OSError as error:
-        raise _unwritable(path, error) from error
 
 
 def _unwritable(path: Path, error: OSError) -> RecordsError:
