@@ -6,9 +6,11 @@ import errno
 import json
 import os
 import pty
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -485,7 +487,66 @@ def test_batch_writes_a_row_for_each_record(
     before = out.read_bytes()
     assert ark("batch", "--input", manifest, "--output", out) == 1
     assert out.read_bytes() == before
-    assert "8 of 8 rows are there already" in capsys.readouterr().err
+    err = capsys.readouterr().err
+    assert "7 of 8 rows are there already" in err
+    assert "1 of 8 rows written" in err
+    assert "1 of them again: they were missing, had failed or were of other audio" in err
+    soundfile.write(tmp_path / "absent.wav", sources.read(samples[0].path), RATE)
+    rows[0]["speaker"] = "è"
+    assert ark("batch", "--input", write_manifest(manifest, rows), "--output", out) == 0
+    err = capsys.readouterr().err
+    assert "1 rows have another text or other fields now" in err
+    found = [json.loads(line) for line in out.read_text().splitlines()]
+    assert [row["audio"] for row in found] == [row["audio"] for row in rows]
+    assert found[2]["pred_text"] == samples[0].text
+    assert found[0]["speaker"] == "è"
+
+
+def test_batch_refuses_rows_of_another_model_or_other_options(
+    samples: list[Sample], tmp_path: Path, capsys: Capture
+) -> None:
+    manifest = write_manifest(tmp_path / "in.jsonl", [{"audio": str(samples[0].path)}])
+    batch = ("batch", "--input", manifest, "--output", out := tmp_path / "out.jsonl")
+    assert ark(*batch) == 0
+    before = out.read_bytes()
+    # The same model, wherever it lies; and another one.
+    for name in ("copy", "other"):
+        shutil.copytree(
+            DEMO, tmp_path / name, ignore=shutil.ignore_patterns("checkpoint", "recipe")
+        )
+    path = tmp_path / "other" / "ark_manifest.json"
+    raw = json.loads(path.read_text())
+    raw["tokens"]["block_from_id"] -= 1
+    path.write_text(json.dumps(raw))
+    capsys.readouterr()
+    for options, status, complaint in (
+        (("-m", tmp_path / "copy", "--workers", "2", "--slots", "3", "--threads", "1"), 0, ""),
+        (("-m", tmp_path / "other"), 1, "out.jsonl: was made with another model ("),
+        (("--max-new-tokens", "1", "--no-retry"), 1, "another max_new_tokens (256, now 1)"),
+        (("--no-vad",), 1, "another vad ("),
+    ):
+        assert cli.main([str(x) for x in (*batch, "-m", DEMO, *options)]) == status
+        err = capsys.readouterr().err
+        assert complaint in err
+        if status:
+            assert err.count("\n") == 1
+            assert "--overwrite" in err
+        assert out.read_bytes() == before
+    assert ark(*batch, "--max-new-tokens", "1", "--overwrite") == 0
+    assert json.loads(out.read_text())["finish_reason"] == "length"
+
+
+def test_workers_share_graphs_that_are_not_prepared_yet(
+    samples: list[Sample], tmp_path: Path, capsys: Capture
+) -> None:
+    rows = [{"audio": str(s.path)} for s in samples]
+    manifest = write_manifest(tmp_path / "in.jsonl", rows)
+    options = ("--workers", 2, "--prepared-dir", tmp_path / "prepared")
+    assert ark("batch", "--input", manifest, "--output", tmp_path / "out.jsonl", *options) == 0
+    assert "warning" not in capsys.readouterr().err
+    found = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    assert [row["pred_text"] for row in found] == [s.text for s in samples]
+    assert len([x for x in (tmp_path / "prepared").iterdir() if x.is_dir()]) == 1
 
 
 def test_evaluate_scores_and_compares(
@@ -537,19 +598,58 @@ def test_what_cannot_be_written_or_compared_is_told_before_the_work(
     )
     (kept := tmp_path / "rows.jsonl").write_text("kept")
     nowhere = ("--against", tmp_path / "nowhere", "--output", kept)
+    before = sorted(tmp_path.iterdir())
     for options in (("--output", tmp_path), nowhere):
         assert ark("evaluate", "--input", manifest, *options) == 1
         captured = capsys.readouterr()
         assert captured.out == ""
         assert captured.err.count("\n") == 1
+    for command in ("evaluate", "batch"):  # before a model is looked for
+        for name in (".", "none/rows.jsonl", "n" * 300, "in.jsonl/rows"):
+            options = ("--input", manifest, "--output", tmp_path / name, "--overwrite")
+            options = options[: None if command == "batch" else 4]
+            assert cli.main([command, "-m", "nowhere", *map(str, options)]) == 1
+            captured = capsys.readouterr()
+            assert "cannot be written (" in captured.err
+            assert captured.err.count("\n") == 1
     assert kept.read_text() == "kept"
+    assert sorted(tmp_path.iterdir()) == before
 
 
-def test_failures_count_wherever_they_were(
-    samples: list[Sample], tmp_path: Path, capsys: Capture
+def test_scores_are_said_and_rows_are_somewhere_when_they_cannot_be_written(
+    tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("jiwer")
     pytest.importorskip("whisper_normalizer")
+    rows = [{"audio": "a.wav", "text": "a b", "pred_text": "a"}]
+    manifest = write_manifest(tmp_path / "refs.jsonl", rows)
+    (out := tmp_path / "rows.jsonl").write_text("old")
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        assert ark("evaluate", "--input", manifest, "--output", out, "--against", DEMO) == 1
+    captured = capsys.readouterr()
+    assert "WER 50.00 %" in captured.out
+    assert "fewer word errors" in captured.out
+    (line,) = (x for x in captured.err.splitlines() if "No space" in x)
+    said, elsewhere = line.split("; the rows are in ")
+    assert said == f"error: {out}: cannot be written (No space left on device)"
+    assert json.loads(Path(elsewhere).read_text())["wer_errors"] == 1
+    assert out.read_text() == "old"
+    assert ark("evaluate", "--input", manifest, "--output", out) == 0
+    assert json.loads(out.read_text())["wer_errors"] == 1
+
+
+def test_failures_count_wherever_they_were(
+    samples: list[Sample], tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("jiwer")
+    pytest.importorskip("whisper_normalizer")
+    monkeypatch.delenv("ARK_ASR_MODEL", raising=False)
     rows = [
         {"audio": str(samples[0].path), "text": samples[0].text, "pred_text": samples[0].text},
         {
@@ -560,8 +660,19 @@ def test_failures_count_wherever_they_were(
         },
     ]
     manifest = write_manifest(tmp_path / "refs.jsonl", rows)
-    assert ark("evaluate", "--input", manifest) == 1
-    assert "error: absent.wav: absent.wav: no such file" in capsys.readouterr().err
+    assert cli.main(["evaluate", "--input", str(manifest)]) == 1  # without a model: only scored
+    assert "error: absent.wav: no such file" in capsys.readouterr().err
+    out = tmp_path / "rows.jsonl"
+    assert ark("evaluate", "--input", manifest, "--output", out) == 1
+    assert f"error: {tmp_path / 'absent.wav'}: no such file" in capsys.readouterr().err
+    assert "no such file" in json.loads(out.read_text().splitlines()[0])["error"]
+    (tmp_path / "absent.wav").write_bytes(samples[0].path.read_bytes())
+    assert ark("evaluate", "--input", manifest, "--output", out) == 0  # it is done again
+    row = json.loads(out.read_text().splitlines()[0])
+    assert row["pred_text"] == samples[0].text
+    assert "error" not in row
+    (tmp_path / "absent.wav").unlink()
+    capsys.readouterr()
     rows[1].pop("error")
     manifest = write_manifest(tmp_path / "refs.jsonl", rows)
     assert ark("evaluate", "--input", manifest) == 0

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import functools
 import os
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import ark_asr_onnx
 
-from .. import RecordsError
+from .. import PackageError, RecordsError, files
 from ..corpus import batch, scoring
 from ..corpus.evaluation import Evaluation, read_scorable, run_evaluation
+from ..corpus.journal import row_line
 from ..model import threads
-from .settings import MODEL_VARIABLE, Settings, arguments_of_all, positive, settings
+from .settings import ModelSettings, Settings, arguments_of_all, positive, settings
 from .terminal import Progress, say
 
 
@@ -87,6 +90,7 @@ def _batch(arguments: argparse.Namespace) -> int:
 
 def _run_batch(told: _Batch) -> int:
     model = told.settings.model
+    _check_writable(told.output)  # before a model is downloaded, and opened
     package = ark_asr_onnx.open_package(model.name, local_files_only=model.local_files_only)
     told.settings.check_window(package.manifest)  # before anything is overwritten
     n_threads = model.threads or max(1, threads.default_threads() // told.workers)
@@ -110,6 +114,7 @@ def _run_batch(told: _Batch) -> int:
             slots=told.settings.slots,
             workers=told.workers,
             overwrite=told.overwrite,
+            package=package,
             on_progress=on_progress,
         )
     finally:
@@ -118,8 +123,14 @@ def _run_batch(told: _Batch) -> int:
     n_now = result.n_records - result.n_done_before
     speed = f", RTFx {result.audio_seconds / result.elapsed_seconds:.1f}" if n_now else ""
     say(f"{n_now} of {result.n_records} rows written, {result.audio_seconds:.1f} s of audio{speed}")
+    if result.n_again:
+        say(f"{result.n_again} of them again: they were missing, had failed or were of other audio")
+    if result.n_renewed:
+        say(f"{result.n_renewed} rows have another text or other fields now, as their records")
     if result.n_flagged:
         say(f"warning: {result.n_flagged} rows have a finish_reason: their text may lack something")
+    if result.n_warned:
+        say(f"warning: {result.n_warned} rows have warnings about their audio")
     if result.n_failed:
         say(f"{result.n_failed} rows have an error")
     return 1 if result.n_failed else 0
@@ -154,28 +165,33 @@ def _run_evaluate(told: _Comparison) -> int:
     if told.against is not None:
         offline = told.settings.model.local_files_only
         ark_asr_onnx.open_package(told.against, local_files_only=offline)
-    ours = _evaluated(told, None)
-    name = str(told.settings.model.model or os.environ.get(MODEL_VARIABLE))
-    if all("pred_text" in record.fields for record in records):
-        name = str(told.input)  # the texts are in the rows
+    is_scored = all("pred_text" in record.fields for record in records)
+    name = str(told.input) if is_scored else str(told.settings.model.name)
+    # Rows of an earlier run that failed are done again only if there is a model.
+    has_model = not is_scored or _has_model(told.settings.model)
+    ours = _evaluated(told, None, has_model=has_model)
     if told.against is not None:
         print(name)
     print(scoring.summary(_report(told, ours)))
-    if told.output is not None:
-        _write_rows(told.output, ours.rows())
-    failures = ours.failures
+    complaint = None if told.output is None else _write_rows(told.output, ours.rows())
+    all_of_them = [ours]
     if told.against is not None:
         theirs = _evaluated(told, told.against)
         print(f"\n{told.against}\n{scoring.summary(_report(told, theirs))}")
         difference = scoring.compare(ours.scores, theirs.scores)
         print(f"\n{scoring.comparison_summary(difference, (name, told.against))}")
-        failures += theirs.failures
-    for line in failures:
-        say(f"error: {line}")
-    return 1 if failures else 0
+        all_of_them.append(theirs)
+    for evaluation in all_of_them:
+        for line in evaluation.failures:
+            say(f"error: {line}")
+        if evaluation.n_warned:
+            say(f"warning: {evaluation.n_warned} rows have warnings about their audio")
+    if complaint:
+        say(f"error: {complaint}")
+    return 1 if complaint or any(evaluation.failures for evaluation in all_of_them) else 0
 
 
-def _evaluated(told: _Comparison, model: str | None) -> Evaluation:
+def _evaluated(told: _Comparison, model: str | None, *, has_model: bool = True) -> Evaluation:
     """Texts and scores of a model; of the first one, texts that the rows have already count."""
     show: Progress | None = None
 
@@ -186,7 +202,7 @@ def _evaluated(told: _Comparison, model: str | None) -> Evaluation:
 
     try:
         return run_evaluation(
-            functools.partial(told.settings.load, model),
+            functools.partial(told.settings.load, model) if has_model else None,
             told.input,
             language=told.language,
             normalize=told.normalize,
@@ -208,18 +224,46 @@ def _report(told: _Comparison, evaluation: Evaluation) -> scoring.Report:
         raise RecordsError(f"{told.input}: {error}") from error
 
 
+def _has_model(model: ModelSettings) -> bool:
+    try:
+        return bool(model.name)
+    except PackageError:
+        return False
+
+
 def _check_writable(path: Path) -> None:
+    """Refuse now what could not be written when all is done; nothing is made or changed."""
+    place = Path(os.path.realpath(path))  # a link is followed
     try:
-        path.open("ab").close()
+        if not place.exists():
+            place.open("xb").close()
+            place.unlink()
+        elif place.is_file():
+            place.open("ab").close()
+            # It will be replaced by a new file, which has to lie beside it.
+            tempfile.TemporaryFile(dir=place.parent).close()
+        elif place.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
     except OSError as error:
         raise RecordsError(f"{path}: cannot be written ({error.strerror})") from error
 
 
-def _write_rows(path: Path, rows: Sequence[dict[str, object]]) -> None:
+def _write_rows(path: Path, rows: Sequence[dict[str, object]]) -> str | None:
+    """Write rows whole or not at all; what went wrong, and where they are now."""
+    content = b"".join(map(row_line, rows))
     try:
-        path.write_bytes(b"".join(map(batch.row_line, rows)))
+        files.write(path, content)
     except OSError as error:
-        raise RecordsError(f"{path}: cannot be written ({error.strerror})") from error
+        complaint = f"{path}: cannot be written ({error.strerror or error})"
+        try:
+            with tempfile.NamedTemporaryFile(
+                prefix="ark-asr-", suffix=".jsonl", delete=False
+            ) as file:
+                file.write(content)
+        except OSError:
+            return complaint
+        return f"{complaint}; the rows are in {file.name}"
+    return None
 
 
 def _is_same(path: Path, other: Path) -> bool:

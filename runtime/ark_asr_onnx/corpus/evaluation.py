@@ -6,7 +6,7 @@ import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from .. import Options, Splitting, Transcriber
 from ..decoding.slots import DEFAULT_SLOTS
@@ -14,6 +14,8 @@ from ..errors import ArkError, RecordsError
 from . import scoring
 from .batch import record_clip
 from .records import Record, read_records
+
+_OURS = ("pred_text", "error", "warnings")
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,9 +25,21 @@ class Evaluation:
     records: tuple[Record, ...]
     texts: tuple[str, ...]
     scores: tuple[scoring.Score, ...]
-    failures: tuple[str, ...]  # a line for each record without a text
+    errors: tuple[str, ...]  # why a record has no text, or ""
+    warnings: tuple[tuple[str, ...], ...]  # about the audio of each
     audio_seconds: float  # transcribed now, not read from the rows
     elapsed_seconds: float
+
+    @property
+    def failures(self) -> tuple[str, ...]:
+        """A line for each record without a text."""
+        pairs = zip(self.records, self.errors, strict=True)
+        return tuple(e if r.audio in e else f"{r.audio}: {e}" for r, e in pairs if e)
+
+    @property
+    def n_warned(self) -> int:
+        """Records with warnings about their audio."""
+        return sum(map(bool, self.warnings))
 
     def report(self) -> scoring.Report:
         """Rates and their intervals."""
@@ -36,7 +50,9 @@ class Evaluation:
     def rows(self) -> list[dict[str, Any]]:
         """The rows of ``open-audio-opd``'s evaluation, worst first."""
         found: list[dict[str, Any]] = []
-        for record, text, score in zip(self.records, self.texts, self.scores, strict=True):
+        for record, text, score, error, warnings in zip(
+            self.records, self.texts, self.scores, self.errors, self.warnings, strict=True
+        ):
             begin, end = record.begin_seconds, record.end_seconds
             fields = {
                 "audio": record.audio,
@@ -44,14 +60,16 @@ class Evaluation:
                 "pred_text": text,
                 "begin_time": -1 if begin is None else begin,
                 "end_time": -1 if end is None else end,
-                **{k: v for k, v in record.fields.items() if k != "pred_text"},
+                **{k: v for k, v in record.fields.items() if k not in _OURS},
+                **({"error": error} if error else {}),
+                **({"warnings": list(warnings)} if warnings else {}),
             }
             found.append(scoring.row(fields, score))
         return scoring.sort_rows(found)
 
 
 def run_evaluation(
-    open_transcriber: Callable[[], Transcriber],
+    open_transcriber: Callable[[], Transcriber] | None,
     input_path: str | os.PathLike[str],
     *,
     language: str | None = None,
@@ -64,10 +82,11 @@ def run_evaluation(
 ) -> Evaluation:
     """Transcribe the records of a list, see :func:`read_records`, and score them by their ``text``.
 
-    Records with a ``pred_text`` are only scored, unless ``has_texts`` is false. The transcriber is
-    opened only if there is work, and closed afterwards. ``language`` counts for all; else each
-    record's, else its script. ``on_progress`` is told the number of records transcribed, and of
-    those to transcribe.
+    Records with a ``pred_text`` and no ``error`` are only scored, unless ``has_texts`` is false.
+    The transcriber is opened only if there is work, and closed afterwards; without one, all must
+    have a ``pred_text``, and those with an ``error`` count as failed. ``language`` counts for all;
+    else each record's, else its script. ``on_progress`` is told the number of records transcribed,
+    and of those to transcribe.
 
     Raises :class:`RecordsError`, before any work, for a list in which one cannot be scored, and
     :class:`MissingExtraError` without the extra ``eval``. Audio that fails counts as deleted words
@@ -75,16 +94,19 @@ def run_evaluation(
     """
     records = read_scorable(input_path, language, normalize=normalize)
     scoring.score("a", "a", normalize=normalize)  # what it needs is installed
-    ready = [has_texts and "pred_text" in record.fields for record in records]
-    failures = [
-        f"{record.audio}: {record.fields['error']}"
-        for record, is_ready in zip(records, ready, strict=True)
-        if is_ready and record.fields.get("error")
-    ]
     texts = [str(record.fields.get("pred_text", "")) for record in records]
-    waiting = [i for i, is_ready in enumerate(ready) if not is_ready]
+    errors = [str(record.fields.get("error") or "") for record in records]
+    warnings = [_warnings(record) for record in records]
+    waiting = [
+        i
+        for i, record in enumerate(records)
+        if not has_texts or "pred_text" not in record.fields or (errors[i] and open_transcriber)
+    ]
     audio_seconds = elapsed_seconds = 0.0
     if waiting:
+        if open_transcriber is None:
+            line = records[waiting[0]].line
+            raise RecordsError(f"{os.fspath(input_path)}:{line}: pred_text is missing")
         with open_transcriber() as transcriber:
             begin = time.perf_counter()
             results = transcriber.transcribe_many(
@@ -95,10 +117,10 @@ def run_evaluation(
             )
             for n, (i, result) in enumerate(zip(waiting, results, strict=True), 1):
                 if isinstance(result, ArkError):
-                    texts[i] = ""
-                    failures.append(str(result))
+                    texts[i], errors[i], warnings[i] = "", str(result), ()
                 else:
-                    texts[i] = result.text
+                    texts[i], errors[i] = result.text, ""
+                    warnings[i] = tuple(warning.message for warning in result.warnings)
                     audio_seconds += result.duration
                 if on_progress:
                     on_progress(n, len(waiting))
@@ -108,8 +130,20 @@ def run_evaluation(
         for record, text in zip(records, texts, strict=True)
     ]
     return Evaluation(
-        tuple(records), tuple(texts), tuple(scores), tuple(failures), audio_seconds, elapsed_seconds
+        tuple(records),
+        tuple(texts),
+        tuple(scores),
+        tuple(errors),
+        tuple(warnings),
+        audio_seconds,
+        elapsed_seconds,
     )
+
+
+def _warnings(record: Record) -> tuple[str, ...]:
+    """What an earlier run noted about the audio."""
+    found = record.fields.get("warnings")
+    return tuple(map(str, cast("list[object]", found))) if isinstance(found, list) else ()
 
 
 def _language(record: Record) -> str | None:
