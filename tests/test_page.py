@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import soundfile  # pyright: ignore[reportMissingTypeStubs]
 from conftest import Sample
@@ -152,6 +153,22 @@ def test_what_the_service_cannot_decode_the_browser_may(
         page = Page(driver, plain.url)
         page.element("file").send_keys(str(path))
         assert page.transcribe() == samples[0].text
+
+
+def test_what_is_missing_of_the_audio_is_told(
+    server: Served, samples: list[Sample], tmp_path: Path
+) -> None:
+    whole = np.append(sources.read(samples[0].path), np.zeros(16000, np.float32))
+    soundfile.write(tmp_path / "cut.wav", whole, 16000)
+    (tmp_path / "cut.wav").write_bytes((tmp_path / "cut.wav").read_bytes()[:-20_000])
+    with browser() as driver:
+        page = Page(driver, server.url)
+        page.element("file").send_keys(str(tmp_path / "cut.wav"))
+        assert page.transcribe() == samples[0].text
+        assert "header says" in page.element("warnings").text
+        page.element("file").send_keys(str(samples[0].path.resolve()))
+        assert page.transcribe() == samples[0].text
+        assert not page.element("warnings").is_displayed()
 
 
 def test_errors_say_what_to_do(samples: list[Sample], tmp_path: Path) -> None:

@@ -219,6 +219,25 @@ def test_formats(server: Served, samples: list[Sample], kind: str, media: str, b
     assert kind != "text" or text == samples[0].text + "\n"
 
 
+def test_what_is_missing_of_the_audio_is_told(samples: list[Sample]) -> None:
+    data = wav(np.append(sources.read(samples[0].path), np.zeros(RATE)))[:-20_000]
+    with served() as found:
+        for path in (ASR, OPENAI):
+            answer = found.post(path, {"file": data})
+            assert answer.headers["ark-warnings"] == "cut"
+            assert answer.json["text"] == samples[0].text
+        asked = {"file": data, "response_format": "verbose_json"}
+        whole = found.post(OPENAI, asked).json
+        (*_, done) = events(found.post(OPENAI, {**asked, "stream": "true"}))
+        assert whole["warnings"] == done["warnings"]
+        assert [warning["kind"] for warning in whole["warnings"]] == ["cut"]
+        assert "header says" in whole["warnings"][0]["message"]
+        assert b'ark_asr_audio_warnings_total{kind="cut"} 4.0' in found.get("/metrics").body
+        answer = found.post(OPENAI, {**asked, "file": samples[0].path})
+        assert answer.json["warnings"] == []
+        assert "ark-warnings" not in answer.headers
+
+
 def test_log_probabilities(server: Served, samples: list[Sample]) -> None:
     found = server.post(OPENAI, {"file": samples[0].path, "include[]": "logprobs"}).json
     joined = b"".join(bytes(entry["bytes"]) for entry in found["logprobs"]).decode()

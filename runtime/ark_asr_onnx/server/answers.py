@@ -88,15 +88,15 @@ def _short(transcript: Transcript, request: Request, model: Model) -> dict[str, 
 
 
 def verbose(transcript: Transcript, request: Request) -> dict[str, Any]:
-    """``verbose_json``: OpenAI's ten numbers of each segment, and two of ours."""
+    """``verbose_json``: OpenAI's ten numbers of each segment, two of ours, and warnings."""
     return {
         "task": "transcribe",
         "language": request.language,
         "duration": round(transcript.duration, 3),
         "text": transcript.text,
         "segments": _segments(transcript),
+        "warnings": [asdict(warning) for warning in transcript.warnings],
         "usage": {"type": "duration", "seconds": math.ceil(transcript.duration)},
-        **_doubts(transcript),
     }
 
 
@@ -197,7 +197,7 @@ class Events:
         }
         if self._request.response_format == "verbose_json":
             found = verbose(transcript, self._request)
-            event |= {key: found[key] for key in ("language", "duration", "segments")}
+            event |= {key: found[key] for key in ("language", "duration", "segments", "warnings")}
         return _event(event) + DONE
 
 

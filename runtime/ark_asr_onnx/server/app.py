@@ -68,7 +68,7 @@ def create_app(load: Callable[[], Transcriber], settings: ServiceSettings) -> St
         allow_origins=settings.access.origins,
         allow_methods=["GET", "POST", "OPTIONS"],
         allow_headers=["*"],
-        expose_headers=["x-request-id", "retry-after", "ark-ignored"],
+        expose_headers=["x-request-id", "retry-after", "ark-ignored", "ark-warnings"],
         allow_private_network=True,  # pages on https may ask this machine
     )
     app = Starlette(
@@ -307,11 +307,12 @@ def _told(
     found = {"ark-ignored": ", ".join(asked.ignored)} if asked.ignored else {}
     if work is not None:
         found["ark-queue-ms"] = f"{1000 * work.queue_seconds:.0f}"
-    if transcript is not None and transcript.warnings:
-        found["ark-warnings"] = ", ".join(w.kind for w in transcript.warnings)
     if transcript is not None and transcript.timings.total:
         found["ark-rtfx"] = f"{transcript.rtfx:.1f}"
         found["server-timing"] = f"engine;dur={1000 * transcript.timings.total:.1f}"
+    if transcript is not None and transcript.warnings:
+        kinds = dict.fromkeys(warning.kind for warning in transcript.warnings)
+        found["ark-warnings"] = ", ".join(kinds)
     return found
 
 

@@ -35,6 +35,9 @@ class Metrics:
         self.flagged = Counter(
             "ark_asr_windows_flagged", "Windows whose text may lack something", ("reason",), **kind
         )
+        self.warnings = Counter(
+            "ark_asr_audio_warnings", "What may be missing from audio", ("kind",), **kind
+        )
         self.cancelled = Counter("ark_asr_cancelled", "Requests whose client went away", **kind)
         self.rejected = Counter(
             "ark_asr_rejected", "Requests refused before any work", ("reason",), **kind
@@ -49,6 +52,8 @@ class Metrics:
         self.queue_seconds.observe(queue_seconds)
         self.audio_seconds.inc(transcript.duration)
         self.tokens.inc(len(transcript.token_ids))
+        for warning in transcript.warnings:
+            self.warnings.labels(warning.kind).inc()
         for segment in transcript.flagged:
             self.flagged.labels(segment.finish_reason).inc()
 

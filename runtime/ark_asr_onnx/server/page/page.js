@@ -259,6 +259,9 @@ function finish(answer) {
   const doubtful = transcript.segments.filter((segment) => segment.finish_reason !== "stop").length;
   if (doubtful) figures.push(`${doubtful} parts may lack something`);
   $("figures").textContent = figures.join(", ");
+  const warnings = (answer.warnings || []).map((warning) => warning.message);
+  $("warnings").textContent = `Of the audio: ${warnings.join("; ")}.`;
+  $("warnings").hidden = !warnings.length;
   const rows = transcript.segments.map((segment) => {
     const row = document.createElement("tr");
     for (const cell of [clock(segment.start), clock(segment.end), segment.text.trim()]) {
@@ -279,6 +282,7 @@ function show(isBusy) {
     transcript = null;
     $("text").textContent = "";
     $("figures").textContent = "";
+    $("warnings").hidden = true;
     $("raw").textContent = "";
     $("segments").hidden = true;
   }
