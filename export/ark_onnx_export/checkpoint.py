@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import mmap
+import reprlib
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -23,7 +24,7 @@ from ark_asr_onnx.package.text import Text
 from ark_asr_onnx.package.vocabulary import decoding_tokens
 
 from . import shards
-from .config import ENCODER_ROPE_DIM, ENCODER_ROPE_THETA, ArkConfig
+from .config import ENCODER_ROPE_DIM, ENCODER_ROPE_THETA, ArkConfig, shown
 from .modeling import AudioTower, Decoder
 
 EMBEDDING = "model.embed_tokens.weight"
@@ -136,12 +137,18 @@ def open_checkpoint(directory: Path) -> Checkpoint:
                     continue
                 if name in places:
                     twin, other = places[name]
-                    raise ExportError(f"{path}: tensor {key} is also in {twin.name}, as {other}")
+                    raise ExportError(
+                        f"{path}: tensor {shown(key)} is also in {twin.name}, as {shown(other)}"
+                    )
                 shapes[name], places[name] = _shape(path, key, file), (path, key)
     if wrapped := [key for name, (_, key) in places.items() if name != key]:
-        notes.append(f"{len(wrapped)} names are those of a wrapper ({wrapped[0]}); it is left out")
+        notes.append(
+            f"{len(wrapped)} names are those of a wrapper ({shown(wrapped[0])}); it is left out"
+        )
     if computed:
-        notes.append(f"{len(computed)} tensors are computed, not trained: {computed[0]}; left out")
+        notes.append(
+            f"{len(computed)} tensors are computed, not trained: {shown(computed[0])}; left out"
+        )
     checkpoint = Checkpoint(directory, config, shapes, places, tuple(notes))
     _check_names(checkpoint)
     return checkpoint
@@ -152,7 +159,7 @@ def _shape(path: Path, key: str, file: Any) -> tuple[int, ...]:
     part = file.get_slice(key)
     if part.get_dtype() not in _DTYPES:
         raise ExportError(
-            f"{path}: tensor {key} has dtype {part.get_dtype()}, expected one of "
+            f"{path}: tensor {shown(key)} has dtype {part.get_dtype()}, expected one of "
             + ", ".join(_DTYPES)
         )
     return tuple(part.get_shape())
@@ -169,7 +176,8 @@ def _check_computed(config: ArkConfig, path: Path, name: str, key: str, file: An
     expected = theta ** -(torch.arange(0, width, 2) / width)
     if found.shape != expected.shape or not torch.allclose(found.float(), expected, rtol=0.01):
         raise ExportError(
-            f"{path}: {name} has other frequencies than base {theta:g} and heads of {width} give"
+            f"{path}: {shown(name)} has other frequencies than base {theta:g} and heads of "
+            f"{width} give"
         )
 
 
@@ -188,7 +196,7 @@ def open_text(checkpoint: Checkpoint, instruction: str) -> tuple[Text, Tokens]:
             instruction=instruction,
         )
     except PackageError as error:
-        raise ExportError(str(error)) from error
+        raise ExportError(shown(str(error), 1000)) from error
     return text, tokens
 
 
@@ -227,7 +235,8 @@ def _require_finite(checkpoint: Checkpoint, name: str, stored: Tensor) -> None:
     if not all(bound.isfinite() for bound in stored.aminmax()):
         path, key = checkpoint.places[name]
         raise ExportError(
-            f"{path}: {key} holds values that are no finite numbers; export an earlier checkpoint"
+            f"{path}: {shown(key)} holds values that are no finite numbers; export an earlier "
+            "checkpoint"
         )
     _page_out(stored)
 
@@ -288,10 +297,12 @@ def _check_names(checkpoint: Checkpoint) -> None:
         f"missing {n} {list(s)}" for n, s in expected.items() if n not in {*found, *optional}
     ]
     problems += [
-        f"unknown {n} {list(s)}" for n, s in found.items() if n not in {*expected, *optional}
+        f"unknown {shown(n)} {reprlib.repr(list(s))}"
+        for n, s in found.items()
+        if n not in {*expected, *optional}
     ]
     problems += [
-        f"{name} has shape {list(found[name])}, expected {list(shape)}"
+        f"{name} has shape {reprlib.repr(list(found[name]))}, expected {list(shape)}"
         for name, shape in {**expected, **optional}.items()
         if name in found and found[name] != shape
     ]
@@ -310,5 +321,5 @@ def _open(path: Path) -> Any:
         return safe_open(path, framework="pt")
     except (SafetensorError, OSError) as error:
         raise ExportError(
-            f"{path}: not a whole safetensors file ({error}); download it again"
+            f"{path}: not a whole safetensors file ({shown(str(error))}); download it again"
         ) from error

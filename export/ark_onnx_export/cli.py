@@ -13,6 +13,7 @@ from ark_asr_onnx import files
 from ark_asr_onnx.audio.sources import read
 from ark_asr_onnx.errors import ExportError
 
+from .config import shown
 from .terminal import fill_closed_streams, guarded, say, stopped
 
 _EXTRA = (
@@ -188,7 +189,7 @@ def _verify(options: argparse.Namespace) -> tuple[int, str]:
         expected = TorchEngine.open(options.ckpt, found.manifest.provenance.instruction)
         weights = expected.origin(found.manifest.provenance)
         for note in expected.notes:
-            say(f"note: {note}")
+            say(f"note: {shown(note)}")
     else:
         expected, weights = PackageEngine(options.against), "two packages were compared"
     paths = tqdm(options.audio, desc="compare", file=sys.stderr, disable=options.quiet, unit="clip")
@@ -296,6 +297,6 @@ def _report(exported: Any) -> None:
         values = ", ".join(f"{name} {value:.3g}" for name, value in figures.items())
         say(f"{comparison}: {values}")
     for note in exported.notes:
-        say(f"note: {note}")
+        say(f"note: {shown(note)}")
     n_bytes = sum(path.stat().st_size for path in exported.directory.iterdir())
     say(f"{exported.precision} package, {n_bytes / 1e6:.1f} MB:")

@@ -207,6 +207,12 @@ def read_object(path: Path) -> dict[str, Any]:
     return cast("dict[str, Any]", raw)
 
 
+def shown(text: str, most: int = 500) -> str:
+    """A text out of a file in one line, as much as fits, without what a terminal would obey."""
+    cut = text if len(text) <= most else f"{text[:most]}..."
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in cut)
+
+
 def _is_finite(value: float) -> bool:
     try:
         return math.isfinite(value)

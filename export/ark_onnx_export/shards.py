@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import reprlib
 from pathlib import Path
 
 from ark_asr_onnx.errors import ExportError
@@ -59,12 +60,12 @@ def _indexed(path: Path) -> list[str]:
     try:
         names = sorted(set(read_object(path)["weight_map"].values()))
     except (ExportError, KeyError, AttributeError, TypeError) as error:
-        raise ExportError(f"{path}: not a safetensors index ({error!r})") from error
+        raise ExportError(f"{path}: not a safetensors index ({error})") from error
     for name in names:
         if type(name) is not str:
-            raise ExportError(f"{path}: not a safetensors index, it names {name!r}")
+            raise ExportError(f"{path}: not a safetensors index, it names {reprlib.repr(name)}")
         if name in ("", ".", "..") or "/" in name or "\\" in name or "\0" in name:
-            raise ExportError(f"{path}: names {name!r}, which is no file in its folder")
+            raise ExportError(f"{path}: names {reprlib.repr(name)}, which is no file in its folder")
     return names
 
 

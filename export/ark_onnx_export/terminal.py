@@ -15,6 +15,8 @@ from types import FrameType
 
 from ark_asr_onnx.errors import ArkError
 
+from .config import shown
+
 EXTRA = (
     "torch", "onnx", "onnx_ir", "onnxscript", "safetensors", "tqdm", "librosa", "numba", "jiwer",
 )  # fmt: skip
@@ -57,7 +59,7 @@ def guarded(run: Callable[[], tuple[int, str]]) -> int:
         line = _line(error)
         if line is None:
             raise
-        say(f"error: {line}")
+        say(f"error: {shown(line, 2000)}")
         return 1
 
 
