@@ -103,12 +103,17 @@ class _Server(uvicorn.Server):
     @contextlib.contextmanager
     def capture_signals(self) -> Generator[None]:
         """Hear the end of the terminal too, unless it is to be outlived, as nohup wants it."""
+        hangup = getattr(signal, "SIGHUP", None)
+        is_main = threading.current_thread() is threading.main_thread()
         with super().capture_signals():
-            hangup = getattr(signal, "SIGHUP", None)
-            is_main = threading.current_thread() is threading.main_thread()
-            if hangup and is_main and signal.getsignal(hangup) is signal.SIG_DFL:
-                signal.signal(hangup, self.handle_exit)
-            yield
+            if not (hangup and is_main) or signal.getsignal(hangup) is signal.SIG_IGN:
+                yield
+                return
+            before = signal.signal(hangup, self.handle_exit)
+            try:
+                yield
+            finally:
+                signal.signal(hangup, before)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """A signal: the first lets requests finish, the second does not."""
