@@ -70,6 +70,38 @@ def test_a_file_that_was_cut_off_is_heard_and_said(
     assert f" {len(waveform) / RATE:.2f} s" in told[0].message
 
 
+@pytest.mark.parametrize("kind", sorted(NO_LENGTH | {"AVR", "MAT5", "VOC", "MPC2K"}))
+def test_a_kind_that_tells_nothing_of_its_end_is_heard_with_a_warning(kind: str) -> None:
+    waveform, told = heard(encoded(kind, speech()))
+    assert len(waveform) > RATE
+    assert kinds(told) == ["unchecked"]
+    assert f"{kind} files do not tell" in told[0].message
+
+
+@pytest.mark.parametrize("kind", sorted(set(soundfile.available_formats()) - REFUSED))
+def test_every_kind_by_a_pipe_is_what_it_is_by_a_path(kind: str) -> None:
+    data = encoded(kind, speech())
+    pipe = pcm.Pipe(io.BytesIO(data))
+    assert pcm.can_be_read_as_it_comes(pipe) == (kind in ("WAV", "WAVEX"))
+    np.testing.assert_array_equal(heard(pipe)[0], heard(data)[0])
+
+
+@pytest.mark.parametrize("kind", [*CHUNKED, "FLAC"])
+def test_a_few_bytes_that_are_missing_are_said_too(kind: str) -> None:
+    _, told = heard(encoded(kind, speech())[:-40])
+    assert kinds(told) == ["cut"]
+
+
+def test_another_kind_of_recording_after_one_in_a_pipe_is_heard() -> None:
+    first = encoded("WAV", speech(2), subtype="PCM_16")
+    for second in (encoded("WAV", speech(1), rate=8000), encoded("FLAC", speech(2))):
+        told: list[AudioWarning] = []
+        blocks, rate = pcm.parts(pcm.Pipe(io.BytesIO(first + second)), on_warning=told.append)
+        waveform = np.concatenate(list(sources.blocks(blocks, rate)))
+        np.testing.assert_allclose(waveform, heard(first + second)[0], atol=1e-4)
+        assert kinds(told) == ["joined"]
+
+
 def test_a_part_that_is_there_is_heard_without_a_word() -> None:
     for kind in WHOLE:
         data = encoded(kind, speech())

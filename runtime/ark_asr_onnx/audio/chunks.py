@@ -27,7 +27,7 @@ _USUAL = frozenset(  # chunks that follow samples
 )
 # Where the chunk that describes the samples names a codec, and those that count samples elsewhere.
 _CODECS = {
-    b"COMM": (18, (b"GSM ", b"agsm")),
+    b"COMM": (18, (b"GSM ", b"agsm", b"DWVW")),
     b"desc": (8, (b"alac", b"aac ", b"ima4", b".mp3")),
 }
 _MAX_CHUNKS = 10_000  # before the samples; more is an attack

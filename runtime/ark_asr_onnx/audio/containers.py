@@ -83,8 +83,9 @@ def blocks(
             f"{name}: {_NAMES[which]} needs an extra: install 'ark-asr-onnx[media]', or send WAV, "
             "FLAC, OGG, Opus, WebM/Opus or MP3"
         )
-    parts, tail = _files(stream) if which == "mp4" else ((stream,), "")
+    parts, n_more = _files(stream, which)
     lengths: list[float] = []
+    is_cut = False
     for part in parts:
         found = _Track(part, which, name)
         try:
@@ -95,11 +96,15 @@ def blocks(
             break
         lengths.append(found.seconds)
         for warning in found.account():
+            is_cut = is_cut or warning.kind == "cut"
             on_warning(warning)
     if len(lengths) > 1:
         on_warning(joined(lengths))
-    if tail:
-        on_warning(AudioWarning("unused", tail))
+    if n_more > 0:
+        what = f"{n_more} bytes after the end of the audio"
+        on_warning(AudioWarning("unused", f"{what} are no audio and were not heard"))
+    elif n_more < 0 and not is_cut:
+        on_warning(AudioWarning("cut", f"cut off: {-n_more} bytes of it are missing"))
 
 
 class _Track:
@@ -123,12 +128,12 @@ class _Track:
                 if not container.streams.audio:
                     raise AudioError(f"{self._name}: holds no audio track")
                 track = container.streams.audio[0]
-                self._claimed = _seconds(track.duration, track.time_base) or _seconds(
-                    container.duration, 1e-6
-                )
-                resampler = library.AudioResampler(format="flt")
+                if self._which != "aac":  # whose length is only guessed
+                    self._claimed = _seconds(track.duration, track.time_base) or _seconds(
+                        container.duration, 1e-6
+                    )
                 for packet in container.demux(track):
-                    yield from self._decoded(packet, resampler, errors)
+                    yield from self._decoded(packet, library.AudioResampler, errors)
         except errors as error:
             reason = error.strerror or str(error)
             if not self.seconds:
@@ -137,11 +142,11 @@ class _Track:
 
     def _decoded(self, packet: Any, resampler: Any, errors: Any) -> Iterator[tuple[F32, int]]:
         try:
-            frames = [part for frame in packet.decode() for part in resampler.resample(frame)]
+            frames = packet.decode()
         except errors:
             self._n_damaged += 1
             return
-        for part in frames:
+        for part in (part for frame in frames for part in resampler(format="flt").resample(frame)):
             samples = part.to_ndarray().reshape(-1, part.layout.nb_channels)
             self.seconds += len(samples) / part.sample_rate
             yield np.ascontiguousarray(samples, np.float32), int(part.sample_rate)
@@ -162,9 +167,32 @@ def _seconds(duration: int | None, unit: Any) -> float | None:
     return None if duration is None or unit is None else float(duration * unit)
 
 
-def _files(stream: BinaryIO) -> tuple[list[BinaryIO], str]:
-    """The MP4 files of which a stream is made, and what is said of what follows them."""
-    size = stream.seek(0, 2) or stream.tell()
+def _files(stream: BinaryIO, which: Kind) -> tuple[list[BinaryIO], int]:
+    """The files of which a stream is made, and how many bytes more there are (-: are missing)."""
+    stream.seek(0, 2)
+    size = stream.tell()
+    begins, at = _boxes(stream, size) if which == "mp4" else _segments(stream, size, which)
+    stream.seek(0)
+    n_more = size - at if begins else 0
+    if len(begins) < 2 and n_more <= 0:
+        return [stream], n_more
+    ends = [*begins[1:], min(at, size)]
+    files = [Excerpt(stream, [pair]) for pair in zip(begins, ends, strict=True)]
+    return cast("list[BinaryIO]", files), n_more
+
+
+def _segments(stream: BinaryIO, size: int, which: Kind) -> tuple[list[int], int]:
+    """Where Matroska files begin in a stream, and where the last one ends."""
+    begins: list[int] = []
+    at = 0
+    while which == "webm" and at < size and (end := webm.end_of(stream, at)) is not None:
+        begins.append(at)
+        at = end
+    return begins, at if begins else size
+
+
+def _boxes(stream: BinaryIO, size: int) -> tuple[list[int], int]:
+    """Where MP4 files begin in a stream, and where the last one ends."""
     begins: list[int] = []
     at = 0
     while at + 8 <= size:
@@ -180,12 +208,4 @@ def _files(stream: BinaryIO) -> tuple[list[BinaryIO], str]:
         if head[4:8] == b"ftyp":
             begins.append(at)
         at += n
-    stream.seek(0)
-    tail = ""
-    if at < size and begins:
-        tail = f"{size - at} of its {size} bytes, after the end of the audio, were not heard"
-    if len(begins) < 2 and not tail:
-        return [stream], tail
-    ends = [*begins[1:], min(at, size)]
-    files = [Excerpt(stream, [pair]) for pair in zip(begins, ends, strict=True)]
-    return cast("list[BinaryIO]", files), tail
+    return begins, at

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import functools
 import math
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 import numpy as np
 import numpy.typing as npt
+import soxr  # pyright: ignore[reportMissingTypeStubs]
 
 from ..errors import AudioError
 from ..transcript import AudioWarning
@@ -17,7 +19,7 @@ from . import chunks, mp3
 from .account import OnWarning, joined
 from .chunks import UNKNOWN_BYTES
 from .mel import SAMPLE_RATE
-from .sources import python_warning
+from .sources import blocks, opens, python_warning
 
 _BLOCK_SECONDS = 0.032
 _MAX_HEADER = 1 << 20  # bytes before the samples of a WAV, and of a chunk after them
@@ -29,6 +31,9 @@ _FILES = (  # which libsndfile or the extra media can read, or which are certain
     b"\x1f\x8b\x08", b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd",
     b"7z\xbc\xaf", b"\x7fELF",
 )  # fmt: skip
+# Words within headers, also of files whose first bytes are damaged.
+_WORDS = re.compile(rb"WAVE|fmt |SSND|COMM|desc\0|OpusHead|\x01vorbis|ftyp|moov|mdat|Xing|LAME")
+_HEADER_BYTES = 512
 _DTYPES = {1: "u1", 2: "<i2", 4: "<i4"}
 _PCM, _EXTENSIBLE = 1, 0xFFFE
 
@@ -78,9 +83,11 @@ def can_be_read_as_it_comes(pipe: Pipe, rate: int | None = None) -> bool:
     head = pipe.head(_LOOKED_AT)
     if head.startswith(tuple(name for name in _FILES if len(name) >= 4)) or head[4:8] == b"ftyp":
         return False
-    return rate is not None or not (
-        head.startswith(_FILES) or mp3.begins(head) or _is_adts(head) or not _looks_like_sound(head)
-    )
+    if rate is not None:
+        return True
+    is_file = head.startswith(_FILES) or _WORDS.search(head[:_HEADER_BYTES]) is not None
+    is_file = is_file or mp3.begins(head) or _is_adts(head) or opens(head)
+    return not is_file and _looks_like_sound(head)
 
 
 def is_wav(pipe: Pipe) -> bool:
@@ -150,22 +157,23 @@ def _samples(pipe: Pipe, wav: _Wav, on_warning: OnWarning) -> Iterator[npt.NDArr
     second = wav.rate * wav.channels * wav.width
     lengths: list[float] = []  # seconds of each recording
     claimed = left = wav.n_bytes
-    n_bytes = 0
+    n_bytes = n_other = 0  # and samples of another kind
     while True:
         for block in _blocks(pipe, wav, left):
             n_bytes += block.size * wav.width
             yield block
         if not math.isfinite(left) or not _go_on(pipe):
             break
-        if is_wav(pipe):
+        if chunks.is_recording(pipe.head(4)):
+            lengths.append(n_bytes / second - sum(lengths))
             other = _wav(pipe)
             same = other and (other.rate, other.channels, other.width)
             if other is None or same != (wav.rate, wav.channels, wav.width):
-                what = "a second recording of another kind follows, which was not heard"
-                on_warning(AudioWarning("unused", f"{what}; send it alone"))
+                for block in _of_another_kind(pipe, wav.rate, on_warning):
+                    n_other += len(block)
+                    yield block
                 break
             pipe.read(other.n_header)
-            lengths.append(n_bytes / second - sum(lengths))
             left, claimed = other.n_bytes, claimed + other.n_bytes
         else:
             left = math.inf
@@ -176,7 +184,18 @@ def _samples(pipe: Pipe, wav: _Wav, on_warning: OnWarning) -> Iterator[npt.NDArr
     elif n_bytes > claimed:
         on_warning(AudioWarning("longer", f"{says}: all of it was heard"))
     if lengths:
-        on_warning(joined([*lengths, there - sum(lengths)]))
+        last = n_other / wav.rate if n_other else there - sum(lengths)
+        on_warning(joined([*lengths, last]))
+
+
+def _of_another_kind(
+    pipe: Pipe, rate: int, on_warning: OnWarning
+) -> Iterator[npt.NDArray[np.float32]]:
+    """What follows a recording and is of another kind, mono, at the rate of the first."""
+    resampler: Any = soxr.ResampleStream(SAMPLE_RATE, rate, 1, quality="HQ")
+    for block in blocks(cast("BinaryIO", pipe), on_warning=on_warning):
+        yield resampler.resample_chunk(block)[:, None]
+    yield resampler.resample_chunk(np.empty(0, np.float32), last=True)[:, None]
 
 
 def _go_on(pipe: Pipe) -> bool:
@@ -186,7 +205,7 @@ def _go_on(pipe: Pipe) -> bool:
             return False
         size = int.from_bytes(head[4:], "little")
         size += size % 2
-        if is_wav(pipe) or not chunks.is_name(head[:4]) or size > _MAX_HEADER:
+        if chunks.is_recording(head) or not chunks.is_name(head[:4]) or size > _MAX_HEADER:
             return True
         after = pipe.head(16 + size)[8 + size :]
         if len(after) == 8 and not chunks.is_name(after[:4]):

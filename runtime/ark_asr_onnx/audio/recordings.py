@@ -31,6 +31,7 @@ class Recording:
     there: int | None = None  # of the same unit; None: the samples, once they are decoded
     is_cut: bool = False  # its end is missing, whatever a header says
     faults: tuple[str, ...] = ()  # what is missing within
+    is_known: bool = True  # False: only libsndfile knows this kind
 
 
 def find(stream: BinaryIO, size: int) -> Iterator[Recording]:
@@ -44,7 +45,7 @@ def find(stream: BinaryIO, size: int) -> Iterator[Recording]:
         if found is None and at:
             return
         stream.seek(0)
-        yield found or Recording(stream, size)  # of a kind that only libsndfile knows
+        yield found or Recording(stream, size, is_known=False)
         at = found.end if found else size
 
 

@@ -12,7 +12,7 @@ import re
 import sys
 import warnings
 from collections.abc import Callable, Generator, Iterable, Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from typing import Any, BinaryIO, TypeAlias, TypeVar, cast
 
 import numpy as np
@@ -37,7 +37,6 @@ AudioSource: TypeAlias = _File | npt.NDArray[Any]
 _SAMPLE_RATES = range(1_000, 1_000_001)  # Hz; beyond, a header is damaged, and resampling explodes
 _BLOCK_SAMPLES = 1 << 20  # of all channels together, in memory at once
 _MAX_CLAIMED = 1 << 48  # samples; a header that claims more does not know
-_DIFFERS = 0.05  # seconds by which what is there must differ from what was claimed to be told
 _T = TypeVar("_T")
 _READABLE = (
     "WAV, FLAC, OGG, Opus, WebM/Opus, MP3 and AIFF can be read, MP4/M4A with the extra media; "
@@ -123,6 +122,15 @@ def duration(source: AudioSource, sample_rate: int | None = None) -> float | Non
                 seconds += frames / file.samplerate
         stream.seek(0)  # where reading begins
         return seconds
+
+
+def opens(head: bytes) -> bool:
+    """Whether libsndfile takes bytes for the beginning of a file of some kind."""
+    try:
+        with quiet(), soundfile.SoundFile(io.BytesIO(head)):
+            return True
+    except soundfile.LibsndfileError as error:
+        return "not recognised" not in error.error_string
 
 
 def _recordings(stream: BinaryIO, name: str) -> Iterator[Recording]:
@@ -380,16 +388,24 @@ def _account(
 ) -> Iterator[AudioWarning]:
     """What a recording's header says that is not so, and what is missing of it."""
     seconds = n_samples / file.samplerate
-    expected = None if claim is None else claim / file.samplerate
-    says = f"its header says {expected or 0:.2f} s, {seconds:.2f} s are there"
-    if expected is not None and expected > seconds + (0 if reason else _DIFFERS):
+    difference = 0.0 if claim is None else claim - n_samples
+    if one.claimed is not None and one.there is not None and reason != "no audio":
+        difference = one.claimed - one.there  # exactly; block codecs fill their last block
+    is_much = abs((claim or 0) - n_samples) > file.samplerate / 20
+    unit, scale, digits = ("s", file.samplerate, 2) if is_much else ("samples", 1, 0)
+    expected, found = (f"{n / scale:.{digits}f} {unit}" for n in (claim or 0, n_samples))
+    says = f"its header says {expected}, {found} are there"
+    if difference > 0:
         yield AudioWarning("cut", f"cut off: {says}; copy it again")
-    elif expected is not None and reason:
+    elif claim is not None and reason:
         yield AudioWarning("unused", f"what follows after {seconds:.2f} s is no audio")
-    elif expected is not None and expected < seconds - _DIFFERS:
+    elif difference < 0:
         yield AudioWarning("longer", f"{says}: all of it was heard")
-    elif one.is_cut or reason or "truncated" in file.extra_info:
+    elif one.is_cut or reason:
         yield AudioWarning("cut", f"cut off after {seconds:.2f} s: its end is missing")
+    elif not one.is_known:
+        what = f"{file.format} files do not tell whether they are all there"
+        yield AudioWarning("unchecked", f"{what}; convert it to WAV or FLAC to be sure")
     for fault in one.faults:
         yield AudioWarning("damaged", f"damaged: {fault}")
 
@@ -432,8 +448,7 @@ _CLAIMS = {
     "WVE": r"^Data length (?P<samples>\d+)",
     "MAT4": r"Cols *: (?P<samples>\d+)(?!.*Cols)",
     "MAT5": r"Cols *: (?P<samples>\d+)(?!.*Cols)",
-    "VOC": r"^ *(?:Extended II|Sound Data) *: (?P<bytes>\d+)",
-    "XI": r"^ *size *: (?P<bytes>[1-9]\d*)",
+    "VOC": r"^ *Extended II *: (?P<bytes>\d+)",
 }
 
 
@@ -462,7 +477,7 @@ class _Forward(soundfile.SoundFile):
         found = np.full((n, self.channels), np.nan, np.float32)
         reason = ""
         try:
-            with quiet() if self.format == "MP3" else nullcontext():
+            with quiet():
                 found = cast("F32", cast("Any", self).read(out=found))
         except soundfile.LibsndfileError as error:
             self._check()
@@ -493,7 +508,7 @@ class _Forward(soundfile.SoundFile):
         if not found:
             return None
         (unit, n), width = next(iter(found.groupdict().items())), 1 + self.subtype.endswith("16")
-        return int(n) if unit == "samples" else int(n) // self.channels // width
+        return int(n) if unit == "samples" else (int(n) - 12) // self.channels // width
 
     def _check(self) -> None:
         if self._watched.error is not None:

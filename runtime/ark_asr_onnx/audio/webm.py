@@ -16,6 +16,7 @@ from ..errors import AudioError
 from ..transcript import AudioWarning
 from .account import OnWarning
 
+_HEADER = 0x1A45DFA3
 _SEGMENT, _TRACKS, _CLUSTER, _BLOCK_GROUP = 0x18538067, 0x1654AE6B, 0x1F43B675, 0xA0
 _ENTERED = {_SEGMENT, _TRACKS, _CLUSTER, _BLOCK_GROUP}  # their children are walked, not skipped
 _TRACK_ENTRY, _SIMPLE_BLOCK, _BLOCK, _DISCARD_PADDING = 0xAE, 0xA3, 0xA1, 0x75A2
@@ -71,6 +72,25 @@ def to_ogg(stream: BinaryIO, name: str, on_warning: OnWarning) -> Iterator[bytes
         n_segments += len(packet) // 255 + 1
         granule += _samples(packet) - discarded
     yield _page(waiting, granule, sequence, flags=4)
+
+
+def end_of(stream: BinaryIO, at: int) -> int | None:
+    """Where the file that begins at a position ends; None if none does, or it does not say."""
+    stream.seek(at)
+    end = None
+    try:
+        for wanted in (_HEADER, _SEGMENT):
+            first = _exactly(stream, 1)
+            if _number(first, stream, keeps_marker=True, most=4, name="") != wanted:
+                return None
+            size = _number(_exactly(stream, 1), stream, keeps_marker=False, most=8, name="")
+            if size < 0:
+                return None
+            end = stream.tell() + size
+            stream.seek(end)
+    except (_Cut, AudioError):
+        return None
+    return end
 
 
 def _packets(stream: BinaryIO, name: str, on_warning: OnWarning) -> Generator[tuple[bytes, int]]:
