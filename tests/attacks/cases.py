@@ -9,7 +9,7 @@ import json
 import random
 import uuid
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,8 @@ KINDS = ("audio", "native", "published", "prepared", "records", "http")
 WAYS = ("path", "bytes", "stream", "pipe", "stdin")
 # Instead of a file's bytes: what else may lie in its place.
 PLACES = ("missing", "folder", "fifo", "link /dev/zero", "link /dev/null", "link .", "link nowhere")
+# What Macs write as "._NAME" beside NAME where a file system has no place for it.
+_APPLE_DOUBLE = bytes.fromhex("0005160700020000") + b"Mac OS X        " + bytes(4072)
 _INTEGRITY = "ark_manifest.json"
 
 
@@ -45,7 +47,7 @@ def audio_cases(seed: int, variants: int = 1) -> AudioCases:
 
 @dataclass(frozen=True)
 class AudioCases:
-    """First each seed as it is, then damaged ones."""
+    """First each seed as it is, beside what a Mac leaves on a stick; then damaged ones."""
 
     seed: int
     seeds: Sequence[Seed]
@@ -65,7 +67,9 @@ class AudioCases:
 
     def __call__(self, index: int) -> Case:
         if index < len(self.seeds):
-            return self._case(self.seeds[index], "intact", None, WAYS, wanted=None)
+            case = self._case(self.seeds[index], "intact", None, WAYS, wanted=None)
+            beside = {f"._{name}": _APPLE_DOUBLE for name in case.files}
+            return replace(case, files={**case.files, **beside})
         chance = random.Random(f"audio {self.seed} {index}")
         at = chance.randrange(len(self.seeds))
         whole = self.seeds[at]

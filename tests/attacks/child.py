@@ -137,7 +137,7 @@ class _Audio:
         self._heard(_SAMPLE)
 
     def __call__(self, folder: Path, facts: Found, watch: Watch) -> dict[str, Found]:
-        path = next(folder.iterdir())
+        path = next(folder.glob("audio*"))
         found = {way: watch(functools.partial(self._by, way, path)) for way in facts["ways"]}
         if "stdin" in found and found["stdin"].get("text") != found["path"].get("text"):
             # It is cut at pauses, however short it is.
