@@ -298,7 +298,7 @@ def _loss(case: Case, path: dict[str, Any]) -> str:
     damage, wanted, heard = facts["damage"], facts["seconds"], path["duration"]
     says_length = facts["says_length"] and facts["is_single"]
     near = _NEAR_SECONDS
-    if damage in ("intact", "join"):
+    if damage == "intact" or (damage == "join" and facts["says_length"]):
         near = _CODEC_SECONDS
     elif damage in ("append", "duplicate"):
         is_seen = damage == "append" or facts["format"] not in _COMPRESSED
