@@ -633,3 +633,20 @@ def test_a_disk_that_fails_and_ctrl_c_are_no_end_of_the_audio(kind: str) -> None
     ):
         with pytest.raises(expected):
             list(sources.blocks(Breaking(data, len(data) // 2, raised)))
+
+
+def test_what_macs_leave_beside_a_file_does_not_matter(tmp_path: Path) -> None:
+    for kind in ("MP3", "WAV", "FLAC"):
+        path = tmp_path / f"clip.{kind.lower()}"
+        data = encoded(swell(), kind=kind, subtype=None)
+        path.write_bytes(data)
+        (tmp_path / f"._{path.name}").write_bytes(b"\0\5\x16\7" + bytes(4000))
+        np.testing.assert_array_equal(sources.read(path), sources.read(data))
+
+
+@pytest.mark.parametrize("seconds", [1e18, 1e308])
+def test_a_part_beyond_all_time_is_empty(seconds: float) -> None:
+    for source in (swell(), wav(swell())):
+        with pytest.raises(AudioError, match="no samples from"):
+            sources.read(source, RATE, begin_seconds=seconds)
+        np.testing.assert_array_equal(sources.read(source, RATE, end_seconds=seconds), swell())

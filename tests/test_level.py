@@ -11,7 +11,7 @@ import soundfile
 from conftest import DEMO
 
 import ark_asr_onnx
-from ark_asr_onnx import Splitting, Transcriber
+from ark_asr_onnx import AudioWarning, EmptyAudioError, Splitting, Transcriber
 from ark_asr_onnx.audio import level, split, vad
 
 RATE = 16000
@@ -112,3 +112,15 @@ def test_the_silence_around_a_short_clip_is_no_part_of_it(
     assert before <= segment.start < before + 0.6
     assert before + len(clip()) / RATE - 0.6 < segment.end <= before + len(clip()) / RATE
     assert transcript.duration == pytest.approx(before + len(clip()) / RATE + after, abs=0.01)
+
+
+def test_live_sound_without_speech_and_sound_that_is_too_short_are_said(demo: Transcriber) -> None:
+    noise = np.random.default_rng(0).normal(0, 0.1, 3 * RATE).astype(np.float32)
+    told: list[AudioWarning] = []
+    assert list(demo.listen([noise], RATE, on_warning=told.append)) == []
+    assert [warning.kind for warning in told] == ["no speech"]
+    told.clear()
+    assert list(demo.listen([clip()], RATE, on_warning=told.append))
+    assert told == []
+    with pytest.raises(EmptyAudioError, match="audio stream: too short, 40 samples"):
+        list(demo.listen([clip()[:40]], RATE))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
@@ -12,10 +13,11 @@ import numpy.typing as npt
 
 from . import values
 from .arrays import F32
-from .audio import mel, sources
+from .audio import level, mel, sources
+from .audio.account import OnWarning
 from .audio.sources import AudioSource
 from .audio.split import Splitter, Splitting, Window
-from .decoding.clips import Clip, Take, tasks_of
+from .decoding.clips import Clip, Take, nothing_heard, tasks_of, too_short
 from .decoding.clock import Clock, timings
 from .decoding.greedy import Options
 from .decoding.job import Job, feed
@@ -28,7 +30,7 @@ from .model.resident import Resident
 from .model.seam import Model
 from .package.opening import Package
 from .package.text import Text
-from .transcript import AudioWarning, Segment, Transcript, join
+from .transcript import Segment, Transcript, join
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,7 +188,7 @@ class Transcriber:
         options: Options | None = None,
         splitting: Splitting | None = None,
         partial_seconds: float | None = None,
-        on_warning: Callable[[AudioWarning], None] | None = None,
+        on_warning: OnWarning | None = None,
     ) -> Iterator[Segment]:
         """Segments of live audio, each when its speech has ended.
 
@@ -200,7 +202,8 @@ class Transcriber:
         splitting = splitting or Splitting()
         splitting.longest(self.manifest.sizes.max_seconds)
         waveform = sources.blocks(blocks, sample_rate, on_warning=on_warning)
-        return self._listen(waveform, options or Options(), splitting, partial_seconds)
+        tell = on_warning or functools.partial(sources.python_warning, "audio stream")
+        return self._listen(waveform, options or Options(), splitting, partial_seconds, tell)
 
     def transcribe_many(
         self,
@@ -277,11 +280,13 @@ class Transcriber:
         options: Options,
         splitting: Splitting,
         partial_seconds: float | None,
+        on_warning: OnWarning,
     ) -> Generator[Segment]:
         splitter = Splitter(splitting, self.manifest.sizes.max_seconds)
         line = self._pool.open(options, splitting, 1, is_own=True)
 
         def texts(windows: Iterable[Window]) -> Iterator[Segment]:
+            nonlocal has_text
             for window in windows:
                 line.put(Task(window, Clock()))
                 line.put(End())
@@ -291,11 +296,15 @@ class Transcriber:
                         break
                     if not isinstance(result, Segment):
                         raise result or ClosedError("the transcriber was closed")
+                    has_text = has_text or bool(result.text)
                     yield result
 
-        n_since = 0
+        n_samples = n_since = 0
+        loudest, has_text = 0.0, False
         try:
             for block in blocks:
+                n_samples += len(block)
+                loudest = max(loudest, level.peak(block))
                 found = splitter.push(block)
                 yield from texts(found)
                 n_since = 0 if found else n_since + len(block)
@@ -305,6 +314,10 @@ class Transcriber:
                             yield replace(segment, is_final=False)
                     n_since = 0
             yield from texts(splitter.flush())
+            if n_samples < mel.MIN_SAMPLES:
+                raise too_short("audio stream", n_samples)
+            for warning in [] if has_text else nothing_heard(loudest, splitting):
+                on_warning(warning)
         finally:
             line.cancel()
 

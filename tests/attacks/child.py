@@ -130,10 +130,14 @@ class _Audio:
 
     def __init__(self) -> None:
         import ark_asr_onnx
+        from ark_asr_onnx.audio import quiet
 
         self._options = ark_asr_onnx.Options(**_OPTIONS)
         self._split = ark_asr_onnx.Splitting(split_short=True)
         self._transcriber = ark_asr_onnx.load(DEMO, threads=1)
+        # This process is its own, as that of a command is: libraries need not print into it.
+        self._kept = contextlib.ExitStack()
+        self._kept.enter_context(quiet.allowed())
         self._heard(_SAMPLE)
 
     def __call__(self, folder: Path, facts: Found, watch: Watch) -> dict[str, Found]:

@@ -44,18 +44,23 @@ def centred(waveform: F32) -> F32:
     return waveform - np.float32(mean) if abs(mean) > spread / 2 else waveform
 
 
+def peak(block: F32) -> float:
+    """The loudest sample, around the offset."""
+    return float(np.abs(centred(block)).max(initial=0.0))
+
+
 def is_soft(waveform: F32) -> bool:
     """Whether speech in it would be too soft to be heard."""
-    return 0 < float(np.abs(centred(waveform)).max(initial=0.0)) < _SOFT
+    return 0 < peak(waveform) < _SOFT
 
 
 def levelled(waveform: F32) -> F32:
     """Speech ``[n]``, made as loud as usual where it is soft."""
     waveform = centred(waveform)
-    peak = float(np.abs(waveform).max(initial=0.0))
-    if not 0 < peak < _SOFT:
+    loudest = float(np.abs(waveform).max(initial=0.0))
+    if not 0 < loudest < _SOFT:
         return waveform
-    return waveform * np.float32(min(_USUAL / peak, _MOST))
+    return waveform * np.float32(min(_USUAL / loudest, _MOST))
 
 
 def decibels(peak: float) -> float:

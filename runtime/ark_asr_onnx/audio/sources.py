@@ -621,4 +621,4 @@ def _no_audio(source: object) -> AudioError:
 
 
 def _at(seconds: float, rate: int) -> int:
-    return round(seconds * rate)
+    return round(min(seconds, _MAX_CLAIMED) * rate)

@@ -6,8 +6,6 @@ import math
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 
-import numpy as np
-
 from .. import values
 from ..arrays import F32
 from ..audio import level, mel, sources, split
@@ -79,21 +77,15 @@ class Take:
         found = split.windows(counted, self.splitting, self.model_seconds, offset)
         for window in self.clock.each("split", found):
             if len(window.waveform) < mel.MIN_SAMPLES:
-                raise EmptyAudioError(
-                    f"{sources.describe(clip.source)}: too short, {len(window.waveform)} samples "
-                    f"at 16 kHz; at least {mel.MIN_SAMPLES} (0.013 s) are needed"
-                )
+                raise too_short(sources.describe(clip.source), len(window.waveform))
             yield window
         self._is_read = True
 
     def warnings(self, text: str) -> tuple[AudioWarning, ...]:
         """What is known of the audio that may have cost words, when ``text`` was heard in it."""
-        is_silent = self._loudest < _LOUD or self.splitting.vad is None
-        if text or is_silent or not self._is_read:
+        if text or not self._is_read:
             return tuple(self._warnings)
-        loudness = f"{-level.decibels(self._loudest):.0f} dB below full scale"
-        message = f"sound of up to {loudness}, but no speech was found in it"
-        return (*self._warnings, AudioWarning("no speech", message))
+        return (*self._warnings, *nothing_heard(self._loudest, self.splitting))
 
     def _counted(self, blocks: Iterator[F32], is_unwanted: Callable[[], bool]) -> Iterator[F32]:
         n_read = 0
@@ -103,7 +95,7 @@ class Take:
             n_read += len(block)
             self.seconds = n_read / mel.SAMPLE_RATE
             self._check_duration(self.seconds)
-            self._loudest = max(self._loudest, float(np.abs(level.centred(block)).max()))
+            self._loudest = max(self._loudest, level.peak(block))
             yield block
 
     def _check_duration(self, seconds: float) -> None:
@@ -112,6 +104,23 @@ class Take:
                 f"{sources.describe(self.clip.source)}: longer than the {self._max_seconds:g} s "
                 "that are allowed; raise the limit or select a part with begin and end"
             )
+
+
+def nothing_heard(loudest: float, splitting: Splitting) -> list[AudioWarning]:
+    """What is said of audio in which there was no text, though its peak was ``loudest``."""
+    if loudest < _LOUD or splitting.vad is None:
+        return []
+    loudness = f"{-level.decibels(loudest):.0f} dB below full scale"
+    message = f"sound of up to {loudness}, but no speech was found in it"
+    return [AudioWarning("no speech", message)]
+
+
+def too_short(name: str, n_samples: int) -> EmptyAudioError:
+    """The error for audio of so many samples at 16 kHz."""
+    return EmptyAudioError(
+        f"{name}: too short, {n_samples} samples at 16 kHz; at least {mel.MIN_SAMPLES} (0.013 s) "
+        "are needed"
+    )
 
 
 def tasks_of(take: Take, line: Line) -> Generator[Task | End]:
