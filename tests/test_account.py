@@ -22,7 +22,7 @@ from ark_asr_onnx.audio import chunks, mp3, pcm, sources
 RATE = 16000
 CHUNKED = ["WAV", "WAVEX", "RF64", "W64", "AIFF", "AU", "CAF", "SVX", "NIST"]
 WHOLE = [*CHUNKED, "FLAC", "OGG", "MP3"]
-REFUSED = {"RAW", "SD2", "HTK"}  # no header, a second file, sizes that must be exact
+REFUSED = {"RAW", "SD2", "HTK", "SDS"}  # no header, a second file, exact sizes, prints
 NO_LENGTH = {"PAF", "PVF", "IRCAM", "XI"}  # whose headers do not say one
 
 

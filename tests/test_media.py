@@ -141,3 +141,21 @@ def test_a_film_without_sound_says_so() -> None:
         container.mux(stream.encode(None))
     with pytest.raises(AudioError, match="holds no audio track"):
         sources.read(data.getvalue())
+
+
+def test_an_opus_recording_after_another_codec_does_not_hide_it() -> None:
+    data = io.BytesIO()
+    with av.open(data, "w", format="webm") as container:
+        stream = container.add_stream("libopus", rate=48000)
+        stream.layout = "mono"
+        resampler = av.AudioResampler(format=stream.format.name, layout="mono", rate=48000)
+        frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(clip()[None]), "flt", "mono")
+        frame.sample_rate = RATE
+        for part in [*resampler.resample(frame), *resampler.resample(None)]:
+            container.mux(stream.encode(part))
+        container.mux(stream.encode(None))
+    opus, other = data.getvalue(), encoded("mka", clip())
+    for first, second in ((opus, other), (other, opus)):
+        waveform, told = heard(first + second)
+        assert len(waveform) == pytest.approx(2 * len(clip()), rel=0.05)
+        assert [warning.kind for warning in told] == ["joined"]

@@ -13,7 +13,7 @@ from ..arrays import F32
 from ..errors import AudioError
 from ..transcript import AudioWarning
 from . import webm
-from .account import OnWarning, joined
+from .account import OnWarning
 from .excerpt import Excerpt
 
 Kind: TypeAlias = Literal["webm", "mp4", "aac", "asf"]
@@ -83,28 +83,10 @@ def blocks(
             f"{name}: {_NAMES[which]} needs an extra: install 'ark-asr-onnx[media]', or send WAV, "
             "FLAC, OGG, Opus, WebM/Opus or MP3"
         )
-    parts, n_more = _files(stream, which)
-    lengths: list[float] = []
-    is_cut = False
-    for part in parts:
-        found = _Track(part, which, name)
-        try:
-            yield from found.blocks()
-        except AudioError:
-            if not lengths:
-                raise
-            break
-        lengths.append(found.seconds)
-        for warning in found.account():
-            is_cut = is_cut or warning.kind == "cut"
-            on_warning(warning)
-    if len(lengths) > 1:
-        on_warning(joined(lengths))
-    if n_more > 0:
-        what = f"{n_more} bytes after the end of the audio"
-        on_warning(AudioWarning("unused", f"{what} are no audio and were not heard"))
-    elif n_more < 0 and not is_cut:
-        on_warning(AudioWarning("cut", f"cut off: {-n_more} bytes of it are missing"))
+    track = _Track(stream, which, name)
+    yield from track.blocks()
+    for warning in track.account():
+        on_warning(warning)
 
 
 class _Track:
@@ -167,7 +149,7 @@ def _seconds(duration: int | None, unit: Any) -> float | None:
     return None if duration is None or unit is None else float(duration * unit)
 
 
-def _files(stream: BinaryIO, which: Kind) -> tuple[list[BinaryIO], int]:
+def files(stream: BinaryIO, which: Kind) -> tuple[list[BinaryIO], int]:
     """The files of which a stream is made, and how many bytes more there are (-: are missing)."""
     stream.seek(0, 2)
     size = stream.tell()

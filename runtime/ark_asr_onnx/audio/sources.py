@@ -298,11 +298,49 @@ def _decode(
             which = containers.kind(stream)
         if which is None:
             yield from _decode_recordings(stream, name, begin, end, warn)
-        elif which == "webm" and (ogg := containers.as_ogg(stream, name, warn)) is not None:
-            with ogg:
-                yield from _decode_recordings(ogg, name, begin, end, warn)
         else:
-            yield from _between(containers.blocks(stream, which, name, warn), begin, end)
+            yield from _between(_decode_files(stream, which, name, warn), begin, end)
+
+
+def _decode_files(
+    stream: BinaryIO, which: containers.Kind, name: str, warn: OnWarning
+) -> Iterator[tuple[F32, int]]:
+    """What containers hold that libsndfile does not open; several files may follow each other."""
+    with _told(name, 0):
+        parts, n_more = containers.files(stream, which)
+    lengths: list[float] = []
+    told: list[AudioWarning] = []
+    for part in parts:
+        seconds = 0.0
+        try:
+            for samples, rate in _decode_container(part, which, name, told.append):
+                seconds += len(samples) / rate
+                yield samples, rate
+        except AudioError as error:
+            if not lengths:
+                raise
+            told.append(AudioWarning("unused", f"what follows is not readable ({error})"))
+            break
+        lengths.append(seconds)
+    if len(lengths) > 1:
+        told.append(joined(lengths))
+    if n_more > 0:
+        what = f"{n_more} bytes after the end of the audio"
+        told.append(AudioWarning("unused", f"{what} are no audio and were not heard"))
+    elif n_more < 0 and all(warning.kind != "cut" for warning in told):
+        told.append(AudioWarning("cut", f"cut off: {-n_more} bytes of it are missing"))
+    for warning in told:
+        warn(warning)
+
+
+def _decode_container(
+    stream: BinaryIO, which: containers.Kind, name: str, warn: OnWarning
+) -> Iterator[tuple[F32, int]]:
+    if which == "webm" and (ogg := containers.as_ogg(stream, name, warn)) is not None:
+        with ogg:
+            yield from _decode_recordings(ogg, name, 0.0, None, warn)
+    else:
+        yield from containers.blocks(stream, which, name, warn)
 
 
 def _decode_recordings(
@@ -354,7 +392,6 @@ def _decode_one(
         at = first if file.can_seek and file.format != "MP3" else 0
         n_most = max(1, _BLOCK_SAMPLES // file.channels)
         claim = _claim(one, file)
-        last = min(last, file.n_there())
         reason = ""
         with _told(name, file.frames, file):
             file.seek(at)
@@ -441,6 +478,7 @@ class _Watched:
             return otherwise
 
 
+_MIDI_DUMP = b"\xf0\x7e"
 # What libsndfile tells of lengths in headers that nothing here reads: samples, or bytes of them.
 _CLAIMS = {
     "AVR": r"^ *Frames *: (?P<samples>\d+)",
@@ -491,17 +529,8 @@ class _Forward(soundfile.SoundFile):
         self.n_read += len(found)
         return found, reason
 
-    def n_there(self) -> int:
-        """Samples of each channel that there can be at most."""
-        found = self.format == "SDS" and re.search(
-            r"^Frames *: (\d+)", self.extra_info, re.MULTILINE
-        )
-        return int(found[1]) if found else sys.maxsize
-
     def claimed(self) -> int | None:
         """Samples of each channel, as far as libsndfile tells what the header says of them."""
-        if self.format == "SDS":
-            return self.frames
         found = self.format in _CLAIMS and re.search(
             _CLAIMS[self.format], self.extra_info, re.MULTILINE | re.DOTALL
         )
@@ -551,6 +580,10 @@ def _told(name: str, claimed: int, file: _Forward | None = None) -> Generator[No
 @contextmanager
 def _decoder(stream: BinaryIO, name: str) -> Generator[_Forward]:
     with _told(name, 0):
+        head = stream.read(2)
+        stream.seek(0)
+        if head == _MIDI_DUMP:
+            raise ValueError("libsndfile prints into the output when it is damaged")
         file = _Forward(stream)
     with file:
         yield file
