@@ -23,7 +23,7 @@ DEMO = ROOT / "models" / "demo"
 _RATES = (16000, 8000, 44100, 48000, 22050)  # Hz
 _PLAIN = (1, 16000)  # channels and rate that every encoding can store
 # SoundDesigner keeps its header in a second file, the others have none at all.
-_UNREADABLE = ("SD2", "RAW")
+_UNREADABLE = ("SD2", "RAW", "SDS")
 # Their headers do not say how much audio follows: of these, what is missing leaves no trace.
 _WITHOUT_LENGTH = ("PVF", "PAF", "IRCAM", "AAC")
 # Container, codec and sample format for the extra ``media``.

@@ -583,7 +583,8 @@ def _decoder(stream: BinaryIO, name: str) -> Generator[_Forward]:
         head = stream.read(2)
         stream.seek(0)
         if head == _MIDI_DUMP:
-            raise ValueError("libsndfile prints into the output when it is damaged")
+            # Of a damaged one libsndfile prints lines on standard output.
+            raise AudioError(f"{name}: is a MIDI sample dump, which cannot be read; {_READABLE}")
         file = _Forward(stream)
     with file:
         yield file
