@@ -72,3 +72,26 @@ def test_nothing_but_the_output_need_be_writable(tiny_checkpoint: Path, tmp_path
     done = child(NOBODY + READ_ONLY, *arguments, without=HOMELESS)
     assert done.returncode == 0, done.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["package"]
+
+
+LITTLE_MEMORY = """
+import resource
+from ark_onnx_export import pipeline
+spare = int(sys.argv.pop(1)) * 1_000_000
+used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used + spare, used + spare))
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="a limit of address space")
+@pytest.mark.parametrize("megabytes", [10, 60, 150])
+def test_too_little_memory_ends_in_one_line(
+    tiny_checkpoint: Path, tmp_path: Path, megabytes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # OpenMP ends the process where it gets no thread
+    arguments = ["--ckpt", tiny_checkpoint, "--out", tmp_path / "out", "--quiet"]
+    done = child(LITTLE_MEMORY, megabytes, *arguments)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith("error: not enough memory, or no more threads (")
+    assert done.stderr.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []

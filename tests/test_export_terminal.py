@@ -149,7 +149,7 @@ def test_too_little_memory_is_one_line_that_says_so(
             NO_MEMORY[who]()
         except Exception as error:
             if wrapped:
-                raise PackageError("decoder.onnx: cannot be opened; copy the package") from error
+                raise PackageError(f"cannot be opened ({error}); copy the package") from error
             raise
         raise AssertionError("there was enough")
 

@@ -5,6 +5,7 @@ Nothing of the runtime computes here: log-mel comes from ``torch.stft`` and libr
 
 from __future__ import annotations
 
+import mmap
 import os
 from pathlib import Path
 from typing import Any, cast
@@ -23,6 +24,7 @@ from .config import MAX_POSITIONS
 from .engines import Decoded
 
 F32 = npt.NDArray[np.float32]
+_SCIPY_BYTES = 1 << 29
 
 
 def _librosa_filters() -> Any:
@@ -33,6 +35,7 @@ def _librosa_filters() -> Any:
     """
     config = cast("Any", numba).config
     jit, cache = config.DISABLE_JIT, os.environ.get("XDG_CACHE_HOME")
+    mmap.mmap(-1, _SCIPY_BYTES).close()  # SciPy's BLAS tries for ever where memory is short
     try:
         config.DISABLE_JIT = 1
         os.environ.setdefault("XDG_CACHE_HOME", os.devnull)  # nothing is fetched, so none is needed

@@ -27,6 +27,7 @@ _PATIENCE_SECONDS = 10.0  # after a signal, so long another one does not stop th
 _NO_MEMORY = (
     "allocate memory", "bad_alloc", "bad allocation", "not enough memory", "out of memory",
     "start new thread", "os error 12", "Resource temporarily unavailable",
+    "failed to map segment",
 )  # fmt: skip
 
 
@@ -90,11 +91,13 @@ def say(line: str) -> None:
 
 def _line(error: BaseException) -> str | None:
     """What can be expected to go wrong in one line; ``None`` for everything else."""
-    for cause in _causes(error):
-        text = str(cause)
+    for cause in reversed(_causes(error)):
+        text = str(cause).strip() or type(cause).__name__
         if isinstance(cause, MemoryError) or any(words in text for words in _NO_MEMORY):
-            detail = (text.strip() or "MemoryError").splitlines()[0]
-            return f"not enough memory, or no more threads ({detail}); close other programs"
+            return (
+                f"not enough memory, or no more threads ({shown(text.splitlines()[0], 120)}); "
+                "close other programs"
+            )
     if isinstance(error, ArkError):
         return str(error)
     if isinstance(error, OSError):
@@ -113,13 +116,13 @@ def _printed(answer: str) -> bool:
     return True
 
 
-def _causes(error: BaseException) -> Iterator[BaseException]:
-    """An exception and those that it came from."""
+def _causes(error: BaseException) -> list[BaseException]:
+    """An exception and those that it came from, the first of all at the end."""
     found: list[BaseException] = []
     while error not in found:
         found.append(error)
         error = error.__cause__ or error.__context__ or error
-    return iter(found)
+    return found
 
 
 @contextlib.contextmanager
