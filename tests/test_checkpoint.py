@@ -165,6 +165,28 @@ def test_what_a_trainer_leaves_beside_the_weights_is_not_read_and_said(
     assert note == "not read: optimizer.pt, rng_state.pth, scheduler.pt, training_args.bin"
 
 
+@pytest.mark.parametrize(
+    ("name", "key", "value"),
+    [
+        ("preprocessor_config.json", "hop_length", 320),
+        ("preprocessor_config.json", "feature_size", 128),
+        ("preprocessor_config.json", "sampling_rate", "16000"),
+        ("processor_config.json", "merge_factor", 2),
+    ],
+)
+def test_sound_that_is_described_otherwise_is_refused(
+    checkpoint: Path, whole: Path, name: str, key: str, value: object
+) -> None:
+    described = json.loads((checkpoint / name).read_text())
+    (checkpoint / name).write_text(json.dumps({**described, key: None, "new": 1}))
+    assert is_same(checkpoint, whole).notes == ()
+    (checkpoint / name).write_text(json.dumps({**described, key: value}))
+    with pytest.raises(ExportError, match=rf"{name}: {key} is {value!r}, expected"):
+        open_checkpoint(checkpoint)
+    (checkpoint / name).unlink()
+    assert is_same(checkpoint, whole).notes == ()
+
+
 def test_notes_reach_the_terminal(
     checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

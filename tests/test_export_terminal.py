@@ -7,6 +7,7 @@ import ctypes
 import json
 import mmap
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -61,6 +62,25 @@ def test_without_stderr_a_comparison_is_on_stdout(
     assert done.returncode == 0
     assert done.stdout.startswith("package ") and done.stdout.endswith("within limits\n")
     assert json.loads(report.read_text())["verdict"] == "within limits"
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="names that are no UTF-8")
+def test_names_that_are_no_text_are_told_at_once_and_safe_to_show(
+    tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    odd = os.fsencode(tmp_path) + b"/caf\xe9\x1b[2J"
+    shutil.copytree(os.fsencode(tiny_checkpoint), odd)
+    environment = {**os.environ, "LC_ALL": "C", "PYTHONIOENCODING": "ascii"}
+    for checkpoint, out in ((odd, "out"), (os.fsencode(tiny_checkpoint), odd + b"2")):
+        command = [*COMMAND, "--ckpt", checkpoint, "--out", out, *FAST]
+        done = subprocess.run(command, check=False, capture_output=True, env=environment)
+        assert (done.returncode, done.stdout) == (1, b"")
+        assert b"the name is not UTF-8" in done.stderr and done.stderr.count(b"\n") == 1
+        assert b"\x1b" not in done.stderr
+    out = str(tmp_path / "caf\N{LATIN SMALL LETTER E WITH ACUTE} 1")
+    command = [*COMMAND, "--ckpt", str(tiny_checkpoint), "--out", out, *FAST]
+    done = subprocess.run(command, check=False, capture_output=True, env=environment)
+    assert (done.returncode, done.stdout) == (0, f"{out}\n".encode()), done.stderr
 
 
 @posix

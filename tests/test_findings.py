@@ -191,7 +191,7 @@ def key_of(checkpoint: Path, n_samples: int = 400, instruction: str = "Transcrib
     [
         ("config.json", "rms_norm_eps", 1e-5),
         ("config.json", "rope_theta", 10000.0),
-        ("processor_config.json", "merge_factor", 2),
+        ("processor_config.json", "audio_dtype", "float32"),
         ("preprocessor_config.json", "dither", 1.0),
         ("generation_config.json", "eos_token_id", 1),
         ("tokenizer.json", "padding", None),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
+import signal
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -339,6 +340,25 @@ def test_ctrl_c_keeps_what_was_compared(
     status, report = run(tmp_path, "--package", DEMO, "--against", DEMO, "--audio", *audio)
     assert status == 130
     assert len(report["clips"]) == 1  # two engines ask for each clip's log-mel
+
+
+def test_a_signal_keeps_what_was_compared_as_well(
+    tmp_path: Path, samples: list[Sample], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    right = PackageEngine.log_mel
+    calls: list[int] = []
+
+    def log_mel(self: PackageEngine, waveform: np.ndarray) -> np.ndarray:
+        calls.append(1)
+        if len(calls) > 3:
+            signal.raise_signal(signal.SIGTERM)
+        return right(self, waveform)
+
+    monkeypatch.setattr(PackageEngine, "log_mel", log_mel)
+    audio = [sample.path for sample in samples]
+    status, report = run(tmp_path, "--package", DEMO, "--against", DEMO, "--audio", *audio)
+    assert status == 143
+    assert len(report["clips"]) == 1
 
 
 def test_what_cannot_be_compared_is_one_line(

@@ -18,13 +18,21 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from ark_asr_onnx.audio.mel import HOP_LENGTH, N_FFT, SAMPLE_RATE
 from ark_asr_onnx.errors import ExportError, PackageError
 from ark_asr_onnx.package.contract import Tokens
 from ark_asr_onnx.package.text import Text
 from ark_asr_onnx.package.vocabulary import decoding_tokens
 
 from . import shards
-from .config import ENCODER_ROPE_DIM, ENCODER_ROPE_THETA, ArkConfig, shown
+from .config import (
+    ENCODER_ROPE_DIM,
+    ENCODER_ROPE_THETA,
+    ArkConfig,
+    read_object,
+    require_text,
+    shown,
+)
 from .modeling import AudioTower, Decoder
 
 EMBEDDING = "model.embed_tokens.weight"
@@ -122,7 +130,9 @@ def open_checkpoint(directory: Path) -> Checkpoint:
     """
     if not directory.is_dir():
         raise ExportError(f"checkpoint folder {directory} does not exist")
+    require_text(directory)
     config = ArkConfig.read(directory / "config.json")
+    _check_processors(directory, config)
     paths, notes = shards.find(directory)
     shapes: dict[str, tuple[int, ...]] = {}
     places: dict[str, tuple[Path, str]] = {}
@@ -152,6 +162,24 @@ def open_checkpoint(directory: Path) -> Checkpoint:
     checkpoint = Checkpoint(directory, config, shapes, places, tuple(notes))
     _check_names(checkpoint)
     return checkpoint
+
+
+def _check_processors(directory: Path, config: ArkConfig) -> None:
+    """Refuse sound that is described in another way than it is computed here."""
+    expected = {
+        "preprocessor_config.json": {
+            "feature_size": config.audio.n_mels, "n_fft": N_FFT, "hop_length": HOP_LENGTH,
+            "sampling_rate": SAMPLE_RATE,
+        },
+        "processor_config.json": {"merge_factor": config.audio.merge_factor},
+    }  # fmt: skip
+    for name, values in expected.items():
+        said = read_object(directory / name) if (directory / name).is_file() else {}
+        for key, value in values.items():
+            if said.get(key) not in (None, value):
+                raise ExportError(
+                    f"{directory / name}: {key} is {reprlib.repr(said[key])}, expected {value}"
+                )
 
 
 def _shape(path: Path, key: str, file: Any) -> tuple[int, ...]:

@@ -14,7 +14,7 @@ from ark_asr_onnx.audio.sources import read
 from ark_asr_onnx.errors import ExportError
 
 from .config import shown
-from .terminal import fill_closed_streams, guarded, say, stopped
+from .terminal import guarded, prepare_streams, say, stopped
 
 _EXTRA = (
     "torch",
@@ -36,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Ended by a signal it is 128 and the signal's number. ``verify`` exits with 3 when the package
     is outside the limits.
     """
-    fill_closed_streams()
+    prepare_streams()
     arguments = list(sys.argv[1:] if argv is None else argv)
     command = arguments.pop(0) if arguments[:1] in (["export"], ["verify"]) else "export"
     parser, run = (
@@ -212,7 +212,7 @@ def _verify(options: argparse.Namespace) -> tuple[int, str]:
     )
     answer, figures = verify.report_to_text(report), verify.report_to_json(report)
     try:
-        files.write(options.report, figures.encode())
+        files.write(options.report, figures.encode(errors="backslashreplace"))
     except OSError as error:
         say(f"error: cannot write {options.report}: {error.strerror}; it is printed instead")
         return 1, f"{answer}\n\n{figures}"

@@ -207,6 +207,14 @@ def read_object(path: Path) -> dict[str, Any]:
     return cast("dict[str, Any]", raw)
 
 
+def require_text(path: Path) -> None:
+    """Refuse a path that is no UTF-8: neither safetensors nor onnxruntime opens files there."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError as error:
+        raise ExportError(f"{path}: the name is not UTF-8; rename it or give another") from error
+
+
 def shown(text: str, most: int = 500) -> str:
     """A text out of a file in one line, as much as fits, without what a terminal would obey."""
     cut = text if len(text) <= most else f"{text[:most]}..."

@@ -52,7 +52,7 @@ def write(proof: Proof, directory: Path) -> dict[str, File]:
     """Write both files; gives their sizes and checksums."""
     texts = {JSON_FILE: to_json(proof), TEXT_FILE: to_markdown(proof)}
     for name, text in texts.items():
-        (directory / name).write_text(text, encoding="utf-8")
+        (directory / name).write_text(text, encoding="utf-8", errors="backslashreplace")
     paths = [directory / name for name in texts]
     return {path.name: File(path.stat().st_size, file_sha256(path)) for path in paths}
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import io
 import os
 import signal
 import sys
@@ -60,7 +61,7 @@ def guarded(run: Callable[[], tuple[int, str]]) -> int:
         line = _line(error)
         if line is None:
             raise
-        say(f"error: {shown(line, 2000)}")
+        say(f"error: {shown(line, 5000)}")
         return 1
 
 
@@ -69,10 +70,10 @@ def stopped(stop: KeyboardInterrupt) -> int:
     return stop.status if isinstance(stop, Ended) else INTERRUPTED
 
 
-def fill_closed_streams() -> None:
-    """Open nothing in the place of closed streams, or the next file opened would take their place.
+def prepare_streams() -> None:
+    """Let anything be printed, in UTF-8, and open nothing in the place of closed streams.
 
-    What libraries write to stderr would then be in a package.
+    The next file would be opened in their place, and get what libraries write to stderr.
     """
     while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
         pass
@@ -81,6 +82,8 @@ def fill_closed_streams() -> None:
         if getattr(sys, name) is None:
             mode = "r" if name == "stdin" else "w"
             setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: PTH123, SIM115
+    if isinstance(sys.stdout, io.TextIOWrapper):  # not when a test or a notebook has replaced it
+        sys.stdout.reconfigure(encoding="utf-8", errors="surrogateescape")
 
 
 def say(line: str) -> None:

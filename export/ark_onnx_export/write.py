@@ -21,6 +21,8 @@ from ark_asr_onnx.errors import ExportError
 from ark_asr_onnx.package import contract
 from ark_asr_onnx.package.contract import File, Manifest, file_sha256, manifest_to_json
 
+from .config import require_text
+
 _INLINE_BYTES = 1024  # smaller weights (constants of shape logic) stay inside the graph
 
 
@@ -29,7 +31,9 @@ def staged(out: Path) -> Iterator[Path]:
     """A staging folder beside ``out`` that becomes it on success and is removed on failure."""
     if os.path.lexists(out):
         raise ExportError(f"{out} exists; give another --out or remove it first")
-    new_parents = [p for p in out.absolute().parents if not p.exists()]  # innermost first
+    require_text(out)
+    # The innermost first.
+    new_parents = [p for p in out.absolute().parents if not os.path.lexists(p)]
     done = False
     try:
         with contextlib.ExitStack() as stack:
@@ -81,7 +85,8 @@ def _publish(staging: Path, out: Path) -> None:
 
 def require_space(directory: Path, n_bytes: int) -> None:
     """Refuse to start what the disk cannot hold."""
-    existing = next(p for p in (directory, *directory.absolute().parents) if p.exists())
+    parents = (directory, *directory.absolute().parents)
+    existing = next(path for path in parents if os.path.lexists(path))
     free = shutil.disk_usage(existing).free
     if free < n_bytes:
         raise ExportError(
@@ -171,7 +176,8 @@ def list_files(directory: Path) -> dict[str, File]:
 
 def write_manifest(manifest: Manifest, directory: Path) -> None:
     """The manifest, written last and flushed to disk."""
-    with (directory / contract.MANIFEST_FILE).open("w", encoding="utf-8") as stream:
-        stream.write(manifest_to_json(manifest))
+    text = manifest_to_json(manifest)
+    with (directory / contract.MANIFEST_FILE).open("wb") as stream:
+        stream.write(text.encode(errors="backslashreplace"))  # a name may be no UTF-8
         stream.flush()
         os.fsync(stream.fileno())
