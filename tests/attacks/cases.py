@@ -61,7 +61,7 @@ class AudioCases:
         if index not in self._heard:
             self._heard[index] = self.seeds[index].seconds
             with contextlib.suppress(ArkError):  # it is judged as a case of its own
-                blocks = sources.blocks(self.seeds[index].content)
+                blocks = sources.blocks(self.seeds[index].content, on_warning=lambda _: None)
                 self._heard[index] = sum(map(len, blocks)) / 16000
         return self._heard[index]
 
