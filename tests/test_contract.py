@@ -296,6 +296,64 @@ def test_sizes_must_be_positive(key: str, value: int) -> None:
     assert f"{key} is {value}" in message
 
 
+@pytest.mark.parametrize("key", json.loads(TEXT)["sizes"])
+def test_sizes_beyond_all_models_are_refused(key: str) -> None:
+    message = refusal(altered(lambda raw: raw["sizes"].update({key: (1 << 24) + 1})))
+    assert f"{key} is 16777217" in message
+
+
+def test_end_of_turn_must_stop_the_text() -> None:
+    for stop in ([], [300]):
+        message = refusal(altered(lambda raw, stop=stop: raw["tokens"].update(stop=stop)))
+        assert f"eos is [302] and stop {stop}, so that decoding would not end" in message
+
+
+def test_a_prompt_longer_than_the_model_holds_is_refused() -> None:
+    message = refusal(altered(lambda raw: raw["tokens"].update(suffix=[307] * 1022)))
+    assert "a prompt of 1024 ids, the model holds 1024" in message
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["", ".", "..", "a/../b", "../b", "/b", "./b", "a//b", "a/", "C:b", "C:\\b", "\\\\host\\b",
+     "a\nb", "a\0b", "b" * 256],
+)  # fmt: skip
+def test_a_file_name_must_lead_into_the_folder_on_every_system(name: str) -> None:
+    entry = {"bytes": 3, "sha256": "ab"}
+    message = refusal(altered(lambda raw: raw.update(files={name: entry})))
+    assert "outside the package" in message
+
+
+def test_files_without_end_are_refused() -> None:
+    entries = {str(i): {"bytes": 3, "sha256": "ab"} for i in range(101)}
+    assert "101 files" in refusal(altered(lambda raw: raw.update(files=entries)))
+
+
+@pytest.mark.parametrize("version", ["", "new", "1", "1.x", "9" * 5000, "1.2.3.4.5", " 1.2"])
+def test_a_version_must_be_one(version: str) -> None:
+    message = refusal(altered(lambda raw: raw.update(min_onnxruntime=version)))
+    assert "min_onnxruntime is" in message
+
+
+@pytest.mark.parametrize(
+    ("value", "found"),
+    [
+        ("[" * 100_000, "too deeply nested"),
+        ("[" * 400 + "]" * 400, "n_mels: expected int, found [[[[[[[...]]]]]]]"),
+        ("9" * 1_000_000, "a number of 1000000 digits"),
+        ("-" + "9" * 21, "a number of 22 digits"),
+        ('"' + "x" * 1_000_000 + '"', "n_mels: expected int, found 'xxx"),
+        ("[" + "0," * 100_000 + "0]", "n_mels: expected int, found [0, 0, 0, 0, 0, 0, ...]"),
+        ('"\\ud800"', "surrogates not allowed"),
+    ],
+    ids=["endless", "deep", "long", "negative", "text", "list", "half a character"],
+)
+def test_a_value_that_is_out_of_all_bounds_is_shown_in_short(value: str, found: str) -> None:
+    message = refusal(TEXT.replace('"n_mels": 80', f'"n_mels": {value}'))
+    assert found in message
+    assert len(message) < 400
+
+
 @pytest.mark.parametrize("odd", [-1, 320])
 @pytest.mark.parametrize("key", ["prefix", "audio", "suffix", "eos", "stop", "blocked"])
 def test_ids_must_lie_in_the_vocabulary(key: str, odd: int) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import re
 import sys
 import typing
 from dataclasses import dataclass
@@ -15,9 +16,18 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import PackageError
+from .foreign import is_plain, parse_json, reason, shown, shown_name
 
 _LARGEST = sys.float_info.max
-_MAX_LAYERS, _MAX_SIZE = 1024, 1 << 24  # beyond them a number is damage, not a model
+# Beyond them a number is damage, not a model.
+_MAX_SIZE = 1 << 24
+_LIMITS = {
+    **dict.fromkeys(("n_layers", "num_layers"), 1024),
+    **dict.fromkeys(("vocab_size", "n_embeddings", "n_logits"), 1 << 20),
+}
+_MAX_PROMPT = 4096  # ids before and after the audio
+_MAX_FILES = 100
+_VERSION = re.compile(r"\d{1,6}(\.\d{1,6}){1,3}")
 SCHEMA = 1  # raised when a reader of the old schema would misread a new package
 
 MANIFEST_FILE = "ark_manifest.json"
@@ -153,14 +163,14 @@ def manifest_to_json(manifest: Manifest) -> str:
 def manifest_from_json(text: str, where: str = MANIFEST_FILE) -> Manifest:
     """Parse a manifest; :class:`PackageError` names the key that is missing, unknown or wrong."""
     try:
-        raw = json.loads(text, object_pairs_hook=_unique)
+        raw = parse_json(text)
     except ValueError as error:
-        raise PackageError(f"{where}: not valid JSON ({error}); {REMEDY}") from error
+        raise PackageError(f"{where}: not valid JSON ({reason(error)}); {REMEDY}") from error
     schema = _decode(dict[str, object], raw, where).get("schema")
     if schema != SCHEMA:
         raise PackageError(
-            f"{where}: package schema is {schema!r}, this version of ark-asr-onnx reads {SCHEMA}; "
-            "upgrade ark-asr-onnx or export the package again"
+            f"{where}: package schema is {shown(schema)}, this version of ark-asr-onnx reads "
+            f"{SCHEMA}; upgrade ark-asr-onnx or export the package again"
         )
     manifest = _decode(Manifest, raw, where)
     check_values(manifest, where)
@@ -176,23 +186,20 @@ def file_sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        keys = [key for key, _ in pairs]
-        raise ValueError(f"key {max(keys, key=keys.count)!r} given twice")
-    return found
+def check_limit(key: str, value: float, where: str) -> None:
+    """Refuse a size that no model has."""
+    limit = _LIMITS.get(key, _MAX_SIZE)
+    if not 0 < value <= limit:
+        raise PackageError(
+            f"{where}: {key} is {value}, must be positive and at most {limit}; {REMEDY}"
+        )
 
 
 def check_values(manifest: Manifest, where: str) -> None:
     """Refuse sizes that no model has, and ids that the embedding table does not have."""
     sizes, tokens = manifest.sizes, manifest.tokens
     for key, value in dataclasses.asdict(sizes).items():
-        limit = _MAX_LAYERS if key == "n_layers" else _MAX_SIZE
-        if not 0 < value <= limit:
-            raise PackageError(
-                f"{where}: sizes: {key} is {value}, must be positive and at most {limit}; {REMEDY}"
-            )
+        check_limit(key, value, f"{where}: sizes")
     ids = {
         "prefix": tokens.prefix,
         "audio": (tokens.audio,),
@@ -208,8 +215,18 @@ def check_values(manifest: Manifest, where: str) -> None:
                     f"{where}: tokens: {key} has id {i}, the vocabulary has {sizes.vocab_size}; "
                     f"{REMEDY}"
                 )
-    if not tokens.eos:
-        raise PackageError(f"{where}: tokens: eos is empty, decoding would never end; {REMEDY}")
+    if not tokens.eos or not set(tokens.eos) <= set(tokens.stop):
+        raise PackageError(
+            f"{where}: tokens: eos is {shown(list(tokens.eos))} and stop {shown(list(tokens.stop))}"
+            f", so that decoding would not end with the turn; {REMEDY}"
+        )
+    n_prompt = len(tokens.prefix) + len(tokens.suffix)
+    if n_prompt >= min(_MAX_PROMPT, sizes.max_positions):
+        raise PackageError(
+            f"{where}: tokens: a prompt of {n_prompt} ids, the model holds {sizes.max_positions}; "
+            f"{REMEDY}"
+        )
+    _check_files(manifest.files, where)
     odd = [f"blocked has {list(r)}" for r in tokens.blocked if r[0] > r[1]]
     if not 0 <= tokens.block_from_id <= sizes.vocab_size:
         odd.append(f"block_from_id is {tokens.block_from_id}")
@@ -221,7 +238,9 @@ def check_values(manifest: Manifest, where: str) -> None:
     }
     for key, values in allowed.items():
         if getattr(manifest, key) not in values:
-            odd.append(f"{key} is {getattr(manifest, key)!r}")
+            odd.append(f"{key} is {shown(getattr(manifest, key))}")
+    if not _VERSION.fullmatch(manifest.min_onnxruntime):
+        odd.append(f"min_onnxruntime is {shown(manifest.min_onnxruntime)}")
     if odd:
         raise PackageError(f"{where}: {odd[0]}, which no package has; {REMEDY}")
     needed = max(*tokens.prefix, *tokens.suffix, *tokens.eos, sizes.n_logits - 1)
@@ -230,6 +249,17 @@ def check_values(manifest: Manifest, where: str) -> None:
             f"{where}: sizes: {sizes.n_embeddings} embeddings and {sizes.n_logits} logits do not "
             f"cover the ids of the prompt and of end of turn; {REMEDY}"
         )
+
+
+def _check_files(files: dict[str, File], where: str) -> None:
+    """Refuse names that lead out of the folder, on any system, and lists without end."""
+    for name in files:
+        if not is_plain(name):
+            raise PackageError(
+                f"{where}: the manifest names {shown(name)}, outside the package; {REMEDY}"
+            )
+    if len(files) > _MAX_FILES:
+        raise PackageError(f"{where}: {len(files)} files, which no package has; {REMEDY}")
 
 
 def _decode(kind: Any, value: Any, where: str) -> Any:
@@ -245,12 +275,12 @@ def _decode(kind: Any, value: Any, where: str) -> Any:
         odd = {key: "missing" for key in hints if key not in found}
         odd |= {key: "unknown" for key in found if key not in hints}
         for key, problem in odd.items():
-            raise PackageError(f"{where}: {problem} key {key!r}; {REMEDY}")
+            raise PackageError(f"{where}: {problem} key {shown(key)}; {REMEDY}")
         parts = {key: _decode(hint, found[key], f"{where}: {key}") for key, hint in hints.items()}
         return typing.cast("Any", kind)(**parts)
     if origin is dict and isinstance(value, dict):
         items = typing.cast("dict[str, object]", value).items()
-        return {key: _decode(args[1], item, f"{where}: {key}") for key, item in items}
+        return {k: _decode(args[1], item, f"{where}: {shown_name(k)}") for k, item in items}
     if origin is tuple and isinstance(value, list):
         items = typing.cast("list[object]", value)
         if args[-1] is Ellipsis:
@@ -258,4 +288,4 @@ def _decode(kind: Any, value: Any, where: str) -> Any:
         if len(items) == len(args):
             return tuple(_decode(k, item, where) for k, item in zip(args, items, strict=True))
     name = kind.__name__ if isinstance(kind, type) and not args else str(kind)
-    raise PackageError(f"{where}: expected {name}, found {value!r}; {REMEDY}")
+    raise PackageError(f"{where}: expected {name}, found {shown(value)}; {REMEDY}")

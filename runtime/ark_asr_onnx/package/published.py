@@ -8,14 +8,14 @@ its keys.
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar, cast
 
 from ..errors import PackageError
-from .contract import PRECISIONS, SCHEMA, Manifest, Provenance, Sizes, check_values
+from .contract import PRECISIONS, SCHEMA, Manifest, Provenance, Sizes, check_limit, check_values
+from .foreign import is_plain, read_object, shown
 from .text import Text
 from .vocabulary import INSTRUCTION, decoding_tokens
 
@@ -33,6 +33,7 @@ EMBEDDING_GRAPH = "embedding_fp32.onnx"
 MAX_SECONDS = 30.0  # what the published script hears at once
 _N_MELS = 128  # where no preprocessor file says it
 _MODEL_TYPE = "arkasr"
+_REMEDY = "fetch it again"
 
 # What a folder consists of.
 ENCODER = "encoder"
@@ -40,6 +41,7 @@ ADAPTER = "adapter"
 DECODER = "decoder"
 EMBEDDING = "embedding"
 DECODER_SIZES = "decoder sizes"
+GRAPHS = (ENCODER, ADAPTER, DECODER)
 
 # Inputs and outputs of the graphs.
 AUDIOS, ENCODED = "audios", "encoded_audio_features"
@@ -125,11 +127,11 @@ def find(root: Path) -> Path | None:
 
 def read_manifest(path: Path) -> RuntimeManifest:
     """``runtime_manifest.json``; :class:`PackageError` names the key that is wrong."""
-    found = _fields(RuntimeManifest, read_object(path), path)
+    found = _fields(RuntimeManifest, read_object(path, _REMEDY), path)
     names = (found.audio_encoder_default, found.audio_adapter_default, found.llm_default)
     for name in (*names, found.embedding_default):
-        if PurePosixPath(name).name != name or "\\" in name:
-            raise PackageError(f"{path}: names {name!r}, expected a file of this folder")
+        if not is_plain(name) or "/" in name:
+            raise PackageError(f"{path}: names {shown(name)}, expected a file of this folder")
     return found
 
 
@@ -144,10 +146,12 @@ def translate(root: Path, model_dir: Path) -> tuple[Manifest, dict[str, Path]]:
     sizes_path = paths.pop(DECODER_SIZES)
     decoder, head_dim = _decoder_sizes(sizes_path)
     vocab_size = _rows(paths[EMBEDDING], decoder.hidden_size)
+    check_limit("vocab_size", vocab_size, str(paths[EMBEDDING]))
     text = Text(model_dir)
+    name = root.resolve().name.encode(errors="replace").decode()
     manifest = Manifest(
         schema=SCHEMA,
-        name=root.resolve().name,
+        name=name,
         layout="published",
         model_type=_MODEL_TYPE,
         precision=next(
@@ -181,7 +185,7 @@ def translate(root: Path, model_dir: Path) -> tuple[Manifest, dict[str, Path]]:
         provenance=Provenance(
             exporter="the makers of ARK-ASR",
             tools={},
-            source=root.resolve().name,
+            source=name,
             source_sha256={},
             instruction=INSTRUCTION,
             recipe={"weights": "as published"},
@@ -194,20 +198,21 @@ def translate(root: Path, model_dir: Path) -> tuple[Manifest, dict[str, Path]]:
 
 def _decoder_sizes(path: Path) -> tuple[DecoderSizes, int]:
     """The decoder's sizes, and its ``head_dim``."""
-    raw = read_object(path)
+    raw = read_object(path, _REMEDY)
     if raw.get("model_type", _MODEL_TYPE) != _MODEL_TYPE:
-        raise PackageError(f"{path}: model_type is {raw['model_type']!r}, expected {_MODEL_TYPE!r}")
+        kind = shown(raw["model_type"])
+        raise PackageError(f"{path}: model_type is {kind}, expected {_MODEL_TYPE!r}")
     found = _fields(DecoderSizes, raw, path)
     for key, value in dataclasses.asdict(found).items():
-        if value is not None and value <= 0:
-            raise PackageError(f"{path}: {key} is {value}, must be positive")
+        if value is not None:
+            check_limit(key, value, str(path))
     return found, found.head_dim or found.hidden_size // found.num_attention_heads
 
 
 def _n_mels(model_dir: Path) -> int:
     """Mel bands, which the manifest leaves to the feature extractor's configuration."""
     path = model_dir / PREPROCESSOR_FILE
-    value = read_object(path).get("feature_size") if path.is_file() else _N_MELS
+    value = read_object(path, _REMEDY).get("feature_size") if path.is_file() else _N_MELS
     return cast("int", _typed(value, "int", path, "feature_size"))
 
 
@@ -233,21 +238,10 @@ def _rows(blob: Path, hidden: int) -> int:
     return n_bytes // (hidden * width)
 
 
-def read_object(path: Path) -> dict[str, Any]:
-    """A JSON object; :class:`PackageError` for anything else."""
-    try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise PackageError(f"{path}: cannot be read as JSON ({error}); fetch it again") from error
-    if not isinstance(raw, dict):
-        raise PackageError(f"{path}: expected a JSON object; fetch it again")
-    return cast("dict[str, Any]", raw)
-
-
 def _fields(kind: type[_T], raw: Mapping[str, Any], where: Path) -> _T:
     """The keys that a dataclass has, with the types that it says."""
     fields = dataclasses.fields(cast("Any", kind))
-    given = [f for f in fields if f.name in raw or f.default is dataclasses.MISSING]
+    given = [f for f in fields if raw.get(f.name) is not None or f.default is dataclasses.MISSING]
     return kind(**{f.name: _typed(raw.get(f.name), str(f.type), where, f.name) for f in given})
 
 
@@ -259,6 +253,6 @@ def _typed(value: object, kind: str, where: Path, key: str) -> object:
     else:
         is_right = type(value).__name__ in kind.split(" | ")
     if not is_right:
-        problem = "is missing" if value is None else f"is {value!r}"
+        problem = "is missing" if value is None else f"is {shown(value)}"
         raise PackageError(f"{where}: key {key!r} {problem}, expected {kind}")
     return cast("object", value)

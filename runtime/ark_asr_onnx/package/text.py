@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
@@ -13,6 +12,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 
 from ..errors import PackageError
 from .contract import REMEDY, TOKENIZER_FILE
+from .foreign import check_size, read_object, reason, shown, shown_name
 
 # Qwen2's split: contractions, letters with one leading mark, single digits, punctuation, spaces.
 QWEN2_SPLIT = (
@@ -22,6 +22,8 @@ QWEN2_SPLIT = (
 
 # Which files hold a tokenizer: the first ones, or those of older folders.
 TOKENIZER_FILES = ((TOKENIZER_FILE,), ("vocab.json", "merges.txt", "added_tokens.json"))
+
+_MAX_BYTES = 16 << 20  # of each; reading takes 25 times as much memory
 
 _TURN_ENDS = ("<|user|>", "<|assistant|>", "<|im_end|>")
 _TEXT_STARTS = "<|text|>"
@@ -61,7 +63,10 @@ class Text:
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text with special tokens kept; bytes that are no UTF-8 become U+FFFD."""
-        return self._tokenizer.decode(list(ids), skip_special_tokens=False)
+        return _told(
+            lambda: self._tokenizer.decode(list(ids), skip_special_tokens=False),
+            f"{self.path}: the tokenizer fails",
+        )
 
     def token_bytes(self, ids: Sequence[int]) -> bytes:
         """What ids stand for; a token may be a part of a character."""
@@ -82,7 +87,11 @@ class Text:
 
     def encode(self, text: str) -> tuple[int, ...]:
         """Ids of a text, nothing added; special tokens in it are recognised."""
-        return tuple(self._tokenizer.encode(text, add_special_tokens=False).ids)
+        encoding = _told(
+            lambda: self._tokenizer.encode(text, add_special_tokens=False),
+            f"{self.path}: the tokenizer fails",
+        )
+        return tuple(encoding.ids)
 
     def id(self, token: str) -> int:
         """Id of one token; :class:`PackageError` when there is none."""
@@ -110,29 +119,39 @@ class Text:
         return self._tokenizer.to_str()
 
 
-def _read(path: Path) -> Any:
+def _told(read: Callable[[], Any], what: str) -> Any:
+    """What a function of tokenizers gives; :class:`PackageError` for whatever it raises."""
     try:
-        return cast("Any", Tokenizer).from_file(str(path))
-    except Exception as error:  # tokenizers raises nothing narrower than Exception
-        raise PackageError(f"{path}: not a tokenizer file ({error}); {REMEDY}") from error
+        return read()
+    except BaseException as error:
+        # It raises nothing narrower than Exception, and, where Rust panics, something wider.
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        raise PackageError(f"{what} ({reason(error)}); {REMEDY}") from error
+
+
+def _read(path: Path) -> Any:
+    check_size(path, REMEDY, _MAX_BYTES)
+    kind = cast("Any", Tokenizer)
+    return _told(lambda: kind.from_file(str(path)), f"{path}: not a tokenizer file")
 
 
 def _build(directory: Path) -> Any:
     """A Qwen2 tokenizer from its slow files."""
-    for name in ("vocab.json", "merges.txt"):
-        if not (directory / name).is_file():
+    vocab, merges = directory / "vocab.json", directory / "merges.txt"
+    for path in (vocab, merges):
+        if not path.is_file():
             raise PackageError(
-                f"{directory}: no {TOKENIZER_FILE}, and no {name} to build it from; "
+                f"{directory}: no {TOKENIZER_FILE}, and no {path.name} to build it from; "
                 "copy the tokenizer files of the model into this folder"
             )
-    try:
-        vocab, merges = str(directory / "vocab.json"), str(directory / "merges.txt")
-        tokenizer = cast("Any", Tokenizer)(cast("Any", models.BPE).from_file(vocab, merges))
-        added = _added_tokens(directory)
-    except Exception as error:  # tokenizers raises nothing narrower than Exception
-        raise PackageError(
-            f"{directory}: vocab.json or merges.txt is damaged ({error}); {REMEDY}"
-        ) from error
+        check_size(path, REMEDY, _MAX_BYTES)
+    added = _added_tokens(directory)
+    kind, bpe = cast("Any", Tokenizer), cast("Any", models.BPE)
+    tokenizer = _told(
+        lambda: kind(bpe.from_file(str(vocab), str(merges))),
+        f"{directory}: vocab.json or merges.txt is damaged",
+    )
     tokenizer.normalizer = normalizers.NFC()
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
@@ -141,15 +160,19 @@ def _build(directory: Path) -> Any:
         ]
     )
     tokenizer.decoder = decoders.ByteLevel()
-    for content, token_id in sorted(added.items(), key=lambda item: item[1]):
-        special = content.startswith("<|") and content.endswith("|>")
-        tokenizer.add_tokens([AddedToken(content, special=special, normalized=False)])
-        if tokenizer.token_to_id(content) != token_id:
+    names = sorted(added, key=added.__getitem__)
+    tokenizer.add_tokens([AddedToken(n, special=_is_special(n), normalized=False) for n in names])
+    for name in names:
+        if (token_id := tokenizer.token_to_id(name)) != added[name]:
             raise PackageError(
-                f"{directory}: added_tokens.json gives {content} the id {token_id}, "
-                f"which does not follow vocab.json (expected {tokenizer.token_to_id(content)})"
+                f"{directory}: added_tokens.json gives {shown_name(name)} the id {added[name]}, "
+                f"which does not follow vocab.json (expected {token_id})"
             )
     return tokenizer
+
+
+def _is_special(name: str) -> bool:
+    return name.startswith("<|") and name.endswith("|>")
 
 
 def _added_tokens(directory: Path) -> dict[str, int]:
@@ -159,7 +182,14 @@ def _added_tokens(directory: Path) -> dict[str, int]:
             f"{directory}: no added_tokens.json; without it the control tokens of the model are "
             "unknown; copy it from the model's folder"
         )
-    return json.loads(path.read_text(encoding="utf-8"))
+    added = read_object(path, REMEDY)
+    for content, token_id in added.items():
+        if type(token_id) is not int:
+            raise PackageError(
+                f"{path}: {shown(content)} has id {shown(token_id)}, expected a whole number; "
+                f"{REMEDY}"
+            )
+    return cast("dict[str, int]", added)
 
 
 def clean(raw: str) -> str:

@@ -1,0 +1,108 @@
+"""Small files that somebody else wrote, read within bounds. Standard library only."""
+
+from __future__ import annotations
+
+import json
+import posixpath
+import reprlib
+import stat
+from collections import Counter
+from pathlib import Path
+from typing import Any, cast
+
+from ..errors import PackageError
+
+_MAX_JSON_BYTES = 4 << 20  # a manifest has a few thousand
+_MAX_DIGITS = 20  # of a whole number; more take long to read, and no size has them
+
+_short = reprlib.Repr()
+_short.maxstring = _short.maxother = 100
+
+
+def shown(value: Any) -> str:
+    """A value as a message shows it: escaped, and short whatever it is."""
+    return _short.repr(value)
+
+
+def shown_name(name: str) -> str:
+    """A name as a message shows it: as it is, if it fits."""
+    return name if name.isprintable() and len(name) <= 100 else shown(name)
+
+
+def reason(error: BaseException) -> str:
+    """What an error of a library says, in a short line."""
+    if isinstance(error, MemoryError):
+        return "too little memory"
+    text = getattr(error, "strerror", None) or " ".join(str(error).split())
+    if len(text) > 200:
+        text = f"{text[:200]} …"
+    return text or type(error).__name__
+
+
+def is_plain(name: str) -> bool:
+    """Whether a name is that of a file in a folder or below it, on any system."""
+    if not name.isprintable() or len(name) > 255 or set(name) & set('\\:*?"<>|'):
+        return False
+    return name == posixpath.normpath(name) and name.partition("/")[0] not in ("", ".", "..")
+
+
+def check_size(path: Path, remedy: str, max_bytes: int) -> int:
+    """The size of a file, bytes.
+
+    Raises :class:`PackageError` for what is too large, and for a pipe, which would be waited for.
+    """
+    try:
+        found = path.stat()
+    except OSError as error:
+        raise PackageError(f"{path}: cannot be read ({reason(error)}); {remedy}") from error
+    if not stat.S_ISREG(found.st_mode):
+        raise PackageError(f"{path}: cannot be read (it is no file); {remedy}")
+    if not 0 < found.st_size <= max_bytes:  # some of /proc have none, and are never at their end
+        raise PackageError(f"{path}: {found.st_size} bytes, 1 to {max_bytes} make sense; {remedy}")
+    return found.st_size
+
+
+def read_text(path: Path, remedy: str) -> str:
+    """UTF-8 text of a small file; :class:`PackageError`."""
+    n_bytes = check_size(path, remedy, _MAX_JSON_BYTES)
+    try:
+        with path.open("rb") as stream:
+            return stream.read(n_bytes).decode()
+    except (OSError, UnicodeDecodeError) as error:
+        raise PackageError(f"{path}: cannot be read ({reason(error)}); {remedy}") from error
+
+
+def read_object(path: Path, remedy: str) -> dict[str, object]:
+    """A JSON object; :class:`PackageError` for anything else."""
+    text = read_text(path, remedy)
+    try:
+        found = parse_json(text)
+    except ValueError as error:
+        raise PackageError(f"{path}: cannot be read as JSON ({reason(error)}); {remedy}") from error
+    if not isinstance(found, dict):
+        raise PackageError(f"{path}: expected a JSON object; {remedy}")
+    return cast("dict[str, object]", found)
+
+
+def parse_json(text: str) -> Any:
+    """A value from JSON; ``ValueError`` for anything that two readers might read differently."""
+    try:
+        found = json.loads(text, object_pairs_hook=_unique, parse_int=_whole_number)
+        json.dumps(found, ensure_ascii=False).encode()  # half a surrogate pair is no character
+    except RecursionError as error:
+        raise ValueError("too deeply nested") from error
+    return found
+
+
+def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        ((key, _),) = Counter(key for key, _ in pairs).most_common(1)
+        raise ValueError(f"key {shown(key)} given twice")
+    return found
+
+
+def _whole_number(digits: str) -> int:
+    if len(digits) > _MAX_DIGITS:
+        raise ValueError(f"a number of {len(digits)} digits")
+    return int(digits)
