@@ -7,13 +7,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import PackageError
+from ..files import Claim
 from . import hub, published
 from .contract import MANIFEST_FILE, REMEDY, Manifest, file_sha256, manifest_from_json
+from .external import check_data_files
+from .foreign import read_text
 from .text import TOKENIZER_FILES
 
 # Small files (graphs, tokenizer) are hashed at every opening; weights only when asked, because
 # reading 1.7 GB to open a memory-mapped package would cost more than the opening.
 ALWAYS_HASHED_BYTES = 8 << 20
+_MAX_GRAPH_BYTES = 64 << 20  # without its weights
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +27,7 @@ class Package:
     directory: Path
     manifest: Manifest
     paths: dict[str, Path]  # file name, or what it is in a published folder -> where it lies
-    prepared: bool = False  # its graphs lie packed in a prepared folder
+    prepared: Claim | None = None  # of the prepared folder in which its graphs lie packed
 
     @property
     def has_checksums(self) -> bool:
@@ -71,28 +75,32 @@ def _open(root: Path, *, verify: bool) -> Package:
             f"model folder {root} {found}; give the folder of a package, or make one with "
             "ark-onnx-export --ckpt CHECKPOINT_DIR"
         )
-    manifest_path = root / MANIFEST_FILE
-    if not manifest_path.exists() and (model_dir := published.find(root)):
-        return Package(root, *published.translate(root, model_dir))
-    try:
-        text = manifest_path.read_text(encoding="utf-8")
-    except FileNotFoundError as error:
+    path = root / MANIFEST_FILE
+    if not path.exists():
+        if model_dir := published.find(root):
+            manifest, paths = published.translate(root, model_dir)
+            for what in published.GRAPHS:
+                check_data_files(paths[what])
+            return Package(root, manifest, paths)
         raise PackageError(
             f"{root}: no {MANIFEST_FILE} and no {published.RUNTIME_MANIFEST}, so this is not a "
             "package; make one with ark-onnx-export --ckpt CHECKPOINT_DIR"
-        ) from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise PackageError(f"{manifest_path}: cannot be read ({error}); {REMEDY}") from error
-    manifest = manifest_from_json(text, str(manifest_path))
+        )
+    manifest = manifest_from_json(read_text(path, REMEDY), str(path))
     for name, expected in manifest.files.items():
         _check_file(root, name, expected.bytes, expected.sha256, verify=verify)
+        if name.endswith(".onnx"):
+            if expected.bytes > _MAX_GRAPH_BYTES:
+                raise PackageError(
+                    f"{root / name}: {expected.bytes} bytes, too many for a graph without its "
+                    f"weights; {REMEDY}"
+                )
+            check_data_files(root / name, manifest.files)
     return Package(root, manifest, {name: root / name for name in manifest.files})
 
 
 def _check_file(root: Path, name: str, n_bytes: int, sha256: str, *, verify: bool) -> None:
     path = root / name
-    if Path(name).is_absolute() or ".." in Path(name).parts:
-        raise PackageError(f"{root}: the manifest names {name!r}, outside the package; {REMEDY}")
     if not path.is_file():
         raise PackageError(f"{path}: missing from the package; copy or export it again")
     try:

@@ -24,7 +24,7 @@ from .prompted import PromptedModel
 
 def graphs(_: Package) -> tuple[str, ...]:
     """The graphs that :func:`build` opens."""
-    return published.ENCODER, published.ADAPTER, published.DECODER
+    return published.GRAPHS
 
 
 def build(package: Package, threads: int) -> PromptedModel:
