@@ -69,7 +69,7 @@ def test_names_that_are_no_text_are_told_at_once_and_safe_to_show(
     tiny_checkpoint: Path, tmp_path: Path
 ) -> None:
     odd = os.fsencode(tmp_path) + b"/caf\xe9\x1b[2J"
-    shutil.copytree(os.fsencode(tiny_checkpoint), odd)
+    shutil.copytree(tiny_checkpoint, os.fsdecode(odd))
     environment = {**os.environ, "LC_ALL": "C", "PYTHONIOENCODING": "ascii"}
     for checkpoint, out in ((odd, "out"), (os.fsencode(tiny_checkpoint), odd + b"2")):
         command = [*COMMAND, "--ckpt", checkpoint, "--out", out, *FAST]

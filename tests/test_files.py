@@ -126,3 +126,33 @@ def test_what_a_killed_process_left_is_removed_and_what_is_in_work_stays(tmp_pat
     files._swept.clear()
     files.write(tmp_path / "a", b"")
     assert names(tmp_path) == ["a"]
+
+
+@posix
+def test_a_lock_is_free_when_its_holder_leaves_though_a_forked_child_lives(tmp_path: Path) -> None:
+    with files.locked(tmp_path, "name"):
+        if (child := os.fork()) == 0:
+            time.sleep(600)
+            os._exit(0)
+    with files.locked(tmp_path, "name"), files.locked(tmp_path, "other"):
+        assert len(names(tmp_path)) == 2
+    assert names(tmp_path) == []
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+
+
+@posix
+def test_a_folder_is_removed_when_all_have_let_it_go(tmp_path: Path) -> None:
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    (folder / "file").write_bytes(b"")
+    claims = [files.Claim(folder, "file") for _ in range(2)]
+    files.remove_unclaimed(folder)
+    claims.pop()
+    files.remove_unclaimed(folder)
+    assert names(folder) == ["file"]
+    claims.pop()
+    files.remove_unclaimed(folder)
+    assert names(tmp_path) == []
+    with pytest.raises(FileNotFoundError):
+        files.Claim(folder, "file")

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import FrozenInstanceError, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pytest
+from conftest import Sample
 
+import ark_asr_onnx
 from ark_asr_onnx import DecodeError, Options
 from ark_asr_onnx.decoding import greedy
 from ark_asr_onnx.decoding.greedy import Utterance, choose, token_mask
@@ -296,6 +299,21 @@ def test_more_tokens_than_speech_can_hold_are_not_given() -> None:
 def test_an_empty_text_can_be_forbidden_once() -> None:
     script = Script(logits(EOS, 4), logits(EOS))
     assert run(script, forbid_empty=True).ids == [4, EOS]
+
+
+def test_end_of_turn_is_allowed_where_nothing_else_is() -> None:
+    script = Script(logits(3, 4))
+    assert run(script, tokens=replace(TOKENS, block_from_id=0), forbid_empty=True).ids == [EOS]
+
+
+def test_speech_with_all_ids_blocked_is_empty_and_flagged(
+    demo_package: Path, samples: list[Sample]
+) -> None:
+    transcriber = ark_asr_onnx.load(demo_package, threads=1)
+    transcript = transcriber.transcribe(samples[0].path, options=Options(block_from_id=0))
+    assert transcript.text == ""
+    assert [segment.finish_reason for segment in transcript.segments] == ["empty"]
+    assert transcript.flagged
 
 
 # The options -------------------------------------------------------------------------------------

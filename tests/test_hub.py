@@ -5,9 +5,13 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import shutil
+import socket
+import struct
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -28,6 +32,7 @@ class Hub:
         self.files: dict[str, dict[str, bytes]] = {}
         self.log: list[str] = []
         self.cut: set[str] = set()  # files whose first download breaks off half-way
+        self.trouble: str | None = None  # with the encoder's weights, or with everything
         outer = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -46,6 +51,9 @@ class Hub:
 
     def answer(self, request: BaseHTTPRequestHandler, *, body: bool) -> None:
         self.log.append(f"{request.command} {request.path}")
+        if self.trouble in ("html", "garbage", "redirect"):
+            self.nonsense(request, body=body)
+            return
         match = re.fullmatch(r"/([^/]+/[^/]+)/resolve/[^/]+/(.+)", request.path)
         if match is None or match[1] not in self.files:
             self.refuse(request, "RepoNotFound")
@@ -53,6 +61,10 @@ class Hub:
         data = self.files[match[1]].get(match[2])
         if data is None:
             self.refuse(request, "EntryNotFound")
+            return
+        is_bad = body and match[2] == "audio.onnx.data" and self.trouble is not None
+        if is_bad and str(self.trouble).isdigit():
+            self.refuse(request, "", int(str(self.trouble)))
             return
         begin = 0
         if wanted := request.headers.get("Range"):
@@ -69,10 +81,34 @@ class Hub:
         if match[2] in self.cut:
             self.cut.remove(match[2])
             part = part[: len(part) // 2]
+        if is_bad:
+            request.wfile.write(part[:1000])
+            request.wfile.flush()
+            request.close_connection = True
+            if self.trouble == "stalled":
+                time.sleep(3)
+            if self.trouble == "reset":
+                linger = struct.pack("ii", 1, 0)
+                request.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+                request.connection.close()
+            return
         request.wfile.write(part)
 
-    def refuse(self, request: BaseHTTPRequestHandler, code: str) -> None:
-        request.send_response(404)
+    def nonsense(self, request: BaseHTTPRequestHandler, *, body: bool) -> None:
+        page = b"<html>Welcome to this network. Please log in.</html>"
+        if self.trouble == "garbage":
+            request.wfile.write(b"\0\xff\r\n\r\n")
+            request.close_connection = True
+            return
+        request.send_response(302 if self.trouble == "redirect" else 200)
+        request.send_header("Location", request.path)
+        request.send_header("Content-Length", str(len(page)))
+        request.end_headers()
+        if body:
+            request.wfile.write(page)
+
+    def refuse(self, request: BaseHTTPRequestHandler, code: str, status: int = 404) -> None:
+        request.send_response(status)
         request.send_header("X-Error-Code", code)
         request.send_header("Content-Length", "0")
         request.end_headers()
@@ -91,15 +127,31 @@ def package_files() -> dict[str, bytes]:
 
 
 def transcribe(
-    server: Hub, cache: Path, model: str, *options: str
+    server: Hub,
+    cache: Path,
+    model: str,
+    *options: str,
+    limit: int | None = None,
+    variables: dict[str, str] | None = None,
 ) -> subprocess.CompletedProcess[str]:
     clip = sorted((DEMO / "samples").glob("*.flac"))[0]
     environment = {
         **os.environ, "HF_ENDPOINT": server.endpoint, "HF_HOME": str(cache),
         "HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_TELEMETRY": "1",
-        "PYTHONPATH": str(ROOT / "runtime"),
+        "PYTHONPATH": os.pathsep.join([str(ROOT / "runtime"), os.environ.get("PYTHONPATH", "")]),
+        "NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1", **(variables or {}),
     }  # fmt: skip
-    command = [sys.executable, "-m", "ark_asr_onnx", "transcribe", "--model", model, *options]
+    begin = [] if limit is None else ["sh", "-c", f'ulimit -f {limit}; exec "$@"', "sh"]
+    command = [
+        *begin,
+        sys.executable,
+        "-m",
+        "ark_asr_onnx",
+        "transcribe",
+        "--model",
+        model,
+        *options,
+    ]
     return subprocess.run(
         [*command, str(clip)], env=environment, cwd=cache, capture_output=True, text=True,
         check=False,
@@ -163,6 +215,121 @@ def test_what_cannot_be_fetched_is_one_line(
     assert "Traceback" not in result.stderr
 
 
+def one_line(result: subprocess.CompletedProcess[str]) -> str:
+    """What a command says that failed, and says nothing else."""
+    assert result.returncode == 1
+    assert result.stdout == ""
+    (line,) = result.stderr.splitlines()
+    return line
+
+
+@pytest.mark.parametrize("trouble", ["cut", "reset", "stalled", "401", "403"])
+def test_a_download_that_fails_is_one_line(server: Hub, tmp_path: Path, trouble: str) -> None:
+    server.files["someone/ark-demo"] = package_files()
+    server.trouble = trouble
+    line = one_line(
+        transcribe(server, tmp_path, "someone/ark-demo", variables={"HF_HUB_DOWNLOAD_TIMEOUT": "1"})
+    )
+    assert line.startswith("error: someone/ark-demo: fetching audio.onnx.data failed (")
+    if trouble.isdigit():
+        assert trouble in line
+    server.trouble = None
+    assert transcribe(server, tmp_path, "someone/ark-demo").returncode == 0
+
+
+@pytest.mark.parametrize("trouble", ["html", "redirect"])
+def test_a_network_that_answers_nonsense_is_one_line(
+    server: Hub, tmp_path: Path, trouble: str
+) -> None:
+    server.trouble = trouble
+    line = one_line(transcribe(server, tmp_path, "someone/ark-demo"))
+    assert line.startswith("error: someone/ark-demo: ")
+    assert "ark_manifest.json" in line
+    assert line.endswith("or give a folder")
+
+
+@pytest.mark.parametrize(
+    "manifest", [b"<html>Please log in</html>", b"[" * 100_000, b"\xff", b"", b"{}"], ids=range(5)
+)
+def test_a_manifest_that_is_none_is_one_line(server: Hub, tmp_path: Path, manifest: bytes) -> None:
+    for name in ("ark_manifest.json", "runtime_manifest.json"):
+        server.files["someone/ark-demo"] = {name: manifest}
+        line = one_line(transcribe(server, tmp_path, "someone/ark-demo"))
+        assert name in line
+        server.files["someone/ark-demo"] = {}
+        for path in tmp_path.iterdir():
+            shutil.rmtree(path)
+
+
+@pytest.mark.parametrize(
+    "variables",
+    [
+        {"HF_ENDPOINT": "nonsense"},
+        {"HF_ENDPOINT": "htp:/bad"},
+        {"HF_ENDPOINT": "http://[::bad"},
+        {"HF_HUB_DOWNLOAD_TIMEOUT": "soon"},
+        {"HF_HOME": "/dev/null"},
+        {"HTTP_PROXY": "htp://x:y", "http_proxy": "htp://x:y", "NO_PROXY": "", "no_proxy": ""},
+    ],
+    ids=lambda variables: next(iter(variables)),
+)
+def test_a_variable_that_makes_no_sense_is_one_line(
+    server: Hub, tmp_path: Path, variables: dict[str, str]
+) -> None:
+    server.files["someone/ark-demo"] = package_files()
+    line = one_line(transcribe(server, tmp_path, "someone/ark-demo", variables=variables))
+    assert line.startswith("error: someone/ark-demo: ")
+
+
+@pytest.mark.skipif(os.name != "posix", reason="limits of POSIX")
+def test_a_disk_that_is_full_is_one_line(server: Hub, tmp_path: Path) -> None:
+    server.files["someone/ark-demo"] = package_files()
+    line = one_line(transcribe(server, tmp_path, "someone/ark-demo", limit=500))
+    assert "fetching audio.onnx.data failed (" in line
+
+
+@pytest.mark.skipif(os.name != "posix", reason="users of POSIX")
+def test_without_a_home_an_id_says_what_to_set(server: Hub, tmp_path: Path) -> None:
+    server.files["someone/ark-demo"] = package_files()
+    code = (
+        "import os, sys\n"
+        "import ark_asr_onnx, huggingface_hub\n"
+        "try:\n"
+        "    ark_asr_onnx.load('someone/ark-demo')\n"
+        "except ark_asr_onnx.PackageError as error:\n"
+        "    print(error, os.listdir())\n"
+    )
+    # No user has this home: so a user whom the system does not know looks to the library.
+    patch = "import posixpath; posixpath.expanduser = lambda path: path\n"
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(("HF_", "XDG_"))}
+    result = subprocess.run(
+        [sys.executable, "-c", patch + code], cwd=tmp_path, capture_output=True, text=True,
+        env=environment | {"HF_ENDPOINT": server.endpoint}, check=False,
+    )  # fmt: skip
+    expected = "someone/ark-demo: there is no home directory to keep a model in; set HF_HOME"
+    assert result.stdout == f"{expected}, or give a folder []\n", result.stderr
+
+
+def test_the_logger_of_the_library_stays_as_the_host_set_it(
+    server: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server.files["someone/ark-demo"] = package_files()
+    code = (
+        "import logging\n"
+        "from huggingface_hub import hf_hub_download\n"
+        "logger = logging.getLogger('huggingface_hub')\n"
+        "logger.setLevel(logging.INFO)\n"
+        "before = [(h, list(h.filters)) for h in logger.handlers]\n"
+        "import ark_asr_onnx\n"
+        "ark_asr_onnx.load('someone/ark-demo')\n"
+        "assert logger.level == logging.INFO\n"
+        "assert [(h, list(h.filters)) for h in logger.handlers] == before\n"
+    )
+    monkeypatch.setenv("HF_ENDPOINT", server.endpoint)
+    monkeypatch.setenv("HF_HOME", str(tmp_path))
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
 def test_without_a_network_the_message_says_so(server: Hub, tmp_path: Path) -> None:
     server.server.shutdown()
     server.server.server_close()
@@ -171,7 +338,22 @@ def test_without_a_network_the_message_says_so(server: Hub, tmp_path: Path) -> N
     assert "no such folder here, and the hub cannot be reached" in result.stderr
 
 
-@pytest.mark.parametrize("model", [str(DEMO), ".", "absent", "./a/b", "/no/such", "models/typo"])
+@pytest.mark.parametrize(
+    "model",
+    [
+        str(DEMO),
+        ".",
+        "absent",
+        "./a/b",
+        "/no/such",
+        "models/typo",
+        "models/typo/deeper",
+        "models/demo/typo",
+        "~/a",
+        "C:/models/demo",
+        "a\\b",
+    ],
+)
 def test_folders_and_paths_ask_nobody(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     monkeypatch.setattr(hub, "_getter", lambda *_, **__: pytest.fail("asked the hub"))

@@ -6,7 +6,10 @@ import json
 import mmap
 import os
 import shutil
+import subprocess
+import sys
 import threading
+import time
 import warnings
 from pathlib import Path
 
@@ -17,7 +20,7 @@ from conftest import DEMO, Sample
 import ark_asr_onnx
 from ark_asr_onnx import PackageError
 from ark_asr_onnx.commands.cli import main
-from ark_asr_onnx.model import graph, prepared
+from ark_asr_onnx.model import graph, ort, prepared
 from ark_asr_onnx.model.layouts import native
 
 AUDIO = native.graphs(ark_asr_onnx.open_package(DEMO))[-1]  # which one depends on the CPU
@@ -96,26 +99,128 @@ def test_a_damaged_one_is_made_again(package: Path, tmp_path: Path, samples: lis
     assert [p.name for p in folder.iterdir()] == [home(folder).name]  # no litter
 
 
-def test_large_files_are_compared_by_time_and_on_request_by_checksum(
+def flip_last(path: Path) -> None:
+    """Damage a file, which keeps its size and its time of change."""
+    times, data = path.stat(), bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+
+
+def graphs(folder: Path) -> dict[str, int]:
+    """Inodes of the prepared graphs, which tell whether they were made again."""
+    return {path.name: path.stat().st_ino for path in home(folder).glob("*.onnx*")}
+
+
+def copy(source: Path, target: Path) -> Path:
+    """A copy whose times of change are others, an hour ago."""
+    shutil.copytree(source, target, copy_function=shutil.copyfile)
+    for path in [p for p in target.rglob("*") if p.is_file()]:
+        os.utime(path, (1_000_000_000, 1_000_000_000))
+    return target
+
+
+def test_large_files_are_hashed_when_their_time_differs_and_on_request(
     package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(prepared, "ALWAYS_HASHED_BYTES", 0)
     folder = tmp_path / "p"
     ark_asr_onnx.prepare(package, folder)
     path = home(folder) / f"{AUDIO}.data"
-    times, data = path.stat(), bytearray(path.read_bytes())
-    data[-1] ^= 1
-    path.write_bytes(data)
-    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+    flip_last(path)
     before = stamp(folder)
     ark_asr_onnx.prepare(package, folder)
     assert stamp(folder) == before  # as with packages, damage that hides is found on request
     ark_asr_onnx.prepare(package, folder, verify=True)
     assert stamp(folder) != before
-    os.utime(home(folder) / f"{AUDIO}.data")
+    flip_last(path)
+    os.utime(path, (1_000_000_000, 1_000_000_000))
+    before = graphs(folder)
+    ark_asr_onnx.prepare(package, folder)
+    assert graphs(folder) != before
+
+
+def test_a_copy_is_used_and_hashed_once(
+    demo_package_of_each_layout: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(prepared, "ALWAYS_HASHED_BYTES", 0)
+    ark_asr_onnx.prepare(demo_package_of_each_layout, tmp_path / "p")
+    ignored = shutil.ignore_patterns("checkpoint", "recipe", "samples")
+    shutil.copytree(demo_package_of_each_layout, tmp_path / "source", ignore=ignored)
+    package = copy(tmp_path / "source", tmp_path / "other name")
+    folder = copy(tmp_path / "p", tmp_path / "copy")
+    before = graphs(folder)
+    ark_asr_onnx.prepare(package, folder)
+    assert graphs(folder) == before
+    assert len(list(folder.iterdir())) == 1
+    flip_last(home(folder) / "decoder.onnx.data" if (package / "decoder.onnx").exists()
+              else next(home(folder).glob("*.onnx")))  # fmt: skip
+    ark_asr_onnx.prepare(package, folder)
+    assert graphs(folder) == before  # seen whole at this time: not hashed again
+    ark_asr_onnx.prepare(package, folder, verify=True)
+    assert graphs(folder) != before
+
+
+def test_times_in_whole_seconds_are_the_same_times(
+    package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # So archives and layers of images keep them.
+    monkeypatch.setattr(prepared, "ALWAYS_HASHED_BYTES", 0)
+    folder = tmp_path / "p"
+    ark_asr_onnx.prepare(package, folder)
+    for path in home(folder).iterdir():
+        seconds = path.stat().st_mtime_ns // 10**9
+        os.utime(path, (seconds, seconds))
     before = stamp(folder)
     ark_asr_onnx.prepare(package, folder)
-    assert stamp(folder) != before
+    assert stamp(folder) == before
+
+
+def test_another_published_package_of_the_same_sizes_has_its_own(
+    demo_published_package: Path, tmp_path: Path
+) -> None:
+    other = shutil.copytree(demo_published_package, tmp_path / "other")
+    path = other / "llm_kv_cpu_fp32_int8.onnx"
+    onnx = pytest.importorskip("onnx")
+    model = onnx.load(str(path))
+    for tensor in model.graph.initializer:
+        if tensor.name.endswith("_quantized"):
+            tensor.raw_data = (np.frombuffer(tensor.raw_data, np.uint8) ^ 1).tobytes()
+    onnx.save(model, str(path))
+    ark_asr_onnx.prepare(demo_published_package, tmp_path / "p")
+    before = stamp(tmp_path / "p")
+    ark_asr_onnx.prepare(other, tmp_path / "p")
+    ark_asr_onnx.prepare(demo_published_package, tmp_path / "p")
+    assert before.items() < stamp(tmp_path / "p").items()
+
+
+READ_ONLY = """
+import sys, warnings
+import ark_asr_onnx
+warnings.simplefilter("error")
+print(ark_asr_onnx.load(sys.argv[1], prepared_dir=sys.argv[2]).transcribe(sys.argv[3]).text)
+"""
+
+
+@pytest.mark.skipif(os.name != "posix", reason="modes of POSIX")
+def test_a_folder_for_reading_alone_is_used(
+    package: Path, tmp_path: Path, samples: list[Sample]
+) -> None:
+    ark_asr_onnx.prepare(package, tmp_path / "p")
+    folder = copy(tmp_path / "p", tmp_path / "copy")
+    before = stamp(folder)
+    command = [sys.executable, "-c", READ_ONLY, package, folder, samples[0].path]
+    if os.geteuid() == 0:  # to whom modes say nothing
+        mount = 'mount --bind "$0" "$0" && mount -o remount,ro,bind "$0" && exec "$@"'
+        command = ["unshare", "-m", "sh", "-c", mount, folder, *command]
+        if subprocess.run(["unshare", "-m", "true"], check=False).returncode:
+            pytest.skip("nothing can be mounted here")
+    else:
+        for path in [*folder.rglob("*"), folder]:
+            path.chmod(path.stat().st_mode & 0o555)
+    found = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (found.stdout, found.stderr) == (f"{samples[0].text}\n", "")
+    assert stamp(folder) == before
 
 
 def test_other_packages_libraries_and_cpus_get_their_own(
@@ -131,15 +236,74 @@ def test_other_packages_libraries_and_cpus_get_their_own(
     (other,) = set(folder.iterdir()) - {first}
     shutil.rmtree(other)
     with monkeypatch.context() as patch:
-        patch.setattr(prepared.graph, "version", lambda: "99.0")
+        patch.setattr(prepared.ort, "version", lambda: "99.0")
         ark_asr_onnx.prepare(package, folder)
-    newer = home(folder)
-    assert newer != first
-    assert not first.exists()  # the same computer has a new onnxruntime: the old one is litter
+    assert len(list(folder.iterdir())) == 2  # one environment has this release, one that
+    before = stamp(folder)
+    ark_asr_onnx.prepare(package, folder)
+    assert stamp(folder) == before
+    change(package)
+    ark_asr_onnx.prepare(package, folder)
+    assert not first.exists()  # of what the package was before
+    assert len(list(folder.iterdir())) == 2
+
+
+def change(package: Path) -> None:
+    """Another package in the same place."""
     manifest = package / "ark_manifest.json"
     manifest.write_text(manifest.read_text().replace('"name": "', '"name": "changed '))
+
+
+def test_what_another_release_made_goes_when_nobody_opens_it_for_a_month(
+    package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "p"
+    for days, release in ((0, "97.0"), (29, "98.0"), (31, "99.0")):
+        with monkeypatch.context() as patch:
+            patch.setattr(prepared.ort, "version", lambda release=release: release)
+            ark_asr_onnx.prepare(package, folder)
+        (made,) = [
+            p for p in folder.iterdir() if f"{release!r}" in (p / "prepared.json").read_text()
+        ]
+        then = time.time() - days * 86400
+        os.utime(made, (then, then))
     ark_asr_onnx.prepare(package, folder)
-    assert home(folder) != newer
+    releases = {json.loads(p.read_text())["onnxruntime"] for p in folder.glob("*/prepared.json")}
+    assert releases == {"97.0", "98.0", ort.version()}
+
+
+IN_USE = """
+import sys
+import ark_asr_onnx
+t = ark_asr_onnx.load(sys.argv[1], prepared_dir=sys.argv[2], idle_unload_seconds=0)
+print(t.transcribe(sys.argv[3]).text, flush=True)
+for line in sys.stdin:
+    print(t.transcribe(sys.argv[3]).text, flush=True)
+"""
+
+
+def test_what_a_process_uses_is_not_taken_away(
+    package: Path, tmp_path: Path, samples: list[Sample]
+) -> None:
+    folder = tmp_path / "p"
+    ark_asr_onnx.prepare(package, folder)
+    first = home(folder)
+    command = [sys.executable, "-c", IN_USE, package, folder, samples[0].path]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as child:
+        assert child.stdout is not None and child.stdin is not None
+        assert child.stdout.readline() == f"{samples[0].text}\n"
+        change(package)
+        ark_asr_onnx.prepare(package, folder)
+        assert first.exists()
+        child.stdin.write("\n")  # it opens them again, being idle meanwhile
+        child.stdin.flush()
+        assert child.stdout.readline() == f"{samples[0].text}\n"
+    change(package)
+    ark_asr_onnx.prepare(package, folder)
+    assert not first.exists()
+    assert len(list(folder.iterdir())) == 1
 
 
 def test_the_cpu_is_told_apart_by_its_features() -> None:
@@ -150,7 +314,34 @@ def test_the_cpu_is_told_apart_by_its_features() -> None:
     assert prepared._cpu() == text
 
 
-def test_two_at_once_leave_one_whole(package: Path, tmp_path: Path) -> None:
+PACKING = """
+import os, sys, time
+import ark_asr_onnx
+from ark_asr_onnx.model import prepared
+pack = prepared.graph.pack
+def slowly(*arguments):
+    print("packs", flush=True)
+    time.sleep(float(sys.argv[3]))
+    pack(*arguments)
+prepared.graph.pack = slowly
+ark_asr_onnx.prepare(sys.argv[1], sys.argv[2])
+print("done", flush=True)
+"""
+
+
+def packing(package: Path, folder: Path, seconds: float) -> subprocess.Popen[str]:
+    command = [sys.executable, "-c", PACKING, str(package), str(folder), str(seconds)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+
+
+def test_of_several_processes_one_packs_and_the_others_wait(package: Path, tmp_path: Path) -> None:
+    children = [packing(package, tmp_path / "p", 0.5) for _ in range(4)]
+    said = [child.communicate()[0].split() for child in children]
+    assert sorted(said) == [["done"]] * 3 + [["packs", "packs", "done"]]
+    assert [p.name for p in (tmp_path / "p").iterdir()] == [home(tmp_path / "p").name]
+
+
+def test_of_several_threads_one_packs(package: Path, tmp_path: Path) -> None:
     threads = [
         threading.Thread(target=ark_asr_onnx.prepare, args=(package, tmp_path / "p"))
         for _ in range(3)
@@ -163,6 +354,17 @@ def test_two_at_once_leave_one_whole(package: Path, tmp_path: Path) -> None:
     assert len({Path(name).parent for name in before}) == 1
     ark_asr_onnx.load(package, prepared_dir=tmp_path / "p")
     assert stamp(tmp_path / "p") == before
+
+
+def test_a_process_that_dies_while_it_packs_makes_nobody_wait(
+    package: Path, tmp_path: Path
+) -> None:
+    with packing(package, tmp_path / "p", 600) as child:
+        assert child.stdout is not None
+        assert child.stdout.readline() == "packs\n"
+        child.kill()
+    ark_asr_onnx.prepare(package, tmp_path / "p")
+    assert home(tmp_path / "p").is_dir()
 
 
 def test_a_folder_that_cannot_be_written_does_not_stop_loading(
@@ -222,7 +424,7 @@ def test_mapped_weights_are_given_back_and_come_again(
 
     assert resident("decoder.onnx") < 0.1
     # Encoding comes first. 1.22 reads rows of bytes when they are multiplied, not at opening.
-    if not graph.version().startswith("1.22."):
+    if not ort.version().startswith("1.22."):
         assert resident() > 0.1
     log_mel = np.random.default_rng(0).standard_normal(
         (1, transcriber.manifest.sizes.n_mels, 200), np.float32
@@ -241,7 +443,27 @@ def test_mappings_that_were_written_to_are_left_alone(tmp_path: Path) -> None:
     with path.open("r+b") as file:
         mapped = mmap.mmap(file.fileno(), 8192, access=mmap.ACCESS_COPY)
     assert mapped[0] == 0
-    assert [length for _, length in graph._untouched_mappings(str(path))] == [8192]
+    ((begin, end),) = graph._untouched_mappings(str(path))
+    assert end - begin == 8192
     mapped[0] = 1
-    assert list(graph._untouched_mappings(str(path))) == []
+    assert graph._untouched_mappings(str(path)) == []
     mapped.close()
+
+
+@pytest.mark.skipif(os.name != "posix", reason="users of POSIX")
+@pytest.mark.parametrize("home_variable", [None, "relative"])
+def test_without_a_home_the_command_says_what_to_pass(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, home_variable: str | None,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    for name in ("XDG_CACHE_HOME", "LOCALAPPDATA", "HOME", "ARK_ASR_PREPARED_DIR"):
+        monkeypatch.delenv(name, raising=False)
+    if home_variable is not None:
+        monkeypatch.setenv("HOME", home_variable)
+    else:  # a user whom the system does not know
+        monkeypatch.setattr(os, "getuid", lambda: 54321)
+    assert main(["prepare", "--model", str(DEMO)]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "there is no home directory to keep prepared graphs in; pass --prepared-dir" in line
+    assert list(tmp_path.iterdir()) == []

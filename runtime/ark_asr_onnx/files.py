@@ -8,11 +8,14 @@ import secrets
 import shutil
 import sys
 import time
+import weakref
 from collections.abc import Generator
 from pathlib import Path
 from typing import BinaryIO
 
-if sys.platform != "win32":
+if sys.platform == "win32":
+    import msvcrt
+else:
     import fcntl
 
 _PREFIX = ".ark-asr-"  # of what is being written; the same for whoever sweeps
@@ -74,6 +77,65 @@ def staging(parent: Path) -> Generator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
+@contextlib.contextmanager
+def locked(folder: Path, name: str) -> Generator[None]:
+    """Wait until nobody else, in any process, is in here with this folder and name.
+
+    Who dies lets go. Where the file system knows no locks, nobody waits. Raises ``OSError``.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{_PREFIX}{name}"
+    while True:
+        stream = path.open("ab")
+        _wait_for(stream)
+        if _is_same(stream.fileno(), path):
+            break
+        stream.close()  # who had it removed it meanwhile
+    try:
+        yield
+    finally:
+        if sys.platform != "win32":
+            path.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # a forked child may have the file open
+                fcntl.flock(stream, fcntl.LOCK_UN)
+        stream.close()
+        if sys.platform == "win32":
+            with contextlib.suppress(OSError):  # others wait with it
+                path.unlink()
+
+
+class Claim:
+    """Holds a folder, as others may, too: until all let go, nobody removes it.
+
+    ``name`` is a file in it, by which the folder is held on Windows. Raises ``OSError`` where
+    there is no such folder.
+    """
+
+    def __init__(self, folder: Path, name: str) -> None:
+        held = folder / name if sys.platform == "win32" else folder
+        descriptor = os.open(held, os.O_RDONLY)
+        weakref.finalize(self, os.close, descriptor)
+        if sys.platform != "win32":
+            with contextlib.suppress(OSError):  # a file system that knows no locks
+                fcntl.flock(descriptor, fcntl.LOCK_SH)
+        if not _is_same(descriptor, held):
+            raise FileNotFoundError(held)
+
+
+def remove_unclaimed(folder: Path) -> None:
+    """Remove a folder unless somebody has a :class:`Claim` on it."""
+    with contextlib.suppress(OSError):
+        if sys.platform == "win32":  # a folder with an open file cannot be renamed
+            _remove(folder)
+            return
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _remove(folder)
+        finally:
+            os.close(descriptor)
+
+
 def sweep(folder: Path) -> None:
     """Remove what killed processes left in a folder, once in the life of this process."""
     name = str(folder.absolute())
@@ -87,6 +149,39 @@ def sweep(folder: Path) -> None:
                     shutil.rmtree(path, ignore_errors=True)
                 else:
                     path.unlink(missing_ok=True)
+
+
+def _remove(folder: Path) -> None:
+    with staging(folder.parent) as inside:
+        folder.rename(inside / "removed")
+
+
+def _is_same(descriptor: int, path: Path) -> bool:
+    """Whether a path still leads to an open file."""
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.stat())
+    except FileNotFoundError:
+        return False
+
+
+def _wait_for(stream: BinaryIO) -> None:
+    """Claim a file as soon as nobody else does."""
+    if sys.platform != "win32":
+        with contextlib.suppress(OSError):  # a file system that knows no locks
+            fcntl.flock(stream, fcntl.LOCK_EX)
+        return
+    while not _lock_byte(stream):
+        time.sleep(0.1)
+
+
+def _lock_byte(stream: BinaryIO) -> bool:
+    """Windows' lock, which is on bytes."""
+    if sys.platform == "win32":
+        try:
+            msvcrt.locking(stream.fileno(), msvcrt.LK_NBLCK, 1)
+        except OSError:
+            return False
+    return True
 
 
 def _lock(stream: BinaryIO) -> bool:

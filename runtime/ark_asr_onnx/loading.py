@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import warnings
+from collections.abc import Generator
+from functools import partial
 from pathlib import Path
 
 from . import values
 from .errors import PackageError
 from .model import prepared
-from .model.graph import require_onnxruntime
+from .model.graph import require_onnxruntime, shortage
 from .model.layouts import LAYOUTS
 from .model.threads import default_threads
 from .package.opening import Package, open_package
@@ -38,9 +41,10 @@ def load(
     damaged. ``idle_unload_seconds`` gives the memory back after so long without work; the next
     call opens the model again. When ``max_waiting`` jobs, or jobs of ``max_waiting_seconds`` of
     audio together, wait for the model, further ones are refused with :class:`QueueFullError`.
+    In a pickle, a transcriber is these arguments: where it is unpickled, it is opened again.
     Raises :class:`PackageError`.
     """
-    threads = default_threads() if threads is None else values.whole("threads", threads)
+    n_threads = default_threads() if threads is None else values.whole("threads", threads)
     if idle_unload_seconds is not None:
         values.seconds("idle_unload_seconds", idle_unload_seconds)
     if max_waiting is not None:
@@ -49,7 +53,8 @@ def load(
     _check_usable(package)
     if prepared_dir is not None:
         try:
-            package = _prepared(package, prepared_dir, threads, verify=verify)
+            with _shortages_told(package):
+                package = _prepared(package, prepared_dir, n_threads, verify=verify)
         except PackageError as error:
             warnings.warn(f"{error}; opened without", stacklevel=2)
     if package.manifest.degraded:
@@ -58,13 +63,27 @@ def load(
             f"{package.manifest.degraded}",
             stacklevel=2,
         )
-    return Transcriber(
-        package,
-        threads,
+    with _shortages_told(package):
+        transcriber = Transcriber(
+            package,
+            n_threads,
+            idle_unload_seconds=idle_unload_seconds,
+            max_waiting=max_waiting,
+            max_waiting_seconds=max_waiting_seconds,
+        )
+    is_folder = package.directory == Path(model)  # whose whole path is right in other processes
+    transcriber.reopen = partial(
+        load,
+        str(package.directory.absolute()) if is_folder else os.fspath(model),
+        threads=threads,
+        verify=verify,
+        local_files_only=local_files_only,
+        prepared_dir=None if prepared_dir is None else str(Path(prepared_dir).absolute()),
         idle_unload_seconds=idle_unload_seconds,
         max_waiting=max_waiting,
         max_waiting_seconds=max_waiting_seconds,
     )
+    return transcriber
 
 
 def prepare(
@@ -84,7 +103,19 @@ def prepare(
     package = open_package(model, verify=verify, local_files_only=local_files_only)
     threads = default_threads() if threads is None else values.whole("threads", threads)
     _check_usable(package)
-    _prepared(package, prepared_dir, threads, verify=verify)
+    with _shortages_told(package):
+        _prepared(package, prepared_dir, threads, verify=verify)
+
+
+@contextlib.contextmanager
+def _shortages_told(package: Package) -> Generator[None]:
+    """Say what the system ran out of, where it is Python that did."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if (found := shortage(error)) is None:
+            raise
+        raise PackageError(f"{package.directory}: cannot open this package: {found}") from error
 
 
 def _prepared(

@@ -24,7 +24,7 @@ from .decoding.job import Job, feed
 from .decoding.line import End, Line, Task
 from .decoding.pool import Pool
 from .decoding.slots import DEFAULT_SLOTS
-from .errors import ArkError, ClosedError
+from .errors import ArkError, ClosedError, PackageError
 from .model.layouts import LAYOUTS
 from .model.resident import Resident
 from .model.seam import Model
@@ -50,6 +50,8 @@ class Transcriber:
     transcribing needs none of them.
     """
 
+    reopen: Callable[[], Transcriber] | None = None  # what opens another like it
+
     def __init__(
         self,
         package: Package,
@@ -72,6 +74,12 @@ class Transcriber:
         self._pool = Pool(
             self._resident, self.manifest, self.text, max_waiting, max_waiting_seconds
         )
+
+    def __reduce__(self) -> tuple[Callable[[], Transcriber], tuple[()]]:
+        """In a pickle it is the arguments of :func:`load`; it is opened again from them."""
+        if self.reopen is None:
+            raise PackageError("only a transcriber that load() gave can be pickled; use load()")
+        return self.reopen, ()
 
     @property
     def model(self) -> Model:

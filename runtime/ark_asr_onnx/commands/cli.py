@@ -11,6 +11,7 @@ from pathlib import Path
 
 import ark_asr_onnx
 
+from .. import PackageError
 from . import corpus, serve, transcribe
 from .settings import PREPARED_VARIABLE, model_arguments, model_settings
 from .terminal import Parser, guarded, printable, require_output, say
@@ -87,7 +88,16 @@ def _default_prepared_dir() -> Path:
     if found := os.environ.get(PREPARED_VARIABLE):
         return Path(found)
     cache = os.environ.get("XDG_CACHE_HOME") or os.environ.get("LOCALAPPDATA")
-    return Path(cache or Path.home() / ".cache") / "ark-asr-onnx" / "prepared"
+    try:
+        folder = Path(cache) if cache else Path.home() / ".cache"
+    except RuntimeError:
+        folder = Path()
+    if not folder.is_absolute():
+        raise PackageError(
+            "there is no home directory to keep prepared graphs in; pass --prepared-dir DIR or set "
+            f"{PREPARED_VARIABLE}"
+        )
+    return folder / "ark-asr-onnx" / "prepared"
 
 
 def _inspect(arguments: argparse.Namespace) -> int:

@@ -71,7 +71,8 @@ def choose(logits: F32, mask: F32) -> tuple[int, float]:
 class Utterance:
     """The tokens of one utterance so far, and whether it has ended.
 
-    ``mask`` is that of :func:`token_mask`. ``forbid_empty``: the first token is not end of turn.
+    ``mask`` is that of :func:`token_mask`. ``forbid_empty``: the first token is not end of turn,
+    unless nothing else may be chosen.
     """
 
     def __init__(
@@ -94,8 +95,9 @@ class Utterance:
         """Append the likeliest id for the logits ``[V]``."""
         mask = self._mask
         if self._forbid_empty and not self.ids:
-            mask = mask.copy()
-            mask[list(self._tokens.eos)] = -np.inf
+            others = mask.copy()
+            others[list(self._tokens.eos)] = -np.inf
+            mask = others if np.isfinite(others).any() else mask
         token_id, logprob = choose(logits, mask)
         self.ids.append(token_id)
         self.logprobs.append(logprob)

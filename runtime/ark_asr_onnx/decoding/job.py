@@ -12,7 +12,7 @@ from ..transcript import Segment, Transcript, join
 from .clips import Take, tasks_of
 from .clock import timings
 from .line import CancelledError, End, Line, Task
-from .pool import READERS, Pool
+from .pool import READERS, Pool, started
 
 
 class Job(Iterator[Segment]):
@@ -147,6 +147,9 @@ def feed(line: Line, items: Generator[Task | End]) -> None:
             error = found
         line.complete(error)
 
-    reader = threading.Thread(target=put, name="ark-asr-reader", daemon=True)
-    READERS.add(reader)
-    reader.start()
+    try:
+        reader = threading.Thread(target=put, name="ark-asr-reader", daemon=True)
+        READERS.add(started(reader))
+    except BaseException:
+        line.cancel()
+        raise

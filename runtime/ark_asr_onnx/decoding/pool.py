@@ -19,6 +19,7 @@ from collections.abc import Callable
 
 from ..audio.split import Splitting
 from ..errors import ClosedError, DecodeError, QueueFullError
+from ..model.graph import shortage
 from ..model.resident import Resident, keep
 from ..model.seam import Model
 from ..package.contract import Manifest
@@ -78,7 +79,8 @@ class Pool:
         """A line for some seconds of audio, which are asked for where the queue has bounds.
 
         ``is_own``: its caller calls :meth:`drive_for` before it waits for a result.
-        Raises :class:`ClosedError` after :meth:`close`, and :class:`QueueFullError`.
+        Raises :class:`ClosedError` after :meth:`close`, :class:`QueueFullError`, and
+        :class:`DecodeError` where no more threads can be started.
         """
         longest = splitting.longest(self._manifest.sizes.max_seconds)
         has_bounds = self._max_waiting is not None or self._max_waiting_seconds is not None
@@ -88,15 +90,14 @@ class Pool:
             if self.is_closed:
                 raise ClosedError("this transcriber was closed; load the model again")
             self._check_queue()
+            if self._thread is None:
+                arguments = weakref.ref(self), self._changed
+                self._thread = started(
+                    threading.Thread(target=_serve, args=arguments, name="ark-asr", daemon=True)
+                )
             if not self._lines:
                 self._last_turn = time.monotonic()
             self._lines.append(line)
-            if self._thread is None:
-                arguments = weakref.ref(self), self._changed
-                self._thread = threading.Thread(
-                    target=_serve, args=arguments, name="ark-asr", daemon=True
-                )
-                self._thread.start()
             line.notify()
         return line
 
@@ -267,6 +268,15 @@ class Pool:
                 return line.admit()
             self._lines.rotate(-1)
         return None
+
+
+def started(thread: threading.Thread) -> threading.Thread:
+    """A thread that runs; :class:`DecodeError` where no more can be started."""
+    try:
+        thread.start()
+    except RuntimeError as error:
+        raise DecodeError(shortage(error) or str(error)) from error
+    return thread
 
 
 def _serve(of: weakref.ref[Pool], changed: threading.Condition) -> None:

@@ -1,79 +1,71 @@
-"""One ONNX graph on the CPU. The only module that touches onnxruntime."""
+"""One ONNX graph on the CPU."""
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+import threading
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, cast
-
-# Before the import: onnxruntime 1.32 opens a database, looks up a host, and has threads for that.
-os.environ["ORT_DISABLE_TELEMETRY"] = "1"
-
-import onnxruntime  # pyright: ignore[reportMissingTypeStubs]
+from typing import Any
 
 from ..arrays import Array
 from ..errors import DecodeError, PackageError
 from ..package.contract import REMEDY, external_data_file
+from ..package.foreign import reason
+from . import ort
 
 Shape = tuple[int | str | None, ...]
+Range = tuple[int, int]  # of addresses, the end not included
 
-ort = cast("Any", onnxruntime)  # ships no types
+_ONE_MAPS = threading.Lock()  # what is mapped of a file while a graph is opened is the graph's
 
-# Each failure of onnxruntime is a class of its own, derived from Exception alone.
-_ORT_ERRORS: tuple[type[Exception], ...] = tuple(
-    item
-    for item in cast("dict[str, object]", vars(ort.capi.onnxruntime_pybind11_state)).values()
-    if isinstance(item, type) and issubclass(item, Exception)
-)
 # A sum and its LayerNorm as one operator take four times as long as two; a sum and its GELU, three.
 _SLOWER_FUSIONS = ["SkipLayerNormFusion", "BiasGeluFusion"]
 _MAPPING = re.compile(r"([0-9a-f]+)-([0-9a-f]+) \S+ \S+ \S+ \d+ *(.*)")
 _MADV_DONTNEED = 4
+_NO_MEMORY = re.compile(r"bad_alloc|[Aa]llocat|[Oo]ut of memory")
+_NO_THREADS = re.compile(r"start new thread|pthread_create|Resource temporarily unavailable")
 _LINK_REMEDY = (
     "its weights are a symbolic link: link the whole folder instead of single files, or upgrade "
     "onnxruntime if the folder is Hugging Face's cache"
 )
 
 
-def version() -> str:
-    """The installed onnxruntime's version."""
-    return str(ort.__version__)
-
-
 def require_onnxruntime(oldest: str) -> None:
     """Refuse to open graphs that need a newer onnxruntime than the installed one."""
-    if _release(ort.__version__) < _release(oldest):
+    if ort.release(ort.version()) < ort.release(oldest):
         raise PackageError(
-            f"this package needs onnxruntime {oldest} or newer, {ort.__version__} is installed; "
+            f"this package needs onnxruntime {oldest} or newer, {ort.version()} is installed; "
             f"pip install 'onnxruntime>={oldest}'"
         )
 
 
-def open_graphs(paths: Sequence[Path], threads: int, *, prepared: bool = False) -> list[Graph]:
+def open_graphs(paths: Sequence[Path], threads: int, *, is_prepared: bool = False) -> list[Graph]:
     """Open several graphs side by side: most of the work of opening one leaves a core idle.
 
     Prepared ones are opened one after the other: nothing is packed, and only the last one's
     weights, which opening reads, are left in memory.
     """
-    if not prepared:
+    if not is_prepared:
         with ThreadPoolExecutor(len(paths)) as pool:
             return list(pool.map(Graph, paths, [threads] * len(paths)))
     graphs: list[Graph] = []
     for path in paths:
         if graphs:
             graphs[-1].give_back()
-        graphs.append(Graph(path, threads))
+        graphs.append(Graph(path, threads, is_prepared=True))
     return graphs
 
 
 def pack(path: Path, out: Path, threads: int) -> None:
     """Write a graph to ``out`` and its weights beside it, optimised and packed for this CPU.
 
-    What is written is right for this CPU and this version of onnxruntime alone.
+    What is written is right for this CPU and this version of onnxruntime alone. Raises
+    :class:`PackageError` for a graph that cannot be opened, ``OSError`` where it cannot be written.
     """
     options = _options(threads)
     options.optimized_model_filepath = str(out)
@@ -83,15 +75,31 @@ def pack(path: Path, out: Path, threads: int) -> None:
         "session.save_external_prepacked_constant_initializers": "1",
     }.items():
         options.add_session_config_entry(key, value)
-    _open(path, options)
+    with ort.NO_FORK:
+        try:
+            _open(path, options)
+        except PackageError as error:
+            if shortage(error.__cause__ or error) is None:
+                _open(path, _options(threads))  # if it is the graph that is wrong, it says so
+                raise OSError("onnxruntime could not write them; is there room?") from error
+            raise
 
 
 class Graph:
-    """An opened graph: named arrays in, named arrays out. Safe to call from several threads."""
+    """An opened graph: named arrays in, named arrays out. Safe to call from several threads.
 
-    def __init__(self, path: Path, threads: int) -> None:
-        self._session = _open(path, _options(threads))
+    ``is_prepared``: its weights are mapped from the file beside it, and can be given back.
+    """
+
+    def __init__(self, path: Path, threads: int, *, is_prepared: bool = False) -> None:
         self.path = path
+        self._data = os.path.realpath(path.with_name(external_data_file(path.name)))
+        self._mapped: list[Range] = []
+        with ort.NO_FORK, _ONE_MAPS if is_prepared else contextlib.nullcontext():
+            before = _untouched_mappings(self._data) if is_prepared else []
+            self._session = _open(path, _options(threads))
+            if is_prepared:
+                self._mapped = _without(_untouched_mappings(self._data), before)
         self.inputs = {i.name: tuple(i.shape) for i in self._session.get_inputs()}
         self.outputs = {o.name: tuple(o.shape) for o in self._session.get_outputs()}
 
@@ -117,19 +125,20 @@ class Graph:
         """Output arrays, in the order asked for."""
         try:
             return self._session.run(list(outputs), dict(feeds))
-        except _ORT_ERRORS as error:
-            raise DecodeError(f"{self.path.name}: {_first(error)}") from error
+        except Exception as error:
+            raise _failed(self.path.name, error) from error
 
     def give_back(self) -> None:
-        """Unmap the pages of weights that a file holds; they come back when they are read.
+        """Unmap the pages of the weights of a prepared graph; they come back when they are read.
 
-        They stay in the system's page cache while it has room. Nothing happens for weights in
-        memory of the process, and outside Linux.
+        They stay in the system's page cache while it has room. Nothing happens outside Linux.
         """
-        data = os.path.realpath(self.path.with_name(external_data_file(self.path.name)))
-        for begin, length in _untouched_mappings(data):
+        # Only what this graph has mapped: another one's may go, and its addresses with it, between
+        # looking and doing.
+        touched = _without(self._mapped, _untouched_mappings(self._data))
+        for begin, end in _without(self._mapped, touched):
             ctypes.CDLL(None).madvise(
-                ctypes.c_void_p(begin), ctypes.c_size_t(length), _MADV_DONTNEED
+                ctypes.c_void_p(begin), ctypes.c_size_t(end - begin), _MADV_DONTNEED
             )
 
     def bind(self, inputs: Mapping[str, Array], outputs: Mapping[str, Array]) -> Binding:
@@ -154,7 +163,7 @@ class Binding:
         ):
             for key, array in arrays.items():
                 assert array.flags.c_contiguous
-                bind(key, ort.OrtValue.ortvalue_from_numpy(array))
+                bind(key, ort.library.OrtValue.ortvalue_from_numpy(array))
 
     def set(self, name: str, array: Array) -> None:
         """Bind another input array."""
@@ -164,35 +173,45 @@ class Binding:
         """Run; :class:`DecodeError` when the graph refuses."""
         try:
             self._session.run_with_iobinding(self._io)
-        except _ORT_ERRORS as error:
-            raise DecodeError(f"{self._name}: {_first(error)}") from error
+        except Exception as error:
+            raise _failed(self._name, error) from error
 
 
-def _untouched_mappings(file: str) -> Iterator[tuple[int, int]]:
-    """Address and length of what this process maps of a file and has not written to."""
+def _untouched_mappings(file: str) -> list[Range]:
+    """Where this process has mapped a file and has not written to it."""
     try:
         with Path("/proc/self/smaps").open(encoding="utf-8", errors="replace") as stream:
             lines = stream.read().splitlines()
     except OSError:
-        return
-    found: tuple[int, int] | None = None
+        return []
+    ranges: list[Range] = []
+    found: Range | None = None
     for line in lines:
         if match := _MAPPING.match(line):
-            begin, end = int(match[1], 16), int(match[2], 16)
-            found = (begin, end - begin) if match[3] == file else None
+            found = (int(match[1], 16), int(match[2], 16)) if match[3] == file else None
         elif found and line.startswith("Anonymous:"):  # pages that were written, now our own
             if line.split()[1] == "0":
-                yield found
+                ranges.append(found)
             found = None
+    return ranges
+
+
+def _without(ranges: Sequence[Range], others: Sequence[Range]) -> list[Range]:
+    """What of some ranges is in none of others."""
+    left = list(ranges)
+    for first, last in others:
+        cut = [((begin, min(end, first)), (max(begin, last), end)) for begin, end in left]
+        left = [part for parts in cut for part in parts if part[0] < part[1]]
+    return left
 
 
 def _options(threads: int) -> Any:
-    options = ort.SessionOptions()
+    options = ort.library.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 4  # failures reach the caller as exceptions
     # Threads wait in a loop where work comes at once: within a call, and until the next token.
     # Then they sleep; older releases would go on for tens of milliseconds, or stop at once.
-    if _release(ort.__version__) >= (1, 26):
+    if ort.release(ort.version()) >= (1, 26):
         options.add_session_config_entry("session.intra_op.spin_duration_us", "2000")
     else:
         options.add_session_config_entry("session.force_spinning_stop", "1")
@@ -201,27 +220,35 @@ def _options(threads: int) -> Any:
 
 def _open(path: Path, options: Any) -> Any:
     try:
-        return ort.InferenceSession(
+        return ort.Session(
             str(path),
             options,
             providers=["CPUExecutionProvider"],
             disabled_optimizers=_SLOWER_FUSIONS,
+            read_config_from_model=0,
         )
-    except _ORT_ERRORS as error:
+    except Exception as error:  # each failure is a class of its own, or what C++ threw
+        if found := shortage(error):
+            raise PackageError(f"{path}: cannot open this graph: {found}") from error
         # Links are followed only to the folder where the graph itself really lies, and by
         # 1.24.1 not at all.
         remedy = _LINK_REMEDY if "escapes model directory" in str(error) else REMEDY
         raise PackageError(
-            f"{path}: onnxruntime {ort.__version__} cannot open this graph ({_first(error)}); "
+            f"{path}: onnxruntime {ort.version()} cannot open this graph ({reason(error)}); "
             f"{remedy}"
         ) from error
 
 
-def _release(version: str) -> tuple[int, ...]:
-    """``1.22.0+local`` as ``(1, 22, 0)``."""
-    return tuple(map(int, re.findall(r"\d+", version.partition("+")[0])[:3]))
+def _failed(name: str, error: Exception) -> DecodeError:
+    """What a graph that runs could not do."""
+    return DecodeError(f"{name}: {shortage(error) or reason(error)}")
 
 
-def _first(error: Exception) -> str:
-    """First line of an onnxruntime message."""
-    return str(error).splitlines()[0] if str(error) else type(error).__name__
+def shortage(error: BaseException) -> str | None:
+    """What the system ran out of, and what to do, if that is what an error tells of."""
+    text = str(error)
+    if isinstance(error, MemoryError) or _NO_MEMORY.search(text):
+        return "too little memory; free some, allow more, or take fewer slots"
+    if _NO_THREADS.search(text):
+        return "no more threads can be started; allow more (ulimit -u), or use fewer (threads=1)"
+    return None

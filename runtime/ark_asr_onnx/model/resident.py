@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import threading
 from collections.abc import Callable, Generator
@@ -76,7 +77,8 @@ class Resident(Generic[_T]):
             elif not self._users and self._idle_seconds is not None:
                 self._timer = threading.Timer(self._idle_seconds, self._let_go)
                 self._timer.daemon = True
-                self._timer.start()
+                with contextlib.suppress(RuntimeError):  # no more threads: until the next time
+                    self._timer.start()
 
     def close(self) -> None:
         """Let go of it for good: at once, or when its last user is done."""

@@ -7,22 +7,27 @@ by file, resuming where an earlier download broke off.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import posixpath
 import re
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any, cast
 
 from ..errors import PackageError
 from . import published
-from .contract import MANIFEST_FILE, manifest_from_json
+from .contract import MANIFEST_FILE, REMEDY, manifest_from_json
+from .foreign import read_text, reason
 from .published import RuntimeManifest
 from .text import TOKENIZER_FILES
 
 # "owner/name", or "owner/name/folder" for a package inside a repository.
 _ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*(/[\w.-]+)*")
+
+_ADVICE = "check the network and the variables HF_* and *_PROXY, or give a folder"
 
 Get = Callable[[str], Path | None]  # a file of the repository, made local; None: it has none
 
@@ -44,10 +49,9 @@ def resolve(model: str | os.PathLike[str], *, local_files_only: bool = False) ->
     except FileNotFoundError:
         pass
     except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise PackageError(f"model folder {text}: cannot be read ({reason})") from error
+        raise PackageError(f"model folder {text}: cannot be read ({reason(error)})") from error
     # "models/typo" beside an existing folder "models" is a mistyped path, not an id.
-    if path.exists() or path.parent.is_dir() != (path.parent == Path()) or not _ID.fullmatch(text):
+    if path.exists() or not _ID.fullmatch(text) or Path(path.parts[0]).exists():
         return path
     owner, name, *folder = text.split("/")
     repository, inside = f"{owner}/{name}", "".join(f"{part}/" for part in folder)
@@ -71,7 +75,7 @@ def _collect(get: Get, inside: str) -> Path:
     """Fetch what a package needs, and return its folder."""
     for folder in (inside,) if inside else published.REPOSITORY_FOLDERS:
         if manifest := get(folder + MANIFEST_FILE):
-            for name in manifest_from_json(manifest.read_text("utf-8"), str(manifest)).files:
+            for name in manifest_from_json(read_text(manifest, REMEDY), str(manifest)).files:
                 _need(get, [folder + name])
             return manifest.parent
         if manifest := get(folder + published.RUNTIME_MANIFEST):
@@ -99,23 +103,32 @@ def _need(get: Get, names: list[str]) -> None:
 
 def _getter(repository: str, *, offline: bool) -> Get:
     """A function that makes a file of a repository local."""
-    # Imported here: it costs 0.3 s that a local folder need not pay.
-    import huggingface_hub
-    from huggingface_hub import errors
+    try:
+        # Imported here: it costs 0.3 s that a local folder need not pay.
+        import huggingface_hub
+        from huggingface_hub import constants, errors
 
-    download = cast("Any", huggingface_hub).hf_hub_download
-    # It tells of every further try; what comes of them is told by the errors below.
-    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
+        download = cast("Any", huggingface_hub).hf_hub_download
+    except Exception as error:  # a variable of its own that makes no sense, a broken installation
+        raise PackageError(
+            f"{repository}: huggingface_hub cannot be used ({reason(error)}); {_ADVICE}"
+        ) from error
+    if not Path(constants.HF_HUB_CACHE).is_absolute():
+        raise PackageError(
+            f"{repository}: there is no home directory to keep a model in; set HF_HOME, or give a "
+            "folder"
+        )
 
     def get(name: str) -> Path | None:
         try:
-            return Path(download(repository, name, local_files_only=offline))
+            with _without_its_lines():
+                return Path(download(repository, name, local_files_only=offline))
         except errors.LocalEntryNotFoundError as error:
             if offline:
                 return None
             raise PackageError(
                 f"{repository}: there is no such folder here, and the hub cannot be reached to "
-                f"fetch {name}; connect, or give a folder"
+                f"fetch {name} ({reason(_first_cause(error))}); {_ADVICE}"
             ) from error
         except errors.EntryNotFoundError:
             return None
@@ -124,8 +137,36 @@ def _getter(repository: str, *, offline: bool) -> Get:
                 f"{repository}: no such folder here and no such repository on the hub (or it is "
                 "private: log in with hf auth login)"
             ) from error
-        except (errors.HfHubHTTPError, errors.HFValidationError, OSError) as error:
-            first = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
-            raise PackageError(f"{repository}: fetching {name} failed ({first})") from error
+        except Exception as error:  # also what the library's own libraries raise
+            raise PackageError(
+                f"{repository}: fetching {name} failed ({reason(error)}); {_ADVICE}"
+            ) from error
 
     return get
+
+
+def _first_cause(error: BaseException) -> BaseException:
+    """What an error was raised for."""
+    return error if error.__cause__ is None else _first_cause(error.__cause__)
+
+
+@contextlib.contextmanager
+def _without_its_lines() -> Generator[None]:
+    """Keep the library from telling of every further try of this thread: our errors tell the end.
+
+    Handlers of the host's own are left alone.
+    """
+    here = threading.get_ident()
+
+    def is_shown(record: logging.LogRecord) -> bool:
+        return record.thread != here or record.levelno >= logging.ERROR
+
+    handlers = logging.getLogger("huggingface_hub").handlers
+    handlers = [handler for handler in handlers if type(handler).__name__ == "StreamHandler"]
+    for handler in handlers:
+        handler.addFilter(is_shown)
+    try:
+        yield
+    finally:
+        for handler in handlers:
+            handler.removeFilter(is_shown)

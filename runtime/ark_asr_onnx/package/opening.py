@@ -11,7 +11,7 @@ from ..files import Claim
 from . import hub, published
 from .contract import MANIFEST_FILE, REMEDY, Manifest, file_sha256, manifest_from_json
 from .external import check_data_files
-from .foreign import read_text
+from .foreign import read_text, reason
 from .text import TOKENIZER_FILES
 
 # Small files (graphs, tokenizer) are hashed at every opening; weights only when asked, because
@@ -63,9 +63,9 @@ def open_package(
     root = hub.resolve(model, local_files_only=local_files_only)
     try:
         return _open(root, verify=verify)
-    except OSError as error:
-        name = error.filename or root
-        raise PackageError(f"{name}: cannot be read ({error.strerror or error})") from error
+    except (OSError, MemoryError) as error:
+        name = getattr(error, "filename", None) or root
+        raise PackageError(f"{name}: cannot be read ({reason(error)})") from error
 
 
 def _open(root: Path, *, verify: bool) -> Package:

@@ -9,6 +9,8 @@ import numpy as np
 from ...arrays import F32, I64
 from ...errors import PackageError
 from ...package.contract import REMEDY
+from ...package.foreign import reason
+from ..graph import shortage
 
 
 class Embedding:
@@ -26,7 +28,8 @@ class Embedding:
         try:
             self._table = np.memmap(path, types[n_bytes], mode="r", shape=shape)
         except OSError as error:
-            raise PackageError(f"{path}: cannot be mapped ({error.strerror}); {REMEDY}") from error
+            found = shortage(error) or f"{reason(error)}; {REMEDY}"
+            raise PackageError(f"{path}: cannot be mapped: {found}") from error
 
     def __call__(self, ids: I64) -> F32:
         """Rows ``[1, L, hidden]`` float32 for ids ``[L]``; a copy the caller owns."""

@@ -49,13 +49,11 @@ def build(package: Package, threads: int) -> PromptedModel:
     """Open the graphs of a native package."""
     manifest = package.manifest
     sizes = manifest.sizes
-    for name in (contract.AUDIO_FILE, contract.DECODER_FILE):
-        package.path(contract.external_data_file(name))  # listed, so that it was checked
     if manifest.target not in ("any", "avx2"):
         package.path(contract.CPU_CHECK_FILE)  # must be there
     # The audio graph last: encoding comes first.
     paths = [package.path(name) for name in graphs(package)]
-    decoder, *others, audio = open_graphs(paths, threads, prepared=package.prepared)
+    decoder, *others, audio = open_graphs(paths, threads, is_prepared=bool(package.prepared))
     audio.expect({contract.LOG_MEL: (1, sizes.n_mels, None)}, [contract.AUDIO_EMBEDS])
     _check_decoder(decoder, sizes)
     prefill = others[0] if others else None

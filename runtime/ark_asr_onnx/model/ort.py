@@ -1,0 +1,105 @@
+"""onnxruntime, imported here alone: without its telemetry, and without its lines on stderr."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import sys
+import threading
+from collections.abc import Generator
+from typing import Any, cast
+
+# What onnxruntime's C++ says while it is imported: of GPUs, of telemetry, of CPUs it does not know.
+_OF_ONNXRUNTIME = re.compile(rb"\[[VIWEF]:onnxruntime|\[Telemetry\]|\b(Error|Warning) in cpuinfo:")
+
+
+@contextlib.contextmanager
+def _lines_of_others() -> Generator[None]:
+    """Hold back what the process writes to stderr; then pass on what is not of onnxruntime.
+
+    Its logger can be told to be silent only after the import.
+    """
+    try:
+        if sys.platform != "linux":
+            raise OSError
+        held, stderr = os.memfd_create("stderr"), os.dup(2)
+    except OSError:  # or stderr is closed
+        yield
+        return
+    os.dup2(held, 2)
+    try:
+        yield
+    finally:
+        os.dup2(stderr, 2)
+        os.close(stderr)
+        with open(held, "rb") as lines:  # noqa: PTH123 - no path
+            lines.seek(0)
+            others = b"".join(line for line in lines if not _OF_ONNXRUNTIME.search(line))
+        with contextlib.suppress(OSError):
+            while others:
+                others = others[os.write(2, others) :]
+
+
+# Before the import: onnxruntime 1.32 opens a database, looks up a host, and has threads for that.
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"
+with _lines_of_others():
+    import onnxruntime  # pyright: ignore[reportMissingTypeStubs]
+
+library = cast("Any", onnxruntime)  # ships no types
+library.disable_telemetry_events()  # all that can be done where the host imported it before us
+
+
+class _NoFork:
+    """A context, of several threads at once, in which the process is not forked.
+
+    What another thread does in C++ stays half done in the child: its locks are held for ever.
+    """
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition(threading.Lock())
+        self._n_inside = 0
+        self._is_forking = False
+        if hasattr(os, "register_at_fork"):
+            os.register_at_fork(
+                before=self._before, after_in_parent=self._after, after_in_child=self._after
+            )
+
+    def __enter__(self) -> None:
+        with self._changed:
+            self._changed.wait_for(lambda: not self._is_forking)
+            self._n_inside += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self._changed:
+            self._n_inside -= 1
+            self._changed.notify_all()
+
+    def _before(self) -> None:
+        self._changed.acquire()
+        self._is_forking = True
+        self._changed.wait_for(lambda: not self._n_inside)
+
+    def _after(self) -> None:
+        self._is_forking = False
+        self._changed.notify_all()
+        self._changed.release()
+
+
+NO_FORK = _NoFork()
+
+
+class Session(library.InferenceSession):
+    """A session that tells of failures by exceptions, not on stdout, and does not try again."""
+
+    _enable_fallback = property(lambda _: False, lambda _, __: None)
+
+
+def version() -> str:
+    """The installed onnxruntime's version."""
+    return str(library.__version__)
+
+
+def release(version: str) -> tuple[int, ...]:
+    """``1.22.0+local`` as ``(1, 22, 0)``."""
+    return tuple(map(int, re.findall(r"\d+", version.partition("+")[0])[:3]))

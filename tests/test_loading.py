@@ -1,0 +1,128 @@
+"""A transcriber in another process: in a pickle, after a fork, where something is short."""
+
+from __future__ import annotations
+
+import copy
+import multiprocessing
+import os
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import DEMO, Sample
+
+import ark_asr_onnx
+from ark_asr_onnx import PackageError, Transcriber
+
+
+def test_a_pickle_opens_again_what_was_opened(
+    tmp_path: Path, samples: list[Sample], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(DEMO.parent)
+    transcriber = ark_asr_onnx.load("demo", threads=1, prepared_dir=os.path.relpath(tmp_path))
+    stored = pickle.dumps(transcriber)
+    transcriber.close()
+    monkeypatch.chdir(tmp_path)
+    again = pickle.loads(stored)
+    assert again.transcribe(samples[0].path).text == samples[0].text
+    assert len(list(tmp_path.iterdir())) == 1  # the graphs that were prepared before
+    assert copy.deepcopy(again).transcribe(samples[0].path).text == samples[0].text
+
+
+def test_a_spawned_worker_gets_one(samples: list[Sample]) -> None:
+    transcriber = ark_asr_onnx.load(DEMO, threads=1)
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        found = pool.apply(Transcriber.transcribe, (transcriber, samples[0].path))
+    assert found.text == samples[0].text
+
+
+def test_a_pickle_of_a_folder_that_is_gone_says_so(tmp_path: Path) -> None:
+    (tmp_path / "demo").symlink_to(DEMO)
+    stored = pickle.dumps(ark_asr_onnx.load(tmp_path / "demo", threads=1))
+    (tmp_path / "demo").unlink()
+    with pytest.raises(PackageError, match="does not exist"):
+        pickle.loads(stored)
+
+
+def test_what_load_did_not_give_cannot_be_pickled() -> None:
+    transcriber = Transcriber(ark_asr_onnx.open_package(DEMO), 1)
+    with pytest.raises(PackageError, match=r"use load\(\)"):
+        pickle.dumps(transcriber)
+
+
+# Forks -------------------------------------------------------------------------------------------
+
+posix = pytest.mark.skipif(not hasattr(os, "fork"), reason="forks of POSIX")
+
+FORKING = """
+import os, sys, threading, warnings
+warnings.simplefilter("ignore")
+import ark_asr_onnx
+model, clip, prepared = sys.argv[1], sys.argv[2], sys.argv[3] or None
+
+def forked(work):
+    if (pid := os.fork()) == 0:
+        work()
+        sys.exit()
+    assert os.waitpid(pid, 0)[1] == 0
+
+def load():
+    return ark_asr_onnx.load(model, threads=2, prepared_dir=prepared)
+
+def transcribe(transcriber):
+    print(transcriber.transcribe(clip).text, flush=True)
+
+"""
+
+
+def forking(code: str, clip: Path, prepared: str = "") -> str:
+    """What a program says that forks; it and its children must end."""
+    command = [sys.executable, "-c", FORKING + code, str(DEMO), str(clip), prepared]
+    found = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+    assert (found.returncode, found.stderr) == (0, "")
+    return found.stdout
+
+
+@posix
+def test_a_child_that_was_forked_after_the_import_works_and_ends(samples: list[Sample]) -> None:
+    code = "forked(lambda: None); forked(lambda: transcribe(load()))"
+    assert forking(code, samples[0].path) == f"{samples[0].text}\n"
+
+
+@posix
+def test_a_child_that_was_forked_after_loading_works_and_ends(
+    samples: list[Sample], tmp_path: Path
+) -> None:
+    code = """
+t = load()
+forked(lambda: transcribe(t))
+transcribe(t)
+forked(lambda: transcribe(t))
+forked(lambda: None)
+forked(lambda: forked(lambda: transcribe(t)))
+transcribe(t)
+"""
+    for prepared in ("", str(tmp_path)):
+        assert forking(code, samples[0].path, prepared) == f"{samples[0].text}\n" * 5
+
+
+@posix
+def test_a_child_that_was_forked_while_others_load_works_and_ends(
+    samples: list[Sample], tmp_path: Path
+) -> None:
+    code = """
+is_over = False
+def work():
+    while not is_over:
+        load()
+threads = [threading.Thread(target=work) for _ in range(2)]
+for thread in threads:
+    thread.start()
+for _ in range(10):
+    forked(lambda: transcribe(load()))
+is_over = True
+"""
+    for prepared in ("", str(tmp_path)):
+        assert forking(code, samples[0].path, prepared) == f"{samples[0].text}\n" * 10
