@@ -123,6 +123,87 @@ for thread in threads:
 for _ in range(10):
     forked(lambda: transcribe(load()))
 is_over = True
+for thread in threads:
+    thread.join()
 """
     for prepared in ("", str(tmp_path)):
         assert forking(code, samples[0].path, prepared) == f"{samples[0].text}\n" * 10
+
+
+# What is short -----------------------------------------------------------------------------------
+
+LITTLE_MEMORY = """
+import resource, sys, warnings
+from pathlib import Path
+import ark_asr_onnx
+warnings.simplefilter("ignore")
+soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+for megabytes in range(4, 400, 12):
+    status = dict(line.split(":", 1) for line in Path("/proc/self/status").open())
+    now = int(status["VmSize"].split()[0]) << 10
+    resource.setrlimit(resource.RLIMIT_AS, (now + (megabytes << 20), hard))
+    try:
+        transcriber = ark_asr_onnx.load(sys.argv[1], threads=2, prepared_dir=sys.argv[2] or None)
+        found = "opened"
+    except ark_asr_onnx.PackageError as error:
+        found = error
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+    print(found)
+    transcriber = None
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits of Linux")
+@pytest.mark.parametrize("is_prepared", [False, True])
+def test_too_little_memory_is_called_so(tmp_path: Path, is_prepared: bool) -> None:
+    folder = str(tmp_path) if is_prepared else ""
+    found = subprocess.run(
+        [sys.executable, "-c", LITTLE_MEMORY, str(DEMO), folder],
+        capture_output=True, text=True, check=False, timeout=300,
+    )  # fmt: skip
+    assert (found.returncode, found.stderr) == (0, "")
+    lines = found.stdout.splitlines()
+    assert len(lines) == 33
+    assert lines[-1] == "opened"
+    failures = [line for line in lines if line != "opened"]
+    assert failures
+    for line in failures:
+        assert "too little memory" in line or "no more threads" in line
+        assert "copy" not in line
+
+
+NO_THREADS = """
+import os, resource, sys
+import numpy as np
+import ark_asr_onnx
+transcriber = ark_asr_onnx.load(sys.argv[1], threads=1)
+if os.geteuid() == 0:  # whom no limit stops
+    os.setgid(54321)
+    os.setuid(54321)
+resource.setrlimit(resource.RLIMIT_NPROC, (0, 0))
+sound = np.zeros(16000, np.float32)
+for work in (
+    lambda: transcriber.transcribe(sound, 16000),
+    lambda: list(transcriber.stream(sound, 16000)),
+    lambda: transcriber.submit(sound, 16000),
+    lambda: list(transcriber.transcribe_many([ark_asr_onnx.Clip(sound, 16000)])),
+):
+    try:
+        work()
+    except ark_asr_onnx.DecodeError as error:
+        print(error)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits of Linux")
+def test_a_lack_of_threads_is_called_so() -> None:
+    found = subprocess.run(
+        [sys.executable, "-c", NO_THREADS, str(DEMO)],
+        capture_output=True, text=True, check=False, timeout=300,
+    )  # fmt: skip
+    assert (found.returncode, found.stderr) == (0, "")
+    assert (
+        found.stdout.splitlines()
+        == ["no more threads can be started; allow more (ulimit -u), or use fewer (threads=1)"] * 4
+    )

@@ -118,6 +118,6 @@ def test_lines_about_devices_are_not_heard_and_those_of_others_are(tmp_path: Pat
         if found.returncode:
             pytest.skip("nothing can be mounted here")
         said[module] = found.stderr.splitlines()
-    assert said["ark_asr_onnx"] == [f"line {i}" for i in range(3000)]
-    if said["onnxruntime"] == said["ark_asr_onnx"]:
+    assert sorted(said["ark_asr_onnx"]) == sorted(f"line {i}" for i in range(3000))
+    if len(said["onnxruntime"]) == 3000:
         pytest.skip("this onnxruntime says nothing of devices")

@@ -29,10 +29,13 @@ _MAPPING = re.compile(r"([0-9a-f]+)-([0-9a-f]+) \S+ \S+ \S+ \d+ *(.*)")
 _MADV_DONTNEED = 4
 _NO_MEMORY = re.compile(r"bad_alloc|[Aa]llocat|[Oo]ut of memory")
 _NO_THREADS = re.compile(r"start new thread|pthread_create|Resource temporarily unavailable")
-_LINK_REMEDY = (
-    "its weights are a symbolic link: link the whole folder instead of single files, or upgrade "
-    "onnxruntime if the folder is Hugging Face's cache"
-)
+_REMEDIES = {
+    # Links are followed only to the folder where the graph itself really lies, and by 1.24.1 not at
+    # all.
+    "escapes model directory": "its weights are a symbolic link: link the whole folder instead of "
+    "single files, or upgrade onnxruntime if the folder is Hugging Face's cache",
+    "requires procfs": "mount /proc, or install an older onnxruntime",
+}
 
 
 def require_onnxruntime(oldest: str) -> None:
@@ -230,9 +233,7 @@ def _open(path: Path, options: Any) -> Any:
     except Exception as error:  # each failure is a class of its own, or what C++ threw
         if found := shortage(error):
             raise PackageError(f"{path}: cannot open this graph: {found}") from error
-        # Links are followed only to the folder where the graph itself really lies, and by
-        # 1.24.1 not at all.
-        remedy = _LINK_REMEDY if "escapes model directory" in str(error) else REMEDY
+        remedy = next((told for found, told in _REMEDIES.items() if found in str(error)), REMEDY)
         raise PackageError(
             f"{path}: onnxruntime {ort.version()} cannot open this graph ({reason(error)}); "
             f"{remedy}"
@@ -248,7 +249,7 @@ def shortage(error: BaseException) -> str | None:
     """What the system ran out of, and what to do, if that is what an error tells of."""
     text = str(error)
     if isinstance(error, MemoryError) or _NO_MEMORY.search(text):
-        return "too little memory; free some, allow more, or take fewer slots"
+        return "too little memory; free some, or allow more"
     if _NO_THREADS.search(text):
         return "no more threads can be started; allow more (ulimit -u), or use fewer (threads=1)"
     return None

@@ -11,14 +11,17 @@ from collections.abc import Generator
 from typing import Any, cast
 
 # What onnxruntime's C++ says while it is imported: of GPUs, of telemetry, of CPUs it does not know.
-_OF_ONNXRUNTIME = re.compile(rb"\[[VIWEF]:onnxruntime|\[Telemetry\]|\b(Error|Warning) in cpuinfo:")
+_OF_ONNXRUNTIME = re.compile(
+    rb"\[[VIWEF]:onnxruntime|^onnxruntime .*warning:|\[Telemetry\]|\b(Error|Warning) in cpuinfo:"
+)
 
 
 @contextlib.contextmanager
 def _lines_of_others() -> Generator[None]:
     """Hold back what the process writes to stderr; then pass on what is not of onnxruntime.
 
-    Its logger can be told to be silent only after the import.
+    Its logger can be told to be silent only after the import. If the import ends the process, what
+    it said of that is lost.
     """
     try:
         if sys.platform != "linux":
@@ -33,9 +36,9 @@ def _lines_of_others() -> Generator[None]:
     finally:
         os.dup2(stderr, 2)
         os.close(stderr)
-        with open(held, "rb") as lines:  # noqa: PTH123 - no path
-            lines.seek(0)
-            others = b"".join(line for line in lines if not _OF_ONNXRUNTIME.search(line))
+        lines = os.pread(held, os.fstat(held).st_size, 0).splitlines(keepends=True)
+        os.close(held)
+        others = b"".join(line for line in lines if not _OF_ONNXRUNTIME.search(line))
         with contextlib.suppress(OSError):
             while others:
                 others = others[os.write(2, others) :]
