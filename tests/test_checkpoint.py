@@ -154,6 +154,16 @@ def test_byte_order_marks_are_no_reason_to_refuse(
     assert is_same(checkpoint, whole).notes == ()
 
 
+def test_a_package_for_upstream_has_no_byte_order_marks(checkpoint: Path, tmp_path: Path) -> None:
+    for name in ("config.json", "preprocessor_config.json", "tokenizer_config.json"):
+        text = (checkpoint / name).read_text() if (checkpoint / name).exists() else "{}"
+        (checkpoint / name).write_text(text, encoding="utf-8-sig")
+    arguments = ["--ckpt", str(checkpoint), "--out", str(tmp_path / "out"), "--quiet"]
+    assert cli.main([*arguments, "--layout", "published", "--precision", "fp32"]) == 0
+    for path in (tmp_path / "out").glob("*.json"):
+        json.loads(path.read_text(encoding="utf-8"))
+
+
 def test_what_a_trainer_leaves_beside_the_weights_is_not_read_and_said(
     checkpoint: Path, whole: Path
 ) -> None:

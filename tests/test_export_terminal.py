@@ -220,7 +220,7 @@ def test_a_signal_ends_an_export_as_ctrl_c_does(
         child.send_signal(number)
         _, stderr = child.communicate(timeout=60)
         assert child.returncode == 128 + number
-    assert stderr == "interrupted; nothing was written\n"
+    assert stderr == f"ended by {number.name}; nothing was written\n"
     assert list(tmp_path.iterdir()) == []
 
 

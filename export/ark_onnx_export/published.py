@@ -6,6 +6,7 @@ Names, types and file formats follow upstream's package (``export/MODEL.md``): o
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import json
 import shutil
@@ -164,7 +165,14 @@ def write_metadata(
                  "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
                  "vocab.json", "merges.txt", "chat_template.jinja"):  # fmt: skip
         if (checkpoint.directory / name).is_file():
-            shutil.copyfile(checkpoint.directory / name, directory / name)
+            (directory / name).write_bytes(_plain((checkpoint.directory / name).read_bytes()))
+
+
+def _plain(content: bytes) -> bytes:
+    """UTF-8 without a byte order mark, which readers of packages refuse."""
+    if content.startswith((codecs.BOM_UTF8, codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return content.decode(json.detect_encoding(content)).encode()
+    return content
 
 
 def _runtime_manifest(config: ArkConfig, tokens: Tokens, names: Names) -> dict[str, Any]:

@@ -36,7 +36,7 @@ class Ended(KeyboardInterrupt):
     """A signal asked the command to end, as Ctrl-C does."""
 
     def __init__(self, number: int) -> None:
-        super().__init__(number)
+        super().__init__(f"ended by {signal.Signals(number).name}")
         self.status = 128 + number
 
 
@@ -47,7 +47,7 @@ def guarded(run: Callable[[], tuple[int, str]]) -> int:
             status, answer = run()
         return status if _printed(answer) else 1
     except KeyboardInterrupt as stop:
-        say("interrupted; nothing was written")
+        say(f"{str(stop) or 'interrupted'}; nothing was written")
         return stopped(stop)
     except ModuleNotFoundError as error:
         if error.name not in EXTRA:
