@@ -277,7 +277,7 @@ def _check_prepared(folder: Path) -> str:
     import ark_asr_onnx
 
     def index() -> list[tuple[str, int]]:
-        found = sorted((folder / "prepared").rglob("*"))
+        found = sorted((folder / "prepared").rglob("*.onnx*"))
         return [(str(path), path.stat().st_mtime_ns) for path in found]
 
     before = index()

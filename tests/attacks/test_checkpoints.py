@@ -19,7 +19,7 @@ pytest.importorskip("torch")
 from make_checkpoint import make_checkpoint
 
 N_RANDOM = 160  # of each run; further seeds are other runs
-MAX_SECONDS, MAX_BYTES = 5.0, 500e6
+MAX_SECONDS, MAX_BYTES = 20.0, 500e6  # of the processor: a hang, not a slow machine
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 FILES = ("config.json", "tokenizer.json", WEIGHTS, INDEX)
 
@@ -39,7 +39,7 @@ def attempt(folder):
 
 for line in sys.stdin:
     stages._forget_peak()
-    before, begin = stages.peak_bytes(), time.perf_counter()
+    before, begin = stages.peak_bytes(), time.process_time()
     try:
         attempt(Path(line.strip()))
         found = "taken"
@@ -48,7 +48,7 @@ for line in sys.stdin:
     except Exception as error:
         found = f"{type(error).__name__}: {error}"
     grown = (stages.peak_bytes() or 0) - (before or 0)
-    print(json.dumps([found, time.perf_counter() - begin, grown]), flush=True)
+    print(json.dumps([found, time.process_time() - begin, grown]), flush=True)
 """
 
 
