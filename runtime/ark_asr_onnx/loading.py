@@ -10,13 +10,16 @@ from functools import partial
 from pathlib import Path
 
 from . import values
-from .errors import PackageError
+from .errors import ArkError, PackageError
 from .model import prepared
-from .model.graph import require_onnxruntime, shortage
+from .model.graph import require_onnxruntime
 from .model.layouts import LAYOUTS
 from .model.threads import default_threads
+from .package.foreign import check_memory, reason, shortage
 from .package.opening import Package, open_package
 from .transcriber import Transcriber
+
+_MEMORY = 128 << 20  # that opening any model takes, most of it for threads
 
 
 def load(
@@ -53,7 +56,7 @@ def load(
     _check_usable(package)
     if prepared_dir is not None:
         try:
-            with _shortages_told(package):
+            with _told(package):
                 package = _prepared(package, prepared_dir, n_threads, verify=verify)
         except PackageError as error:
             warnings.warn(f"{error}; opened without", stacklevel=2)
@@ -63,7 +66,7 @@ def load(
             f"{package.manifest.degraded}",
             stacklevel=2,
         )
-    with _shortages_told(package):
+    with _told(package):
         transcriber = Transcriber(
             package,
             n_threads,
@@ -103,17 +106,19 @@ def prepare(
     package = open_package(model, verify=verify, local_files_only=local_files_only)
     threads = default_threads() if threads is None else values.whole("threads", threads)
     _check_usable(package)
-    with _shortages_told(package):
+    with _told(package):
         _prepared(package, prepared_dir, threads, verify=verify)
 
 
 @contextlib.contextmanager
-def _shortages_told(package: Package) -> Generator[None]:
-    """Say what the system ran out of, where it is Python that did."""
+def _told(package: Package) -> Generator[None]:
+    """Say what the system ran out of, or which file is gone."""
     try:
+        check_memory(_MEMORY)
         yield
-    except (MemoryError, RuntimeError) as error:
-        if (found := shortage(error)) is None:
+    except (MemoryError, OSError, RuntimeError) as error:
+        found = shortage(error) or (reason(error) if isinstance(error, OSError) else None)
+        if found is None or isinstance(error, ArkError):
             raise
         raise PackageError(f"{package.directory}: cannot open this package: {found}") from error
 

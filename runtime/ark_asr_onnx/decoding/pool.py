@@ -19,10 +19,10 @@ from collections.abc import Callable
 
 from ..audio.split import Splitting
 from ..errors import ClosedError, DecodeError, QueueFullError
-from ..model.graph import shortage
 from ..model.resident import Resident, keep
 from ..model.seam import Model
 from ..package.contract import Manifest
+from ..package.foreign import shortage
 from ..package.text import Text
 from .greedy import Options
 from .line import Line, Place

@@ -15,7 +15,7 @@ from typing import Any
 from ..arrays import Array
 from ..errors import DecodeError, PackageError
 from ..package.contract import REMEDY, external_data_file
-from ..package.foreign import reason
+from ..package.foreign import reason, shortage
 from . import ort
 
 Shape = tuple[int | str | None, ...]
@@ -27,8 +27,6 @@ _ONE_MAPS = threading.Lock()  # what is mapped of a file while a graph is opened
 _SLOWER_FUSIONS = ["SkipLayerNormFusion", "BiasGeluFusion"]
 _MAPPING = re.compile(r"([0-9a-f]+)-([0-9a-f]+) \S+ \S+ \S+ \d+ *(.*)")
 _MADV_DONTNEED = 4
-_NO_MEMORY = re.compile(r"bad_alloc|[Aa]llocat|[Oo]ut of memory")
-_NO_THREADS = re.compile(r"start new thread|pthread_create|Resource temporarily unavailable")
 _REMEDIES = {
     # Links are followed only to the folder where the graph itself really lies, and by 1.24.1 not at
     # all.
@@ -243,13 +241,3 @@ def _open(path: Path, options: Any) -> Any:
 def _failed(name: str, error: Exception) -> DecodeError:
     """What a graph that runs could not do."""
     return DecodeError(f"{name}: {shortage(error) or reason(error)}")
-
-
-def shortage(error: BaseException) -> str | None:
-    """What the system ran out of, and what to do, if that is what an error tells of."""
-    text = str(error)
-    if isinstance(error, MemoryError) or _NO_MEMORY.search(text):
-        return "too little memory; free some, or allow more"
-    if _NO_THREADS.search(text):
-        return "no more threads can be started; allow more (ulimit -u), or use fewer (threads=1)"
-    return None

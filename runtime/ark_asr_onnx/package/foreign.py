@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import mmap
 import posixpath
+import re
 import reprlib
 import stat
 from collections import Counter
@@ -14,6 +16,9 @@ from ..errors import PackageError
 
 _MAX_JSON_BYTES = 4 << 20  # a manifest has a few thousand
 _MAX_DIGITS = 20  # of a whole number; more take long to read, and no size has them
+
+_NO_MEMORY = re.compile(r"bad_alloc|[Aa]llocat|[Oo]ut of memory|not enough memory")
+_NO_THREADS = re.compile(r"start new thread|pthread_create|Resource temporarily unavailable")
 
 _short = reprlib.Repr()
 _short.maxstring = _short.maxother = 100
@@ -29,10 +34,26 @@ def shown_name(name: str) -> str:
     return name if name.isprintable() and len(name) <= 100 else shown(name)
 
 
+def check_memory(n_bytes: int) -> None:
+    """``OSError`` where so much memory cannot be had; asking costs nothing.
+
+    Without memory some libraries end the process, or wait for a thread that never comes.
+    """
+    mmap.mmap(-1, n_bytes).close()
+
+
+def shortage(error: BaseException) -> str | None:
+    """What the system ran out of, and what to do, if that is what an error tells of."""
+    text = str(error)
+    if isinstance(error, MemoryError) or _NO_MEMORY.search(text):
+        return "too little memory; free some, or allow more"
+    if _NO_THREADS.search(text):
+        return "no more threads can be started; allow more (ulimit -u), or use fewer (threads=1)"
+    return None
+
+
 def reason(error: BaseException) -> str:
     """What an error of a library says, in a short line."""
-    if isinstance(error, MemoryError):
-        return "too little memory"
     text = getattr(error, "strerror", None) or " ".join(str(error).split())
     if len(text) > 200:
         text = f"{text[:200]} …"
@@ -57,8 +78,10 @@ def check_size(path: Path, remedy: str, max_bytes: int) -> int:
         raise PackageError(f"{path}: cannot be read ({reason(error)}); {remedy}") from error
     if not stat.S_ISREG(found.st_mode):
         raise PackageError(f"{path}: cannot be read (it is no file); {remedy}")
-    if not 0 < found.st_size <= max_bytes:  # some of /proc have none, and are never at their end
-        raise PackageError(f"{path}: {found.st_size} bytes, 1 to {max_bytes} make sense; {remedy}")
+    if found.st_size > max_bytes:
+        raise PackageError(
+            f"{path}: {found.st_size} bytes, at most {max_bytes} make sense; {remedy}"
+        )
     return found.st_size
 
 
@@ -67,7 +90,7 @@ def read_text(path: Path, remedy: str) -> str:
     n_bytes = check_size(path, remedy, _MAX_JSON_BYTES)
     try:
         with path.open("rb") as stream:
-            return stream.read(n_bytes).decode()
+            return stream.read(n_bytes).decode()  # of some in /proc, which say 0, nothing
     except (OSError, UnicodeDecodeError) as error:
         raise PackageError(f"{path}: cannot be read ({reason(error)}); {remedy}") from error
 

@@ -11,7 +11,7 @@ from ..files import Claim
 from . import hub, published
 from .contract import MANIFEST_FILE, REMEDY, Manifest, file_sha256, manifest_from_json
 from .external import check_data_files
-from .foreign import read_text, reason
+from .foreign import read_text, reason, shortage
 from .text import TOKENIZER_FILES
 
 # Small files (graphs, tokenizer) are hashed at every opening; weights only when asked, because
@@ -65,7 +65,9 @@ def open_package(
         return _open(root, verify=verify)
     except (OSError, MemoryError) as error:
         name = getattr(error, "filename", None) or root
-        raise PackageError(f"{name}: cannot be read ({reason(error)})") from error
+        raise PackageError(
+            f"{name}: cannot be read ({shortage(error) or reason(error)})"
+        ) from error
 
 
 def _open(root: Path, *, verify: bool) -> Package:

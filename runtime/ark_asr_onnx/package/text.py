@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -12,7 +12,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 
 from ..errors import PackageError
 from .contract import REMEDY, TOKENIZER_FILE
-from .foreign import check_size, read_object, reason, shown, shown_name
+from .foreign import check_memory, check_size, read_object, reason, shortage, shown, shown_name
 
 # Qwen2's split: contractions, letters with one leading mark, single digits, punctuation, spaces.
 QWEN2_SPLIT = (
@@ -23,7 +23,9 @@ QWEN2_SPLIT = (
 # Which files hold a tokenizer: the first ones, or those of older folders.
 TOKENIZER_FILES = ((TOKENIZER_FILE,), ("vocab.json", "merges.txt", "added_tokens.json"))
 
-_MAX_BYTES = 16 << 20  # of each; reading takes 25 times as much memory
+_MAX_BYTES = 16 << 20  # of each file of a tokenizer
+_TIMES = 25  # as much memory as its bytes takes reading a tokenizer
+_MEMORY = 16 << 20  # that anything may take
 
 _TURN_ENDS = ("<|user|>", "<|assistant|>", "<|im_end|>")
 _TEXT_STARTS = "<|text|>"
@@ -65,7 +67,8 @@ class Text:
         """Text with special tokens kept; bytes that are no UTF-8 become U+FFFD."""
         return _told(
             lambda: self._tokenizer.decode(list(ids), skip_special_tokens=False),
-            f"{self.path}: the tokenizer fails",
+            self.path,
+            "the tokenizer fails",
         )
 
     def token_bytes(self, ids: Sequence[int]) -> bytes:
@@ -89,7 +92,8 @@ class Text:
         """Ids of a text, nothing added; special tokens in it are recognised."""
         encoding = _told(
             lambda: self._tokenizer.encode(text, add_special_tokens=False),
-            f"{self.path}: the tokenizer fails",
+            self.path,
+            "the tokenizer fails",
         )
         return tuple(encoding.ids)
 
@@ -119,38 +123,55 @@ class Text:
         return self._tokenizer.to_str()
 
 
-def _told(read: Callable[[], Any], what: str) -> Any:
-    """What a function of tokenizers gives; :class:`PackageError` for whatever it raises."""
+def _told(read: Callable[[], Any], where: Path, what: str, n_bytes: int = 0) -> Any:
+    """What a function of tokenizers gives, for which it may need so much memory.
+
+    Raises :class:`PackageError` for whatever goes wrong.
+    """
     try:
+        check_memory(n_bytes + _MEMORY)
         return read()
     except BaseException as error:
         # It raises nothing narrower than Exception, and, where Rust panics, something wider.
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
-        raise PackageError(f"{what} ({reason(error)}); {REMEDY}") from error
+        found = shortage(error) or f"{what} ({reason(error)}); {REMEDY}"
+        raise PackageError(f"{where}: {found}") from error
 
 
 def _read(path: Path) -> Any:
-    check_size(path, REMEDY, _MAX_BYTES)
+    n_bytes = _size(path)
     kind = cast("Any", Tokenizer)
-    return _told(lambda: kind.from_file(str(path)), f"{path}: not a tokenizer file")
+    read = partial(kind.from_file, str(path))
+    return _told(read, path, "not a tokenizer file", _TIMES * n_bytes)
+
+
+def _size(path: Path) -> int:
+    """The size of a file; :class:`PackageError` for one that may not be read."""
+    n_bytes = check_size(path, REMEDY, _MAX_BYTES)
+    if not n_bytes:  # some in /proc say so, and block
+        raise PackageError(f"{path}: not a tokenizer file (it is empty); {REMEDY}")
+    return n_bytes
 
 
 def _build(directory: Path) -> Any:
     """A Qwen2 tokenizer from its slow files."""
     vocab, merges = directory / "vocab.json", directory / "merges.txt"
+    n_bytes = 0
     for path in (vocab, merges):
         if not path.is_file():
             raise PackageError(
                 f"{directory}: no {TOKENIZER_FILE}, and no {path.name} to build it from; "
                 "copy the tokenizer files of the model into this folder"
             )
-        check_size(path, REMEDY, _MAX_BYTES)
+        n_bytes += _size(path)
     added = _added_tokens(directory)
     kind, bpe = cast("Any", Tokenizer), cast("Any", models.BPE)
     tokenizer = _told(
         lambda: kind(bpe.from_file(str(vocab), str(merges))),
-        f"{directory}: vocab.json or merges.txt is damaged",
+        directory,
+        "vocab.json or merges.txt is damaged",
+        _TIMES * n_bytes,
     )
     tokenizer.normalizer = normalizers.NFC()
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
