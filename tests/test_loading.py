@@ -6,8 +6,10 @@ import copy
 import multiprocessing
 import os
 import pickle
+import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -50,6 +52,22 @@ def test_what_load_did_not_give_cannot_be_pickled() -> None:
     transcriber = Transcriber(ark_asr_onnx.open_package(DEMO), 1)
     with pytest.raises(PackageError, match=r"use load\(\)"):
         pickle.dumps(transcriber)
+
+
+@pytest.mark.parametrize("name", ["prefix_fp32.data", "embedding_fp32.data", "decoder.onnx"])
+def test_a_file_that_goes_after_loading_is_named(
+    tmp_path: Path, samples: list[Sample], name: str
+) -> None:
+    ignored = shutil.ignore_patterns("checkpoint", "recipe", "samples")
+    folder = shutil.copytree(DEMO, tmp_path / "package", ignore=ignored)
+    transcriber = ark_asr_onnx.load(folder, threads=1, idle_unload_seconds=0)
+    (folder / name).rename(tmp_path / name)
+    while transcriber.status.is_loaded:
+        time.sleep(0.01)
+    with pytest.raises(PackageError, match=name):
+        transcriber.transcribe(samples[0].path)
+    (tmp_path / name).rename(folder / name)
+    assert transcriber.transcribe(samples[0].path).text == samples[0].text
 
 
 # Forks -------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -394,6 +395,14 @@ BROKEN: dict[str, tuple[Callable[[Path], Any], str]] = {
     "outside": (damage_json(MANIFEST, audio_adapter_default="../a.onnx"), "a file of this folder"),
     "no heads": (damage_json(METADATA[0], num_attention_heads=0), "must be positive"),
     "layers without end": (damage_json(METADATA[0], num_layers=30_000_000), "at most 1024"),
+    "other merge": (damage_json(MANIFEST, audio_merge_factor=3), "columns, expected 3 x"),
+    "no end of turn": (damage_json(MANIFEST, im_end_token_id=-1), "id -1 as end of text"),
+    "names no file": (damage_json(MANIFEST, embedding_default=""), "a file of this folder"),
+    "file of nothing": (lambda f: (f / MANIFEST).write_bytes(bytes(5 << 20)), "at most 4194304"),
+    "vocabulary without end": (
+        lambda f: os.truncate(f / "embedding_fp32.data", 64 * 4 * ((1 << 20) + 1)),
+        "vocab_size is 1048577",
+    ),
     "no bands": (
         lambda f: (f / "preprocessor_config.json").write_text('{"feature_size": 0}'),
         "n_mels is 0",

@@ -9,15 +9,18 @@ import numpy as np
 from ...arrays import F32, I64
 from ...errors import PackageError
 from ...package.contract import REMEDY
-from ...package.foreign import reason
-from ..graph import shortage
+from ...package.foreign import reason, shortage
 
 
 class Embedding:
     """Table ``[n_rows, hidden]``, float32 or float16, row-major from offset 0 of its file."""
 
     def __init__(self, path: Path, n_rows: int, hidden_size: int) -> None:
-        n_bytes, n_values = path.stat().st_size, n_rows * hidden_size
+        n_values = n_rows * hidden_size
+        try:
+            n_bytes = path.stat().st_size
+        except OSError as error:
+            raise PackageError(f"{path}: cannot be read ({reason(error)}); {REMEDY}") from error
         types = {n_values * np.dtype(kind).itemsize: kind for kind in (np.float32, np.float16)}
         if n_bytes not in types:
             raise PackageError(

@@ -6,12 +6,15 @@ rows, so nothing is copied from step to step. A slot is the slice ``[b : b + 1]`
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from ...arrays import F32, Array
 from ...errors import DecodeError, PackageError
 from ...package import contract
 from ...package.contract import Sizes
+from ...package.foreign import reason
 from ...package.opening import Package
 from ..cpu import adds_exactly
 from ..graph import Binding, Graph, Shape, open_graphs
@@ -105,10 +108,17 @@ def _read_prefix(package: Package) -> F32:
     sizes, path = package.manifest.sizes, package.path(contract.PREFIX_FILE)
     n_positions = len(package.manifest.tokens.prefix)
     shape = (2 * sizes.n_layers, sizes.n_kv_heads, n_positions, sizes.head_dim)
-    numbers = np.fromfile(path, "<f4")
-    if numbers.size != np.prod(shape):
+    expected = math.prod(shape)
+    try:
+        n_bytes = path.stat().st_size
+        numbers = np.fromfile(path, "<f4", expected) if n_bytes == 4 * expected else None
+    except OSError as error:
         raise PackageError(
-            f"{path}: {numbers.size} numbers, expected {' x '.join(map(str, shape))}; "
+            f"{path}: cannot be read ({reason(error)}); {contract.REMEDY}"
+        ) from error
+    if numbers is None:
+        raise PackageError(
+            f"{path}: {n_bytes // 4} numbers, expected {' x '.join(map(str, shape))}; "
             f"{contract.REMEDY}"
         )
     return numbers.astype(np.float32, copy=False).reshape(shape)

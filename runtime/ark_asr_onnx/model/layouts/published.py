@@ -49,6 +49,13 @@ class _Audio:
         self._encoder.expect({published.AUDIOS: (1, sizes.n_mels, None)}, [published.ENCODED])
         self._adapter.expect({published.MERGED: (1, None, None)}, [published.AUDIO_EMBEDS])
         self._factor = sizes.merge_factor
+        width = encoder.outputs[published.ENCODED][-1]
+        merged = adapter.inputs[published.MERGED][-1]
+        if isinstance(width, int) and isinstance(merged, int) and merged != width * self._factor:
+            raise PackageError(
+                f"{adapter.path}: input {published.MERGED!r} has {merged} columns, expected "
+                f"{self._factor} x {width}; the files belong to different models"
+            )
 
     def __call__(self, log_mel: F32) -> F32:
         encoded = self._encoder.run({published.AUDIOS: log_mel}, [published.ENCODED])[0]
