@@ -437,6 +437,37 @@ def test_mapped_weights_are_given_back_and_come_again(
     np.testing.assert_array_equal(transcriber.model.encode(log_mel), expected)
 
 
+@pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="Linux only")
+def test_what_others_map_of_the_same_file_is_left_alone(package: Path, tmp_path: Path) -> None:
+    ark_asr_onnx.prepare(package, tmp_path / "p")
+    path = home(tmp_path / "p") / AUDIO
+    data = path.with_name(f"{AUDIO}.data")
+    with data.open("rb") as file:
+        other = mmap.mmap(file.fileno(), 0, flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ)
+    assert sum(other[::4096]) > 0  # all of it is in memory
+    whole = np.frombuffer(other, np.uint8)
+    begin, end = whole.ctypes.data, whole.ctypes.data + len(whole)
+
+    def resident() -> int:
+        inside = False
+        for line in Path("/proc/self/smaps").read_text().splitlines():
+            if match := graph._MAPPING.match(line):
+                inside = begin <= int(match[1], 16) < end
+            elif line.startswith("Rss:") and inside:
+                return int(line.split()[1])
+        raise AssertionError("it is mapped")
+
+    before = resident()
+    graphs = [graph.Graph(path, 1, is_prepared=True) for _ in range(2)]
+    for one in graphs:
+        one.give_back()
+    assert resident() == before > 0
+    first, second = (one._mapped for one in graphs)
+    assert first and second
+    assert graph._without(first, second) == first  # each has its own
+    assert graph._without(first, [(begin, end)]) == first
+
+
 def test_mappings_that_were_written_to_are_left_alone(tmp_path: Path) -> None:
     path = tmp_path / "data"
     path.write_bytes(bytes(8192))
