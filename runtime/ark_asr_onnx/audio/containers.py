@@ -116,8 +116,8 @@ class _Track:
                     )
                 for packet in container.demux(track):
                     yield from self._decoded(packet, library.AudioResampler, errors)
-        except errors as error:
-            reason = error.strerror or str(error)
+        except (errors, UnicodeError) as error:  # of a name within the file
+            reason = getattr(error, "strerror", None) or str(error)
             if not self.seconds:
                 raise AudioError(f"{self._name}: not readable as audio ({reason})") from error
             self._reason = reason
