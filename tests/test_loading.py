@@ -138,14 +138,14 @@ def work():
 threads = [threading.Thread(target=work) for _ in range(2)]
 for thread in threads:
     thread.start()
-for _ in range(10):
+for _ in range(4):
     forked(lambda: transcribe(load()))
 is_over = True
 for thread in threads:
     thread.join()
 """
     for prepared in ("", str(tmp_path)):
-        assert forking(code, samples[0].path, prepared) == f"{samples[0].text}\n" * 10
+        assert forking(code, samples[0].path, prepared) == f"{samples[0].text}\n" * 4
 
 
 # What is short -----------------------------------------------------------------------------------
