@@ -51,7 +51,7 @@ def write(path: str | os.PathLike[str], content: bytes) -> None:
             temporary.unlink()
             raise
     try:
-        temporary.replace(target)
+        os.replace(temporary, target)  # noqa: PTH105 - as tests replace it, in every Python
     except BaseException:
         temporary.unlink()
         raise
