@@ -40,7 +40,7 @@ def write(path: str | os.PathLike[str], content: bytes) -> None:
     temporary = target.with_name(f"{_PREFIX}{secrets.token_hex(8)}")
     with temporary.open("xb") as stream:
         try:
-            _lock(stream)
+            lock(stream)
             stream.write(content)
             stream.flush()
             os.fsync(stream.fileno())
@@ -68,8 +68,8 @@ def staging(parent: Path) -> Generator[Path]:
     folder = parent / f"{_PREFIX}{secrets.token_hex(8)}"
     folder.mkdir()
     try:
-        with (folder / _LOCK).open("xb") as lock:
-            _lock(lock)
+        with (folder / _LOCK).open("xb") as claimed:
+            lock(claimed)
             inside = folder / "new"
             inside.mkdir()
             yield inside
@@ -184,7 +184,7 @@ def _lock_byte(stream: BinaryIO) -> bool:
     return True
 
 
-def _lock(stream: BinaryIO) -> bool:
+def lock(stream: BinaryIO) -> bool:
     """Claim a file until it is closed or the process ends; whether that went well."""
     if sys.platform == "win32":
         return True  # an open file cannot be removed there
@@ -207,7 +207,7 @@ def _is_left_over(path: Path) -> bool:
             claimed.unlink()
             return True
         with claimed.open("rb") as stream:
-            return _lock(stream)
+            return lock(stream)
     except FileNotFoundError:
         return path.is_dir()  # killed before it could lock
     except OSError:

@@ -21,9 +21,6 @@ from .. import files
 from ..errors import ServiceError
 from .run import Address, listen
 
-if sys.platform != "win32":
-    import fcntl
-
 _POLL_SECONDS = 0.1
 
 
@@ -110,7 +107,7 @@ class Background:
 
     def _check_alone(self, log: BinaryIO) -> None:
         """Claim the log, and with it the port, for the service that will inherit it."""
-        is_alone = _claim(log)
+        is_alone = files.lock(log)
         if (running := self.process()) is not None:
             raise ServiceError(f"already running: process {running.pid}, port {self.address.port}")
         if not is_alone:
@@ -212,19 +209,6 @@ def _began_by_ps(pid: int) -> str:
     except OSError:
         return ""
     return "" if not found or found[0].startswith("Z") else "-".join(found[1:])
-
-
-def _claim(stream: BinaryIO) -> bool:
-    """Lock a file for whoever holds it open; whether nobody else had it."""
-    if sys.platform == "win32":
-        return True
-    try:
-        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError:
-        pass  # a file system that knows no locks
-    return True
 
 
 def _send(process: Process, number: int) -> None:
