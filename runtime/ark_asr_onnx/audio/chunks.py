@@ -189,9 +189,8 @@ def _rest(stream: BinaryIO, end: int, pad: int, size: int, style: _Style) -> int
             if found[1] < 0 or not is_name(name):
                 break
             at = style.after(at + style.header, found[1])
-            if (
-                at > size + style.align and name.strip() in _USUAL
-            ):  # it was cut off, the samples were not
+            # This chunk was cut off, the samples were not.
+            if at > size + style.align and name.strip() in _USUAL:
                 return size
     return None
 
@@ -213,17 +212,21 @@ def _au(stream: BinaryIO, at: int, size: int, order: Literal["little", "big"]) -
     claimed = int.from_bytes(numbers[4:], order)
     if len(numbers) < 8 or not at + 24 <= begin <= size:
         return None
-    there = size - begin
     if claimed == 0xFFFFFFFF:
-        return Chunks(((at, size),), size, None, there)
-    end = min(begin + claimed, size)
-    stream.seek(end)
-    if end < size and not is_recording(stream.read(4)):
-        end = size
+        return Chunks(((at, size),), size, None, size - begin)
+    end = _end(stream, begin + claimed, size)
     if end - begin == claimed:
         return Chunks(((at, end),), end, claimed, claimed)
     length = min(end - begin, 0xFFFFFFFE).to_bytes(4, order)
     return Chunks(((at, at + 8), length, (at + 12, end)), end, claimed, end - begin)
+
+
+def _end(stream: BinaryIO, claimed: int, size: int) -> int:
+    """Where samples end after which nothing can stand but another recording."""
+    if claimed >= size:
+        return size
+    stream.seek(claimed)
+    return claimed if is_recording(stream.read(4)) else size
 
 
 def _nist(stream: BinaryIO, at: int, size: int) -> Chunks | None:
@@ -240,8 +243,5 @@ def _nist(stream: BinaryIO, at: int, size: int) -> Chunks | None:
     if len(text) < 1024 or b"\n   1024\n" not in text or b"sample_count" not in numbers:
         return None
     claimed = numbers[b"sample_count"] * frame
-    end = min(begin + claimed, size)
-    stream.seek(end)
-    if end < size and not is_recording(stream.read(4)):
-        end = size
+    end = _end(stream, begin + claimed, size)
     return Chunks(((at, end),), end, claimed, end - begin)
