@@ -11,6 +11,9 @@ INT8 is outside its bars. Needs the corpus folders described in models/demo/READ
 
 from __future__ import annotations
 
+import ark_asr_onnx.model.ort  # noqa: F401 - first: it switches telemetry off
+
+# isort: split
 import argparse
 import json
 import platform

@@ -6,6 +6,9 @@ value that is the result. Levels of ``u8s8`` are those that no CPU's 16-bit sums
 
 from __future__ import annotations
 
+import ark_asr_onnx.model.ort  # noqa: F401 - first: it switches telemetry off
+
+# isort: split
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, TypeAlias, cast

@@ -17,6 +17,9 @@ is a product that this onnxruntime does not have; the JSON line says why.
 
 from __future__ import annotations
 
+import ark_asr_onnx.model.ort  # noqa: F401 - first: it switches telemetry off
+
+# isort: split
 import argparse
 import json
 import platform

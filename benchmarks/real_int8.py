@@ -13,6 +13,9 @@ the whole graph, and of its products alone, which leaves out attention, norms an
 
 from __future__ import annotations
 
+import ark_asr_onnx.model.ort  # noqa: F401 - first: it switches telemetry off
+
+# isort: split
 import argparse
 import json
 import statistics

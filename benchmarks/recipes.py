@@ -10,6 +10,9 @@ makes ``export/ark_onnx_export/costs.json`` of it; run it alone, on a CPU with V
 
 from __future__ import annotations
 
+import ark_asr_onnx.model.ort  # noqa: F401 - first: it switches telemetry off
+
+# isort: split
 import argparse
 import json
 import platform

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import math
 import platform
@@ -124,3 +125,15 @@ def test_native_and_emulated_runs_are_compared(
     monkeypatch.setattr(sys, "argv", ["haswell.py", "--emulator", sys.executable])
     assert haswell.main() == 0
     assert "same tokens: 2 of 2 clips" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "benchmarks").glob("*.py")), ids=lambda p: p.name)
+def test_nothing_imports_onnxruntime_before_its_telemetry_is_off(path: Path) -> None:
+    names: list[str] = []
+    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.Import):
+            names += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            names.append(node.module or "")
+    if "onnxruntime" in names:
+        assert "ark_asr_onnx.model.ort" in names[: names.index("onnxruntime")]
