@@ -47,14 +47,19 @@ function checkMicrophone() {
       `--ssl-certfile, or ssh -L ${location.port || 80}:localhost:${location.port || 80}.`;
 }
 
+// Without waiting: a context that has not begun yet may never say that it is closed.
+function release(stream, context) {
+  stream.getTracks().forEach((track) => track.stop());
+  context.close().catch(() => {});
+}
+
 async function startRecording() {
   const stream = await navigator.mediaDevices.getUserMedia({ audio: true });
   const context = new AudioContext();
   try {
     await context.audioWorklet.addModule("ui/recorder.js");
   } catch (error) {
-    stream.getTracks().forEach((track) => track.stop());
-    await context.close();
+    release(stream, context);
     throw error;
   }
   const source = context.createMediaStreamSource(stream);
@@ -80,9 +85,8 @@ async function stopRecording() {
   recording = null;
   $("record").classList.remove("recording");
   $("record-text").textContent = "Record";
-  stream.getTracks().forEach((track) => track.stop());
   const rate = context.sampleRate;
-  await context.close();
+  release(stream, context);
   if (!n) return fail("Nothing was recorded: is the microphone on?");
   const whole = new AudioBuffer({ length: n, sampleRate: rate });
   let at = 0;
