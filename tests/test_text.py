@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 from pathlib import Path
 
 import pytest
@@ -52,6 +53,11 @@ def test_half_a_character_becomes_a_replacement_character(text: Text) -> None:
 
 def test_no_ids_are_no_text(text: Text) -> None:
     assert text.decode([]) == ""
+
+
+def test_a_mark_before_the_text_of_a_file_is_no_damage(text: Text, tmp_path: Path) -> None:
+    (tmp_path / "tokenizer.json").write_bytes(codecs.BOM_UTF8 + text.path.read_bytes())
+    assert Text(tmp_path).decode(ids("Yes")) == "Yes"
 
 
 @pytest.mark.parametrize(

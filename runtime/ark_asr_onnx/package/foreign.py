@@ -90,7 +90,8 @@ def read_text(path: Path, remedy: str) -> str:
     n_bytes = check_size(path, remedy, _MAX_JSON_BYTES)
     try:
         with path.open("rb") as stream:
-            return stream.read(n_bytes).decode()  # of some in /proc, which say 0, nothing
+            content = stream.read(n_bytes)  # of some in /proc, which say 0, nothing
+        return content.decode("utf-8-sig")  # some editors begin files with a mark
     except (OSError, UnicodeDecodeError) as error:
         raise PackageError(f"{path}: cannot be read ({reason(error)}); {remedy}") from error
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
 
@@ -142,7 +142,10 @@ def _told(read: Callable[[], Any], where: Path, what: str, n_bytes: int = 0) -> 
 def _read(path: Path) -> Any:
     n_bytes = _size(path)
     kind = cast("Any", Tokenizer)
-    read = partial(kind.from_file, str(path))
+
+    def read() -> Any:
+        return kind.from_str(path.read_text("utf-8-sig"))
+
     return _told(read, path, "not a tokenizer file", _TIMES * n_bytes)
 
 
