@@ -99,6 +99,12 @@ def test_what_is_computed_anyway_may_be_stored(checkpoint: Path, whole: Path) ->
     assert note.startswith("4 tensors are computed, not trained: ")
 
 
+def test_a_name_that_only_ends_like_one_of_those_is_a_surplus_tensor(checkpoint: Path) -> None:
+    weights(checkpoint, lambda stored: {**stored, "model.my_inv_freq": frequencies(1e6, 16)})
+    with pytest.raises(ExportError, match=r"model\.my_inv_freq"):
+        open_checkpoint(checkpoint)
+
+
 @pytest.mark.parametrize("theta", [1e4, 5e5])
 def test_frequencies_that_the_configuration_does_not_give_are_refused(
     checkpoint: Path, theta: float

@@ -141,7 +141,7 @@ def open_checkpoint(directory: Path) -> Checkpoint:
         with _open(path) as file:
             for key in file.keys():  # noqa: SIM118 - safe_open is no mapping
                 name = ".".join(part for part in key.split(".") if part not in _WRAPPERS)
-                if name.endswith(_COMPUTED):
+                if name.rpartition(".")[2] in _COMPUTED:
                     _check_computed(config, path, name, key, file)
                     computed.append(name)
                     continue
