@@ -102,10 +102,11 @@ def test_what_needs_a_folder_says_so(arguments: tuple[str, ...], capsys: Capture
     assert "needs -o DIR" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("stem", ["{}", "{}.partial"])
 def test_two_files_of_one_name_are_refused_before_any_work(
-    samples: list[Sample], tmp_path: Path, capsys: Capture
+    stem: str, samples: list[Sample], tmp_path: Path, capsys: Capture
 ) -> None:
-    other = tmp_path / samples[0].path.name
+    other = tmp_path / f"{stem.format(samples[0].path.stem)}.wav"
     other.write_bytes(samples[0].path.read_bytes())
     assert ark("transcribe", "-o", tmp_path / "out", samples[0].path, other) == 1
     assert "would both be written to" in capsys.readouterr().err

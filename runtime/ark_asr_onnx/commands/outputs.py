@@ -27,11 +27,12 @@ def targets(paths: Sequence[str], folder: Path | None, kind: str) -> dict[str, P
     outputs = {path: folder / _stem(path) for path in dict.fromkeys(paths)}
     owners: dict[Path, str] = {}
     for path, output in outputs.items():
-        if owners.setdefault(output, path) != path:
-            raise AudioError(
-                f"{owners[output]} and {path} would both be written to {output}; "
-                "transcribe them into different folders"
-            )
+        for target in (output, _partial(output)):
+            if owners.setdefault(target, path) != path:
+                raise AudioError(
+                    f"{owners[target]} and {path} would both be written to {target}; "
+                    "transcribe them into different folders"
+                )
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -75,6 +76,10 @@ def _file(output: Path, kind: str) -> Path:
     return output.with_name(f"{output.name}.{kind}")
 
 
+def _partial(output: Path) -> Path:
+    return output.with_name(f"{output.name}.partial")
+
+
 def _stem(path: str) -> str:
     return "stdin" if path == STDIN else Path(path).stem
 
@@ -107,7 +112,7 @@ def _write_files(
     path: str, transcript: Transcript, output: Path, kind: str, *, is_whole: bool
 ) -> None:
     if not is_whole:
-        output = output.with_name(f"{output.name}.partial")
+        output = _partial(output)
     written: list[str] = []
     failed: list[AudioError] = []
     for name in _kinds(kind):
