@@ -318,10 +318,18 @@ def arguments(description: str | None) -> argparse.ArgumentParser:
     return parser
 
 
+def work_folder(name: str) -> Path:
+    """The folder of this name where benchmarks keep what they make once."""
+    try:
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    except RuntimeError:
+        raise SystemExit("there is no home directory: pass --work DIR") from None
+    return cache / "ark-asr-benchmarks" / name
+
+
 def opened(options: argparse.Namespace) -> Lab:
     """The lab that the options ask for."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    work = options.work or cache / "ark-asr-benchmarks" / options.size
+    work = options.work or work_folder(options.size)
     peers = options.peers_python or work / "peers" / "bin" / "python"
     return Lab(options.size, work.resolve(), options.threads, options.rounds, peers, options.plan)
 

@@ -29,7 +29,7 @@ from typing import Any, cast
 
 import numpy as np
 import onnxruntime
-from lab import ROOT, machine, say
+from lab import ROOT, machine, say, work_folder
 
 from ark_asr_onnx.audio import sources
 from ark_asr_onnx.package import contract
@@ -150,8 +150,9 @@ def main() -> int:
     add("--clips", type=int, default=18)
     add("--packages", nargs="+", choices=list(PACKAGES), default=list(PACKAGES))
     add("--rounds", type=int, default=9)
-    add("--work", type=Path, default=Path.home() / ".cache" / "ark-asr-benchmarks" / "real-int8")
+    add("--work", type=Path, help="where packages are made and kept")
     options = parser.parse_args()
+    options.work = options.work or work_folder("real-int8")
     made = {name: options.work / name.replace(", ", "-") for name in options.packages}
     for name, path in made.items():
         if not path.exists():

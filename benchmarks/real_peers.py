@@ -32,7 +32,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from lab import ROOT, Subject, checksum, machine, say
+from lab import ROOT, Subject, checksum, machine, say, work_folder
 
 from ark_asr_onnx.audio import mel, sources
 from ark_asr_onnx.corpus import scoring
@@ -237,14 +237,14 @@ def arguments() -> argparse.ArgumentParser:
     add("--clips", type=int, default=21)
     add("--rounds", type=int, default=3)
     add("--threads", type=int, default=2)
-    cache = Path.home() / ".cache" / "ark-asr-benchmarks" / "real"
-    add("--work", type=Path, default=cache, help="where folders are made and kept")
+    add("--work", type=Path, help="where folders are made and kept")
     return parser
 
 
 def main() -> int:
     """Command line."""
     options = arguments().parse_args()
+    options.work = options.work or work_folder("real")
     options.prepared = options.work / f"prepared-{checksum(options.package)}"
     manifest = json.loads((options.package / "ark_manifest.json").read_text(encoding="utf-8"))
     clips = read_clips(options.speech, options.clips)
