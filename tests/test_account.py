@@ -96,10 +96,23 @@ def test_another_kind_of_recording_after_one_in_a_pipe_is_heard() -> None:
     first = encoded("WAV", speech(2), subtype="PCM_16")
     for second in (encoded("WAV", speech(1), rate=8000), encoded("FLAC", speech(2))):
         told: list[AudioWarning] = []
-        blocks, rate = pcm.parts(pcm.Pipe(io.BytesIO(first + second)), on_warning=told.append)
-        waveform = np.concatenate(list(sources.blocks(blocks, rate)))
+        parts = pcm.parts(pcm.Pipe(io.BytesIO(first + second)), on_warning=told.append)
+        waveform = np.concatenate(list(sources.mono(parts, "standard input", told.append)))
         np.testing.assert_allclose(waveform, heard(first + second)[0], atol=1e-4)
         assert kinds(told) == ["joined"]
+
+
+def test_what_follows_an_odd_number_of_bytes_is_heard_in_a_pipe_too() -> None:
+    first = encoded("WAV", speech()[:47_999], subtype="PCM_U8")
+    assert len(first) == 48_044  # with the byte that makes it even
+    for second in (encoded("WAV", speech(2), rate=8000), encoded("WAV", speech(2)), b"\0\0\0\0"):
+        for data in (first + second, first[:-1] + second):
+            waveform, told = heard(data)
+            said: list[AudioWarning] = []
+            parts = pcm.parts(pcm.Pipe(io.BytesIO(data)), on_warning=said.append)
+            piped = np.concatenate(list(sources.mono(parts, "standard input", said.append)))
+            np.testing.assert_allclose(piped, waveform, atol=1e-4)
+            assert kinds(said) == kinds(told)
 
 
 def test_a_part_that_is_there_is_heard_without_a_word() -> None:
@@ -219,8 +232,27 @@ def test_chunks_after_the_samples_are_no_samples() -> None:
     ):
         waveform, told = heard(data + tail)
         assert (len(waveform), told) == (3 * RATE, [])
-        blocks, _ = pcm.parts(pcm.Pipe(io.BytesIO(data + tail)), on_warning=told.append)
-        assert (sum(map(len, blocks)), told) == (3 * RATE, [])
+        parts = pcm.parts(pcm.Pipe(io.BytesIO(data + tail)), on_warning=told.append)
+        assert (sum(len(part) for part, _ in parts), told) == (3 * RATE, [])
+
+
+def test_a_midi_sample_dump_is_called_so() -> None:
+    with pytest.raises(AudioError, match="is a MIDI sample dump, which cannot be read; WAV, "):
+        heard(encoded("SDS", speech(), subtype="PCM_16"))
+
+
+@pytest.mark.parametrize("table", [b"\xff" * 6, b"\x81"], ids=["a long number", "a torn number"])
+def test_a_damaged_table_of_packets_prints_nothing(
+    table: bytes, capfd: pytest.CaptureFixture[str]
+) -> None:
+    data = encoded("CAF", speech(), subtype="ALAC_16")
+    assert heard(data)[1] == []
+    begin = data.index(b"pakt") + 36
+    end = data.index(b"data", begin)
+    at = begin if len(table) > 1 else end - 1
+    with pytest.raises(AudioError, match="table of packets is damaged; copy it again"):
+        heard(data[:at] + table + data[at + len(table) :])
+    assert capfd.readouterr() == ("", "")
 
 
 # MP3 ----------------------------------------------------------------------------------------------
@@ -290,9 +322,9 @@ def piped(data: bytes) -> tuple[int, list[AudioWarning]]:
     told: list[AudioWarning] = []
     pipe = pcm.Pipe(io.BytesIO(data))
     assert pcm.can_be_read_as_it_comes(pipe)
-    blocks, rate = pcm.parts(pipe, on_warning=told.append)
-    assert rate == RATE
-    return sum(map(len, blocks)), told
+    parts = list(pcm.parts(pipe, on_warning=told.append))
+    assert {rate for _, rate in parts} == {RATE}
+    return sum(len(part) for part, _ in parts), told
 
 
 def test_a_pipe_hears_what_a_file_gives() -> None:
@@ -379,7 +411,7 @@ def test_a_header_may_come_byte_by_byte() -> None:
 
     pipe = pcm.Pipe(Slow(encoded("WAV", speech(0.1))))
     assert pcm.can_be_read_as_it_comes(pipe)
-    assert sum(map(len, pcm.parts(pipe)[0])) == 1600
+    assert sum(len(part) for part, _ in pcm.parts(pipe)) == 1600
 
 
 # Time and memory ----------------------------------------------------------------------------------

@@ -64,6 +64,10 @@ def pipe(data: bytes) -> pcm.Pipe:
     return pcm.Pipe(io.BytesIO(data))
 
 
+def n_samples(pipe: pcm.Pipe) -> int:
+    return sum(len(part) for part, _ in pcm.parts(pipe))
+
+
 # A pipe -------------------------------------------------------------------------------------------
 
 
@@ -71,11 +75,10 @@ def pipe(data: bytes) -> pcm.Pipe:
 @pytest.mark.parametrize("channels", [1, 2])
 def test_a_wav_is_read_as_it_comes_in_every_width(width: int, channels: int) -> None:
     expected = np.random.default_rng(0).uniform(-0.9, 0.9, (5000, channels))
-    blocks, rate = pcm.parts(pipe(wav(expected, 22050, width)))
-    parts = list(sources.blocks(blocks, rate)) if channels == 1 else list(blocks)
-    assert rate == 22050
+    parts = list(pcm.parts(pipe(wav(expected, 22050, width))))
+    assert {rate for _, rate in parts} == {22050}
     if channels == 2:
-        whole = np.concatenate(parts)
+        whole = np.concatenate([part for part, _ in parts])
         assert whole.shape == (5000, 2)
         centre, scale = (128, 128) if width == 1 else (0, 2.0 ** (8 * max(width, 2) - 1))
         scale = 2.0**31 if width == 3 else scale
@@ -83,21 +86,22 @@ def test_a_wav_is_read_as_it_comes_in_every_width(width: int, channels: int) -> 
             (whole - float(centre)) / scale, expected, atol=2 ** (2 - 8 * width)
         )
     else:
-        assert sum(map(len, parts)) == pytest.approx(5000 * RATE / 22050, abs=1)
+        waveform = sources.mono(parts, "standard input", [].append)
+        assert sum(map(len, waveform)) == pytest.approx(5000 * RATE / 22050, abs=1)
 
 
 def test_a_wav_whose_writer_did_not_know_its_length_is_read_to_the_end() -> None:
     data = bytearray(wav(np.full(4000, 0.5)))
     data[4:8] = data[40:44] = b"\xff\xff\xff\xff"
-    blocks, _ = pcm.parts(pipe(bytes(data)))
-    assert sum(map(len, blocks)) == 4000
+    assert n_samples(pipe(bytes(data))) == 4000
 
 
 def test_bare_samples_are_taken_as_they_are_said_to_be() -> None:
     samples = np.arange(-3000, 3000, dtype="<i2")
-    blocks, rate = pcm.parts(pipe(samples.tobytes() + b"\x01"), 8000, 2)  # the last one is torn
-    assert rate == 8000
-    np.testing.assert_array_equal(np.concatenate(list(blocks)), samples.reshape(-1, 2))
+    parts = list(pcm.parts(pipe(samples.tobytes() + b"\x01"), 8000, 2))  # the last one is torn
+    assert {rate for _, rate in parts} == {8000}
+    whole = np.concatenate([part for part, _ in parts])
+    np.testing.assert_array_equal(whole, samples.reshape(-1, 2))
 
 
 def test_a_wav_that_is_no_pcm_says_what_to_send() -> None:
@@ -439,16 +443,15 @@ def test_a_live_part_is_not_selected_by_time(
 
 def test_what_follows_the_samples_of_a_wav_is_not_heard() -> None:
     data = wav(np.full(4000, 0.5)) + b"LIST\x04\x00\x00\x00abcd"
-    blocks, _ = pcm.parts(pipe(data))
-    assert sum(map(len, blocks)) == 4000
+    assert n_samples(pipe(data)) == 4000
 
 
 def test_a_wav_that_ends_too_early_says_so() -> None:
-    blocks, _ = pcm.parts(pipe(wav(np.full(4000, 0.5))[:-1000]))
+    cut = pipe(wav(np.full(4000, 0.5))[:-1000])
     with pytest.warns(
         UserWarning, match=r"standard input: cut off: its header says 0.25 s, 0.22 s came"
     ):
-        assert sum(map(len, blocks)) == 3500
+        assert n_samples(cut) == 3500
 
 
 def test_samples_without_a_header_are_taken_for_something_and_that_is_said(

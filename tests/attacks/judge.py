@@ -291,12 +291,14 @@ def _difference(
     if found["outcome"] != "transcript":
         return None
     allowed = (other, split) if by_command else (other,)
-    texts = [way["text"] for way in allowed if way is not None and "text" in way]
-    if found["text"] not in texts:
-        return "text", f"{found['text']!r} and {' or '.join(map(repr, texts))}"
-    kinds, others = sorted(set(found["warnings"])), sorted(set(other["warnings"]))
-    if bool(kinds) != bool(others) if by_command else kinds != others:
-        return "warnings", f"{kinds} and {others}"
+    heard = [way for way in allowed if way is not None and "text" in way]
+    same = [way for way in heard if way["text"] == found["text"]]
+    if not same:
+        return "text", f"{found['text']!r} and {' or '.join(repr(way['text']) for way in heard)}"
+    kinds = sorted(set(found["warnings"]))
+    said = [sorted(set(way["warnings"])) for way in same]
+    if all(bool(kinds) != bool(others) if by_command else kinds != others for others in said):
+        return "warnings", f"{kinds} and {' or '.join(map(str, said))}"
     return None
 
 

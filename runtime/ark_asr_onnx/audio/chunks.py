@@ -31,6 +31,8 @@ _CODECS = {
     b"desc": (8, (b"alac", b"aac ", b"ima4", b".mp3")),
 }
 _MAX_CHUNKS = 10_000  # before the samples; more is an attack
+_PACKETS_HEADER = 24  # bytes before a CAF's table of packets
+_MAX_PACKETS = 16 << 20  # bytes of it
 _W64_TAIL = b"\x2e\x91\xcf\x11\xa5\xd6\x28\xdb\x04\xc1\x00\x00"
 
 
@@ -193,6 +195,26 @@ def _rest(stream: BinaryIO, end: int, pad: int, size: int, style: _Style) -> int
             if at > size + style.align and name.strip() in _USUAL:
                 return size
     return None
+
+
+def has_bad_packets(stream: BinaryIO) -> bool:
+    """Whether the table of packets of a CAF with ALAC is damaged; its place in the stream stays.
+
+    Of such a one libsndfile prints lines on standard output.
+    """
+    size = stream.seek(0, 2)
+    stream.seek(0)
+    found = stream.read(4) == b"caff" and next(
+        (pair for pair in _chunks(stream, 8, size, _CAF) if pair[1] == b"pakt"), None
+    )
+    table = b""
+    if found:
+        stream.seek(found[0] + _PACKETS_HEADER)
+        table = stream.read(min(max(0, found[2] - _PACKETS_HEADER), _MAX_PACKETS + 1))
+    stream.seek(0)
+    # Numbers of seven bits a byte; the last byte of each is below 128.
+    is_torn = re.search(rb"[\x80-\xff]{5}|[\x80-\xff]\Z", table) is not None
+    return is_torn or len(table) > _MAX_PACKETS
 
 
 def is_name(head: bytes) -> bool:

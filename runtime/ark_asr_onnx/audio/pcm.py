@@ -11,7 +11,6 @@ from typing import Any, BinaryIO, cast
 
 import numpy as np
 import numpy.typing as npt
-import soxr  # pyright: ignore[reportMissingTypeStubs]
 
 from ..errors import AudioError
 from ..transcript import AudioWarning
@@ -101,15 +100,17 @@ def parts(
     rate: int = SAMPLE_RATE,
     channels: int = 1,
     on_warning: OnWarning | None = None,
-) -> tuple[Iterator[npt.NDArray[Any]], int]:
-    """Integer arrays ``[n, channels]`` of a few milliseconds each, and their sample rate.
+) -> Iterator[tuple[npt.NDArray[Any], int]]:
+    """Integer arrays ``[n, channels]`` of a few milliseconds each, with their sample rate.
 
     A stream that begins with a WAV header says its own rate and channels; anything else is taken
-    for signed 16-bit little-endian samples of ``rate`` and ``channels``. Raises
-    :class:`AudioError` for a WAV that is no PCM.
+    for signed 16-bit little-endian samples of ``rate`` and ``channels``. A recording of another
+    kind that follows comes as float32, mono, 16 kHz. Raises :class:`AudioError` for a WAV that is
+    no PCM.
     """
     if not is_wav(pipe):
-        return _blocks(pipe, _Wav(0, rate, channels, 2, math.inf), math.inf), rate
+        bare = _Wav(0, rate, channels, 2, math.inf)
+        return ((block, rate) for block in _blocks(pipe, bare, math.inf))
     found = _wav(pipe)
     if found is None:
         raise AudioError(
@@ -118,7 +119,7 @@ def parts(
         )
     pipe.read(found.n_header)
     told = on_warning or functools.partial(python_warning, "standard input")
-    return _samples(pipe, found, told), found.rate
+    return _samples(pipe, found, told)
 
 
 def _wav(pipe: Pipe) -> _Wav | None:
@@ -152,26 +153,29 @@ def _of_integers(form: bytes, n_header: int, size: int) -> _Wav | None:
     return _Wav(n_header, rate, channels, width, size if size < UNKNOWN_BYTES else math.inf)
 
 
-def _samples(pipe: Pipe, wav: _Wav, on_warning: OnWarning) -> Iterator[npt.NDArray[Any]]:
+def _samples(
+    pipe: Pipe, wav: _Wav, on_warning: OnWarning
+) -> Iterator[tuple[npt.NDArray[Any], int]]:
     """Samples of a WAV, and those that come after its header's end of them."""
     second = wav.rate * wav.channels * wav.width
     lengths: list[float] = []  # seconds of each recording
     claimed = left = wav.n_bytes
     n_bytes = n_other = 0  # and samples of another kind
     while True:
+        n_before = n_bytes
         for block in _blocks(pipe, wav, left):
             n_bytes += block.size * wav.width
-            yield block
-        if not math.isfinite(left) or not _go_on(pipe):
+            yield block, wav.rate
+        if not math.isfinite(left) or not _go_on(pipe, (n_bytes - n_before) % 2):
             break
         if chunks.is_recording(pipe.head(4)):
             lengths.append(n_bytes / second - sum(lengths))
             other = _wav(pipe)
             same = other and (other.rate, other.channels, other.width)
             if other is None or same != (wav.rate, wav.channels, wav.width):
-                for block in _of_another_kind(pipe, wav.rate, on_warning):
+                for block in blocks(cast("BinaryIO", pipe), on_warning=on_warning):
                     n_other += len(block)
-                    yield block
+                    yield block[:, None], SAMPLE_RATE
                 break
             pipe.read(other.n_header)
             left, claimed = other.n_bytes, claimed + other.n_bytes
@@ -184,34 +188,34 @@ def _samples(pipe: Pipe, wav: _Wav, on_warning: OnWarning) -> Iterator[npt.NDArr
     elif n_bytes > claimed:
         on_warning(AudioWarning("longer", f"{says}: all of it was heard"))
     if lengths:
-        last = n_other / wav.rate if n_other else there - sum(lengths)
+        last = n_other / SAMPLE_RATE if n_other else there - sum(lengths)
         on_warning(joined([*lengths, last]))
 
 
-def _of_another_kind(
-    pipe: Pipe, rate: int, on_warning: OnWarning
-) -> Iterator[npt.NDArray[np.float32]]:
-    """What follows a recording and is of another kind, mono, at the rate of the first."""
-    resampler: Any = soxr.ResampleStream(SAMPLE_RATE, rate, 1, quality="HQ")
-    for block in blocks(cast("BinaryIO", pipe), on_warning=on_warning):
-        yield resampler.resample_chunk(block)[:, None]
-    yield resampler.resample_chunk(np.empty(0, np.float32), last=True)[:, None]
+def _go_on(pipe: Pipe, pad: int) -> bool:
+    """Whether samples or another recording follow, after chunks that are no samples.
 
-
-def _go_on(pipe: Pipe) -> bool:
-    """Whether samples or another recording follow, after chunks that are no samples."""
+    Before those, ``pad`` bytes, which some writers leave out.
+    """
+    head = pipe.head(8 + pad)
+    if not _is_chunk(head) and (len(head) < 8 + pad or _is_chunk(head[pad:])):
+        pipe.read(pad)
     while head := pipe.head(8):
         if len(head) < 8:
             return False
         size = int.from_bytes(head[4:], "little")
         size += size % 2
-        if chunks.is_recording(head) or not chunks.is_name(head[:4]) or size > _MAX_HEADER:
+        if chunks.is_recording(head) or not _is_chunk(head) or size > _MAX_HEADER:
             return True
         after = pipe.head(16 + size)[8 + size :]
         if len(after) == 8 and not chunks.is_name(after[:4]):
             return True
         pipe.read(8 + size)
     return False
+
+
+def _is_chunk(head: bytes) -> bool:
+    return chunks.is_recording(head) or chunks.is_name(head[:4])
 
 
 def _blocks(pipe: Pipe, wav: _Wav, left: float) -> Iterator[npt.NDArray[Any]]:

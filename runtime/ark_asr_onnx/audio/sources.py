@@ -24,7 +24,7 @@ from .. import values
 from ..arrays import F32
 from ..errors import AudioError, EmptyAudioError
 from ..transcript import AudioWarning
-from . import containers, recordings
+from . import chunks, containers, recordings
 from .account import OnWarning, joined
 from .mel import SAMPLE_RATE
 from .quiet import quiet
@@ -92,8 +92,20 @@ def blocks(
         raise AudioError(str(error)) from error
     if end is not None and end <= begin:
         raise AudioError(f"the part from {begin} s to {end} s is empty: begin must be before end")
-    told = on_warning or functools.partial(python_warning, describe(source))
-    return _mono_16_khz(source, sample_rate, begin, end, told)
+    name = describe(source)
+    told = on_warning or functools.partial(python_warning, name)
+    parts = _native_blocks(source, sample_rate, name, begin, end, told)
+    return _mono_16_khz(parts, name, begin, told)
+
+
+def mono(
+    parts: Iterable[tuple[npt.NDArray[Any], int]], name: str, on_warning: OnWarning
+) -> Iterator[F32]:
+    """Arrays ``[n, channels]``, each with its sample rate, as a waveform in parts, 16 kHz.
+
+    Numbers are as :func:`read` takes them; ``name`` is for messages.
+    """
+    return _mono_16_khz(((scaled(part), rate) for part, rate in parts), name, 0.0, on_warning)
 
 
 def python_warning(name: str, warning: AudioWarning) -> None:
@@ -147,18 +159,13 @@ def _length(one: Recording, file: _Forward) -> int | None:
 
 
 def _mono_16_khz(
-    source: AudioSource | Iterable[npt.NDArray[Any]],
-    sample_rate: int | None,
-    begin: float,
-    end: float | None,
-    warn: OnWarning,
+    parts: Iterable[tuple[F32, int]], name: str, begin: float, warn: OnWarning
 ) -> Iterator[F32]:
-    name = describe(source)
     mix = Mixer(name, warn)
     resampler: Any = None
     rate_before = 0
     n_read = n_given = 0
-    for samples, rate in _native_blocks(source, sample_rate, name, begin, end, warn):
+    for samples, rate in parts:
         if rate not in _SAMPLE_RATES:
             raise AudioError(f"{name}: sample rate is {rate} Hz, expected 1000 to 1000000")
         mono = mix(samples, rate)
@@ -561,6 +568,8 @@ def _told(name: str, claimed: int, file: _Forward | None = None) -> Generator[No
     """What libsndfile and soundfile raise, as an :class:`AudioError`."""
     try:
         yield
+    except AudioError:
+        raise
     except OSError as error:
         raise AudioError(f"{name}: cannot be read ({error.strerror or error})") from error
     except (MemoryError, ValueError) as error:  # of the array
@@ -585,6 +594,8 @@ def _decoder(stream: BinaryIO, name: str) -> Generator[_Forward]:
         if head == _MIDI_DUMP:
             # Of a damaged one libsndfile prints lines on standard output.
             raise AudioError(f"{name}: is a MIDI sample dump, which cannot be read; {_READABLE}")
+        if chunks.has_bad_packets(stream):
+            raise AudioError(f"{name}: its table of packets is damaged; copy it again")
         file = _Forward(stream)
     with file:
         yield file

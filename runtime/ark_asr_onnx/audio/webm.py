@@ -76,10 +76,13 @@ def to_ogg(stream: BinaryIO, name: str, on_warning: OnWarning) -> Iterator[bytes
 
 def end_of(stream: BinaryIO, at: int) -> int | None:
     """Where the file that begins at a position ends; None if none does, or it does not say."""
-    stream.seek(at)
-    end = None
+    whole = stream.seek(0, 2)
+    end = at
     try:
         for wanted in (_HEADER, _SEGMENT):
+            if end > whole:
+                return None
+            stream.seek(end)
             first = _exactly(stream, 1)
             if _number(first, stream, keeps_marker=True, most=4, name="") != wanted:
                 return None
@@ -87,7 +90,6 @@ def end_of(stream: BinaryIO, at: int) -> int | None:
             if size < 0:
                 return None
             end = stream.tell() + size
-            stream.seek(end)
     except (_Cut, AudioError):
         return None
     return end

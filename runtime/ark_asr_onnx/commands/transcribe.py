@@ -256,7 +256,8 @@ def _from_stdin(told: Transcription, pipe: pcm.Pipe) -> int:
     if told.rate is None and not has_header:
         say("standard input has no header: taken for 16-bit samples, 16000 a second (see --rate)")
     transcriber, doubts = _open(told), _Doubts(STDIN)
-    blocks, rate = pcm.parts(pipe, told.rate or SAMPLE_RATE, told.channels or 1, doubts)
+    parts = pcm.parts(pipe, told.rate or SAMPLE_RATE, told.channels or 1, doubts)
+    blocks = sources.mono(parts, "standard input", doubts)
 
     def heeding() -> Iterator[npt.NDArray[Any]]:
         while True:
@@ -266,7 +267,7 @@ def _from_stdin(told: Transcription, pipe: pcm.Pipe) -> int:
                 return
             yield block
 
-    return _listen(transcriber, told, heeding(), rate, doubts)
+    return _listen(transcriber, told, heeding(), SAMPLE_RATE, doubts)
 
 
 def _mic(arguments: argparse.Namespace) -> int:
