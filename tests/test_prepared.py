@@ -18,7 +18,7 @@ import pytest
 from conftest import DEMO, Sample
 
 import ark_asr_onnx
-from ark_asr_onnx import PackageError
+from ark_asr_onnx import PackageError, files
 from ark_asr_onnx.commands.cli import main
 from ark_asr_onnx.model import graph, ort, prepared
 from ark_asr_onnx.model.layouts import native
@@ -365,6 +365,18 @@ def test_a_process_that_dies_while_it_packs_makes_nobody_wait(
         child.kill()
     ark_asr_onnx.prepare(package, tmp_path / "p")
     assert home(tmp_path / "p").is_dir()
+
+
+def test_what_a_killed_process_left_goes_though_nothing_is_to_be_done(
+    package: Path, tmp_path: Path
+) -> None:
+    ark_asr_onnx.prepare(package, tmp_path, threads=1)
+    (left := tmp_path / f"{files._PREFIX}0123456789abcdef" / "new").mkdir(parents=True)
+    old = time.time() - 3600
+    os.utime(left.parent, (old, old))
+    files._swept.clear()
+    ark_asr_onnx.prepare(package, tmp_path, threads=1)
+    assert not left.parent.exists()
 
 
 def test_a_folder_that_cannot_be_written_does_not_stop_loading(

@@ -57,6 +57,7 @@ def prepare(
     one process, for which others wait. Raises :class:`PackageError` when it cannot be written.
     """
     try:
+        files.sweep(directory)  # also where nothing is written: who was killed may have finished it
         sources = {} if package.has_checksums else _sources(package, names)
         origin = _origin(package, sources)
         home = directory / origin.key
