@@ -78,7 +78,8 @@ def test_a_prompt_after_the_cached_prefix_equals_the_whole_prompt(demo_package: 
     tokens = package.manifest.tokens
     ids = [*tokens.prefix, 3, 9, 27, *tokens.suffix]
     whole = native.NativeDecoder(
-        with_prefix.decoder._graph,  # pyright: ignore[reportAttributeAccessIssue]
+        with_prefix.decoder.graph,  # pyright: ignore[reportAttributeAccessIssue]
+        None,
         None,
         package.manifest.sizes,
         np.zeros((1, 1, 0, 1), np.float32),  # no prefix

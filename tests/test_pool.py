@@ -40,6 +40,7 @@ class Double:
     """A decoder whose slots say what the script has for the prompt that they hold."""
 
     capacity = 5000
+    can_align = False
 
     def __init__(self, scripts: dict[int, list[int]], max_slots: int = 64) -> None:
         self.scripts, self.max_slots = scripts, max_slots
@@ -79,6 +80,9 @@ class Double:
     def step(self, ids: np.ndarray) -> F32:
         self.batches.append(len(ids))
         return np.stack([self._logits(slot) for slot in range(len(ids))])
+
+    def align(self, slot: int, ids: np.ndarray, n_audio: int) -> F32:
+        raise AssertionError(slot, ids, n_audio)
 
     def move(self, source: int, target: int) -> None:
         self.slots[target], self.slots[source] = self.slots[source], None

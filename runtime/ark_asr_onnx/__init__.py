@@ -29,7 +29,7 @@ from .errors import (
 from .loading import load, prepare
 from .package.opening import Package, open_package
 from .transcriber import Status, Transcriber
-from .transcript import AudioWarning, Segment, Timings, Transcript, transcript_to_json
+from .transcript import AudioWarning, Segment, Timings, Transcript, Word, transcript_to_json
 
 __version__ = "0.1.0"
 
@@ -57,6 +57,7 @@ __all__ = [
     "Timings",
     "Transcriber",
     "Transcript",
+    "Word",
     "__version__",
     "load",
     "open_package",

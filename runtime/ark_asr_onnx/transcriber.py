@@ -28,6 +28,7 @@ from .errors import ArkError, ClosedError, PackageError
 from .model.layouts import LAYOUTS
 from .model.resident import Resident
 from .model.seam import Model
+from .package.contract import ALIGN_FILE
 from .package.opening import Package
 from .package.text import Text
 from .transcript import Segment, Transcript, join
@@ -46,8 +47,9 @@ class Status:
 class Transcriber:
     """A loaded model. Safe to use from several threads at once; a context manager that closes it.
 
-    ``manifest``, ``text`` (its tokenizer) and ``model`` are for tools that look at one stage;
-    transcribing needs none of them.
+    ``has_words`` says whether the package can tell when each word was said. ``manifest``, ``text``
+    (its tokenizer) and ``model`` are for tools that look at one stage; transcribing needs none of
+    them.
     """
 
     reopen: Callable[[], Transcriber] | None = None  # what opens another like it
@@ -70,7 +72,7 @@ class Transcriber:
             opening = pool.submit(lambda: self.model)
             wait([opening], timeout=0.02)
             self.text = Text(package.tokenizer_dir)
-            opening.result()
+            self.has_words = opening.result().can_align
         self._pool = Pool(
             self._resident, self.manifest, self.text, max_waiting, max_waiting_seconds
         )
@@ -118,20 +120,23 @@ class Transcriber:
         options: Options | None = None,
         splitting: Splitting | None = None,
         slots: int = DEFAULT_SLOTS,
+        words: bool = False,
         on_progress: Callable[[float], None] | None = None,
     ) -> Transcript:
         """Text of a path, bytes, binary file object, or array with its ``sample_rate``.
 
         The audio may have any length: it is read as a stream, and becomes windows as ``splitting``
         says, of which at most ``slots`` are decoded together. ``begin_seconds`` and ``end_seconds``
-        select a part. ``on_progress`` is called with the seconds of audio that are done.
+        select a part. ``words`` asks also for when each word was said (:attr:`Segment.words`).
+        ``on_progress`` is called with the seconds of audio that are done.
 
         Raises :class:`AudioError` for audio that cannot be read or is longer than ``max_seconds``
-        (default: no limit), and :class:`DecodeError` when the model fails.
+        (default: no limit), :class:`DecodeError` when the model fails, and :class:`PackageError`
+        for ``words`` where the package has no times.
         """
         job = self._job(
             Clip(source, sample_rate, begin_seconds, end_seconds),
-            max_seconds, options, splitting, slots,
+            max_seconds, self._how(options, words), splitting, slots,
         )  # fmt: skip
 
         def show(seconds: float) -> None:
@@ -153,6 +158,7 @@ class Transcriber:
         options: Options | None = None,
         splitting: Splitting | None = None,
         slots: int = DEFAULT_SLOTS,
+        words: bool = False,
     ) -> Job:
         """The segments of :meth:`transcribe`, in order, each as soon as it is finished.
 
@@ -162,7 +168,7 @@ class Transcriber:
         """
         return self._job(
             Clip(source, sample_rate, begin_seconds, end_seconds),
-            max_seconds, options, splitting, slots,
+            max_seconds, self._how(options, words), splitting, slots,
         )  # fmt: skip
 
     def submit(
@@ -176,6 +182,7 @@ class Transcriber:
         options: Options | None = None,
         splitting: Splitting | None = None,
         slots: int = DEFAULT_SLOTS,
+        words: bool = False,
     ) -> Job:
         """As :meth:`stream`, begun at once: the job of a service that has many.
 
@@ -183,7 +190,7 @@ class Transcriber:
         """
         job = self._job(
             Clip(source, sample_rate, begin_seconds, end_seconds),
-            max_seconds, options, splitting, slots,
+            max_seconds, self._how(options, words), splitting, slots,
         )  # fmt: skip
         job.start()
         return job
@@ -197,6 +204,7 @@ class Transcriber:
         splitting: Splitting | None = None,
         partial_seconds: float | None = None,
         on_warning: OnWarning | None = None,
+        words: bool = False,
     ) -> Iterator[Segment]:
         """Segments of live audio, each when its speech has ended.
 
@@ -211,7 +219,8 @@ class Transcriber:
         splitting.longest(self.manifest.sizes.max_seconds)
         waveform = sources.blocks(blocks, sample_rate, on_warning=on_warning)
         tell = on_warning or functools.partial(sources.python_warning, "audio stream")
-        return self._listen(waveform, options or Options(), splitting, partial_seconds, tell)
+        how = self._how(options, words)
+        return self._listen(waveform, how, splitting, partial_seconds, tell)
 
     def transcribe_many(
         self,
@@ -220,6 +229,7 @@ class Transcriber:
         options: Options | None = None,
         splitting: Splitting | None = None,
         slots: int = DEFAULT_SLOTS,
+        words: bool = False,
     ) -> Iterator[Transcript | ArkError]:
         """Transcripts of several audios, in their order, lazily; windows of all share the slots.
 
@@ -230,17 +240,30 @@ class Transcriber:
         if isinstance(clips, (str, bytes, Clip)):
             raise ValueError(f"clips is one {type(clips).__name__}, must be several: a list of it")
         slots = values.whole("slots", slots)
-        return self._many(iter(clips), options or Options(), splitting or Splitting(), slots)
+        how = self._how(options, words)
+        return self._many(iter(clips), how, splitting or Splitting(), slots)
+
+    def _how(self, options: Options | None, words: bool) -> Options:
+        """The options of a call; :class:`PackageError` where the package cannot do that."""
+        found = options or Options()
+        if words:
+            found = replace(found, words=True)
+        if found.words and not self.has_words:
+            raise PackageError(
+                f"{self.manifest.name}: this package cannot tell when words are said (it has no "
+                f"{ALIGN_FILE}); export the model again, or ask without words"
+            )
+        return found
 
     def _job(
         self,
         clip: Clip,
         max_seconds: float | None,
-        options: Options | None,
+        how: Options,
         splitting: Splitting | None,
         slots: int,
     ) -> Job:
-        how, cut = options or Options(), splitting or Splitting()
+        cut = splitting or Splitting()
         slots = values.whole("slots", slots)
         take = self._take(clip, cut, max_seconds)
 

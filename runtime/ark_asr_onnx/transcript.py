@@ -13,6 +13,16 @@ FinishReason = Literal["stop", "length", "loop", "empty"]
 
 
 @dataclass(frozen=True, slots=True)
+class Word:
+    """A word of a text, and when it was said."""
+
+    text: str  # with its punctuation, without spaces around it
+    start: float  # seconds from the beginning of the audio
+    end: float
+    probability: float  # geometric mean of those of its tokens
+
+
+@dataclass(frozen=True, slots=True)
 class Segment:
     """One pass of the model over a part of the audio."""
 
@@ -26,6 +36,7 @@ class Segment:
     speech_seconds: float  # of it, as far as anybody looked for speech; else its length
     is_final: bool = True  # False: speech goes on, a longer text will replace this one
     audio_tokens: int = 0  # positions of the prompt that held audio
+    words: tuple[Word, ...] = ()  # those of the text, where they were asked for
 
     @property
     def mean_logprob(self) -> float:
@@ -44,6 +55,7 @@ class Timings:
     prefill: float  # prompts, up to the first token
     decode: float  # all further tokens
     total: float
+    words: float = 0.0  # when they were said, where that was asked for
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import math
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import ark_asr_onnx
@@ -146,12 +146,14 @@ def arguments_of_all(parser: argparse.ArgumentParser, *, has_files: bool = True)
 
 def settings(arguments: argparse.Namespace) -> Settings:
     """What :func:`arguments_of_all` were given."""
-    guards = {"max_tokens_per_second": None, "max_repeats": None} if arguments.no_guards else {}
+    options = Options(arguments.max_new_tokens, retry=not arguments.no_retry)
+    if arguments.no_guards:
+        options = replace(options, max_tokens_per_second=None, max_repeats=None)
     return Settings(
         model_settings(arguments),
         arguments.prepared_dir,
         arguments.slots,
-        Options(arguments.max_new_tokens, retry=not arguments.no_retry, **guards),
+        options,
         splitting(arguments.window, arguments),
     )
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, TypeAlias, cast
 
 from .. import Options, Package, Splitting, Transcriber
+from ..package.contract import ALIGN_FILE
 
 Values: TypeAlias = dict[str, object]
 
@@ -71,7 +72,9 @@ def fingerprint(package: Package | Transcriber) -> Values:
     found: Values = {"name": manifest.name, "network": _sha256(json.dumps(parts).encode())}
     lines: list[str] = []
     if manifest.files:
-        names = sorted(name for name in manifest.files if name.endswith(_MODEL_FILES))
+        # Times of words decide on no text.
+        files = manifest.files.keys() - {ALIGN_FILE}
+        names = sorted(name for name in files if name.endswith(_MODEL_FILES))
         lines = [f"{name} {manifest.files[name].sha256}" for name in names]
     elif isinstance(package, Package):
         lines = [f"{name} {_sampled(path)}" for name, path in sorted(package.paths.items())]

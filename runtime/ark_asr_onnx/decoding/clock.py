@@ -10,7 +10,7 @@ from typing import TypeVar
 from ..transcript import Timings
 
 _T = TypeVar("_T")
-_STAGES = ("read", "split", "features", "encode", "prefill", "decode")
+_STAGES = ("read", "split", "features", "encode", "prefill", "decode", "words")
 
 
 class Clock:

@@ -27,6 +27,7 @@ class Options:
     max_tokens_per_second: float | None = 25.0  # of audio, beyond 10 tokens; None: no such limit
     max_repeats: int | None = 5  # of the same ids (any n-gram) in a row; None: no limit
     retry: bool = True  # once more for text that ended by length or loop, or is empty on speech
+    words: bool = False  # also when each word was said
 
     def __post_init__(self) -> None:
         for name, least in (("max_new_tokens", 1), ("block_from_id", 0), ("max_repeats", 1)):

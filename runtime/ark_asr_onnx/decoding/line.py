@@ -9,6 +9,7 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
+from ..arrays import F32
 from ..audio.split import Splitting, Window
 from ..errors import ArkError
 from ..transcript import Segment
@@ -52,6 +53,7 @@ class Place:
     forbid_empty: bool = False
     utterance: Utterance = field(init=False)
     n_audio: int = 0  # rows of its audio embeddings
+    attention: F32 | None = None  # to the audio, of its tokens, where times of words are wanted
     result: Segment | ArkError | None = None
 
 

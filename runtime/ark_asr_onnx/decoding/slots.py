@@ -18,8 +18,8 @@ from ..errors import ArkError, DecodeError
 from ..model.seam import Decoding, Model
 from ..package.contract import Manifest
 from ..package.text import Text, clean
-from ..transcript import Segment
-from . import greedy
+from ..transcript import Segment, Word
+from . import greedy, words
 from .greedy import Options, Utterance
 from .line import Line, Place, Task
 
@@ -88,6 +88,8 @@ class Slots:
         self._owed = _SHARE * (time.perf_counter() - begin)
         if place.utterance.finish_reason is None:
             self._active.append(place)
+        elif error := self._look(place, self.n_active):
+            place.line.finish(place, error)
         else:
             self._end(place)
 
@@ -129,11 +131,25 @@ class Slots:
         for place in places:
             place.task.clock.seconds["decode"] += seconds / len(places)
         for place in reversed(ended):
+            if place not in errors and (error := self._look(place, self._active.index(place))):
+                errors[place] = error
             self._free(place)
             if place in errors:
                 place.line.finish(place, errors[place])
             else:
                 self._end(place)
+
+    def _look(self, place: Place, slot: int) -> ArkError | None:
+        """Ask where the audio of each token is, before its slot goes to another; what failed."""
+        if not place.line.options.words or not (ids := _spoken(place.utterance)):
+            return None
+        assert self._decoding is not None
+        try:
+            with place.task.clock.stage("words"):
+                place.attention = self._decoding.align(slot, np.array(ids), place.n_audio)
+        except Exception as error:
+            return _told(error)
+        return None
 
     def leave(self, lines: Iterable[Line]) -> None:
         """Free the slots of lines that were cancelled; under the lock."""
@@ -173,18 +189,25 @@ class Slots:
         window, utterance = place.task.window, place.utterance
         assert utterance.finish_reason is not None
         ids = tuple(utterance.ids)
-        # However end of turn is spelled, it is no part of the text.
-        spoken = ids[:-1] if utterance.finish_reason == "stop" else ids[: utterance.n_kept]
+        spoken = _spoken(utterance)
+        text = clean(self._text.decode(spoken))
+        found: tuple[Word, ...] = ()
+        if place.attention is not None:
+            with place.task.clock.stage("words"):
+                tokens = [self._text.token_bytes([i]) for i in spoken]
+                written = words.Written(text, tokens, utterance.logprobs)
+                found = words.timed(written, place.attention, window.waveform, window.begin)
         return Segment(
             start=window.start,
             end=window.end,
-            text=clean(self._text.decode(spoken)),
+            text=text,
             raw_text=self._text.decode(ids),
             token_ids=ids,
             logprobs=tuple(utterance.logprobs),
             finish_reason=utterance.finish_reason,
             speech_seconds=window.speech_seconds,
             audio_tokens=place.n_audio,
+            words=found,
         )
 
     def _mask(self, options: Options) -> F32:
@@ -195,6 +218,12 @@ class Slots:
                 tokens, sizes.n_logits, options.block_from_id
             )
         return self._masks[options.block_from_id]
+
+
+def _spoken(utterance: Utterance) -> list[int]:
+    """The ids of the text: however end of turn is spelled, it is no part of it."""
+    is_whole = utterance.finish_reason == "stop"
+    return utterance.ids[:-1] if is_whole else utterance.ids[: utterance.n_kept]
 
 
 def _choose(place: Place, logits: F32) -> ArkError | None:

@@ -31,6 +31,14 @@ class Decoding(Protocol):
         """Let one slot go on with the utterance of another, which it replaces."""
         ...
 
+    def align(self, slot: int, ids: I64, n_audio: int) -> F32:
+        """Where it looked for each id ``[T]`` of the text in a slot, of the first T it has.
+
+        Gives ``[heads, T, N]``: the attention of some heads to the ``n_audio`` rows of the audio,
+        which sum up to 1. Only where the model :attr:`~Model.can_align`.
+        """
+        ...
+
 
 class Model(Protocol):
     """A package ready to run: loaded weights without state of any utterance, shared by threads."""
@@ -43,6 +51,11 @@ class Model(Protocol):
     @property
     def max_slots(self) -> int:
         """Utterances that can be decoded together."""
+        ...
+
+    @property
+    def can_align(self) -> bool:
+        """Whether it can tell where in the audio it looked."""
         ...
 
     def n_prompt(self, n_frames: int) -> int:

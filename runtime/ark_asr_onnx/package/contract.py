@@ -34,6 +34,7 @@ MANIFEST_FILE = "ark_manifest.json"
 AUDIO_FILE = "audio.onnx"
 DECODER_FILE = "decoder.onnx"
 PREFILL_FILE = "prefill.onnx"  # only where the decoder's weights allow a faster one for prompts
+ALIGN_FILE = "align.onnx"  # only where heads were found that tell the times of words
 TOKENIZER_FILE = "tokenizer.json"
 PREFIX_FILE = "prefix_fp32.data"
 AUDIO_NARROW_FILE = "audio_narrow.onnx"  # the audio graph for CPUs that the check below finds
@@ -52,6 +53,9 @@ INPUTS_EMBEDS = "inputs_embeds"
 SEQLENS_K = "seqlens_k"
 TOTAL_SEQUENCE_LENGTH = "total_sequence_length"
 LOGITS = "logits"
+POSITIONS = "positions"  # [T] of the rows of ``inputs_embeds``
+AUDIO_END = "audio_end"  # [1] position after the last audio row
+ATTENTION = "attention"  # [heads, T, N] to the audio rows
 
 # The check multiplies ``codes [16, 64]``, all 255, by weights of 127: a CPU that adds products of
 # bytes in 16 bits gives less than this in ``sums [16, 16]``.

@@ -6,7 +6,9 @@ rows, so nothing is copied from step to step. A slot is the slice ``[b : b + 1]`
 
 from __future__ import annotations
 
+import functools
 import math
+from collections.abc import Callable, Mapping
 
 import numpy as np
 
@@ -24,6 +26,7 @@ from .prompted import PromptedModel
 # From so many frames on, the encoder's pages are given back after use: reading them again takes
 # less than a hundredth of the time.
 _LONG_AUDIO = 1000
+_CALL = (contract.INPUTS_EMBEDS, contract.SEQLENS_K, contract.TOTAL_SEQUENCE_LENGTH)
 # A prompt of fewer positions is through the decoder itself as soon.
 _LONG_PROMPT = 96
 
@@ -69,12 +72,16 @@ def build(package: Package, threads: int) -> PromptedModel:
             audio.give_back()
         return audio_embeds
 
+    aligner = None
+    if contract.ALIGN_FILE in package.paths:
+        path = package.path(contract.ALIGN_FILE)
+        aligner = Aligner(lambda: Graph(path, threads), sizes)
     prefix = _read_prefix(package)
     table = package.path(contract.embedding_files(manifest.embedding)[1])
     return PromptedModel(
         encode,
         Embedding(table, sizes.n_embeddings, sizes.hidden_size),
-        NativeDecoder(decoder, prefill, sizes, prefix),
+        NativeDecoder(decoder, prefill, aligner, sizes, prefix),
         manifest.tokens,
         sizes.merge_factor,
         n_cached=prefix.shape[2],
@@ -124,41 +131,62 @@ def _read_prefix(package: Package) -> F32:
     return numbers.astype(np.float32, copy=False).reshape(shape)
 
 
+class Aligner:
+    """The graph that tells where the decoder looked; opened when it is first asked for."""
+
+    def __init__(self, open_graph: Callable[[], Graph], sizes: Sizes) -> None:
+        self._open, self._sizes = open_graph, sizes
+
+    @functools.cached_property
+    def graph(self) -> Graph:
+        """Raises :class:`PackageError` for one that is not as the manifest says."""
+        graph, expected = self._open(), _cache_inputs(self._sizes)
+        # Only the layers up to the last one that is looked at.
+        past = [name for name in contract.past_names(self._sizes.n_layers) if name in graph.inputs]
+        inputs = {name: expected[name] for name in (*_CALL, *past)}
+        inputs |= {contract.POSITIONS: (None,), contract.AUDIO_END: (1,)}
+        present = contract.present_names(self._sizes.n_layers)
+        graph.expect(
+            inputs, [contract.ATTENTION, *(name for name in present if name in graph.outputs)]
+        )
+        return graph
+
+
 class NativeDecoder:
     """The decoder graph and its sizes; see :class:`.prompted.EmbedsDecoder`."""
 
     max_slots = 64  # a step over more than that gains nothing on a CPU
 
-    def __init__(self, graph: Graph, prefill: Graph | None, sizes: Sizes, prefix: F32) -> None:
-        self._graph, self._prefill, self._sizes, self._prefix = graph, prefill, sizes, prefix
-        self.capacity = sizes.max_positions
+    def __init__(
+        self,
+        graph: Graph,
+        prefill: Graph | None,
+        aligner: Aligner | None,
+        sizes: Sizes,
+        prefix: F32,
+    ) -> None:
+        self.graph, self.prefill, self.aligner = graph, prefill, aligner
+        self.sizes, self.prefix = sizes, prefix
+        self.capacity, self.can_align = sizes.max_positions, aligner is not None
 
     def start(self, slots: int, positions: int) -> NativeDecoding:
         """See :class:`.prompted.EmbedsDecoder`."""
-        return NativeDecoding(
-            self._graph, self._prefill, self._sizes, self._prefix, slots, positions
-        )
+        return NativeDecoding(self, slots, positions)
 
 
 class NativeDecoding:
     """Caches ``[slots, n_kv_heads, positions, head_dim]`` for each layer, key and value."""
 
-    def __init__(
-        self,
-        graph: Graph,
-        prefill: Graph | None,
-        sizes: Sizes,
-        prefix: F32,
-        slots: int,
-        positions: int,
-    ) -> None:
+    def __init__(self, decoder: NativeDecoder, slots: int, positions: int) -> None:
+        sizes = decoder.sizes
         if not 0 < positions <= sizes.max_positions:
             raise DecodeError(
                 f"{positions} positions wanted, this model holds {sizes.max_positions}; "
                 "use shorter audio or a smaller max_new_tokens"
             )
-        self._graph, self._prefill = graph, prefill
-        self._prefix, self._positions = prefix, positions
+        self._decoder = decoder
+        self._graph, self._prefill = decoder.graph, decoder.prefill
+        self._prefix, self._positions = decoder.prefix, positions
         shape = (2 * sizes.n_layers, slots, sizes.n_kv_heads, positions, sizes.head_dim)
         self._cache = np.zeros(shape, np.float32)
         self._past = contract.past_names(sizes.n_layers)
@@ -220,15 +248,47 @@ class NativeDecoding:
         self._cache[:, target, :, :length] = self._cache[:, source, :, :length]
         self._lengths[target] = length
 
-    def _bind(self, graph: Graph, part: slice, outputs: dict[str, Array]) -> Binding:
+    def align(self, slot: int, inputs_embeds: F32, first: int, audio_end: int) -> F32:
+        """See :class:`.prompted.EmbedsDecoding`."""
+        aligner = self._decoder.aligner
+        assert aligner is not None
+        n, n_audio = inputs_embeds.shape[1], audio_end - self._prefix.shape[2]
+        n_heads = aligner.graph.outputs[contract.ATTENTION][0]
+        assert isinstance(n_heads, int)
+        attention = np.empty((n_heads, n, n_audio), np.float32)
+        # The rows are written again as they are, so that those behind them can attend to them.
+        call = self._bind(
+            aligner.graph,
+            slice(slot, slot + 1),
+            {contract.ATTENTION: attention},
+            {
+                contract.POSITIONS: np.arange(first, first + n, dtype=np.int64),
+                contract.AUDIO_END: np.array([audio_end], np.int64),
+            },
+        )
+        call.set(contract.INPUTS_EMBEDS, np.ascontiguousarray(inputs_embeds))
+        self._seqlens[slot], self._total[...] = first + n - 1, first + n
+        call()
+        return attention
+
+    def _bind(
+        self,
+        graph: Graph,
+        part: slice,
+        outputs: dict[str, Array],
+        inputs: Mapping[str, Array] | None = None,
+    ) -> Binding:
         """A call over some slots, with their caches and lengths bound in place."""
         caches = [cache[part] for cache in self._cache]
+        past = zip(self._past, caches, strict=True)
+        present = zip(self._present, caches, strict=True)
         return graph.bind(
             {
                 contract.INPUTS_EMBEDS: self._embeds[part],
                 contract.SEQLENS_K: self._seqlens[part],
                 contract.TOTAL_SEQUENCE_LENGTH: self._total,
-                **dict(zip(self._past, caches, strict=True)),
+                **{name: cache for name, cache in past if name in graph.inputs},
+                **(inputs or {}),
             },
-            {**outputs, **dict(zip(self._present, caches, strict=True))},
+            {**outputs, **{name: cache for name, cache in present if name in graph.outputs}},
         )

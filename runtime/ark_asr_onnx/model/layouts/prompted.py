@@ -28,6 +28,13 @@ class EmbedsDecoding(Protocol):
         """Let one slot go on with the utterance of another, which it replaces."""
         ...
 
+    def align(self, slot: int, inputs_embeds: F32, first: int, audio_end: int) -> F32:
+        """Attention ``[heads, T, N]`` to the audio of rows ``[1, T, H]`` that a slot holds.
+
+        ``first`` is the position of the first of them, ``audio_end`` that after the audio.
+        """
+        ...
+
 
 class EmbedsDecoder(Protocol):
     """Loaded weights of a decoder that reads embeddings."""
@@ -40,6 +47,11 @@ class EmbedsDecoder(Protocol):
     @property
     def max_slots(self) -> int:
         """Utterances that can be decoded together."""
+        ...
+
+    @property
+    def can_align(self) -> bool:
+        """See :class:`ark_asr_onnx.model.seam.Model`."""
         ...
 
     def start(self, slots: int, positions: int) -> EmbedsDecoding:
@@ -64,6 +76,7 @@ class PromptedModel:
     ) -> None:
         self.embed, self.decoder, self.n_cached = embed, decoder, n_cached
         self.capacity, self.max_slots = decoder.capacity, decoder.max_slots
+        self.can_align = decoder.can_align
         self._encode, self._tokens, self._merge_factor = encode, tokens, merge_factor
 
     def n_prompt(self, n_frames: int) -> int:
@@ -77,6 +90,18 @@ class PromptedModel:
     def start(self, slots: int, positions: int) -> PromptedDecoding:
         """See :class:`ark_asr_onnx.model.seam.Model`."""
         return PromptedDecoding(self, self.decoder.start(slots, positions))
+
+    def text_embeds(self, ids: I64) -> F32:
+        """What the rows ``[1, T, H]`` read that predict the ids ``[T]`` of a text."""
+        return self.embed(np.concatenate((self._tokens.suffix[-1:], ids[:-1])))
+
+    def audio_end(self, n_audio: int) -> int:
+        """The position after so many audio rows."""
+        return len(self._tokens.prefix) + n_audio
+
+    def n_positions(self, n_audio: int) -> int:
+        """Positions of the prompt for so many audio rows."""
+        return prompt.n_positions(self._tokens, n_audio)
 
     def inputs_embeds(self, audio_embeds: F32) -> F32:
         """The prompt around ``audio_embeds``, ``[1, L, H]``, without what is cached."""
@@ -97,3 +122,9 @@ class PromptedDecoding:
     def step(self, ids: I64) -> F32:
         """See :class:`ark_asr_onnx.model.seam.Decoding`."""
         return self._decoding.step(np.swapaxes(self._model.embed(ids), 0, 1))
+
+    def align(self, slot: int, ids: I64, n_audio: int) -> F32:
+        """See :class:`ark_asr_onnx.model.seam.Decoding`."""
+        model = self._model
+        first = model.n_positions(n_audio) - 1
+        return self._decoding.align(slot, model.text_embeds(ids), first, model.audio_end(n_audio))

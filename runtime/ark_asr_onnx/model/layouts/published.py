@@ -105,6 +105,10 @@ class _OneSlot(abc.ABC):
         """See :class:`.prompted.EmbedsDecoding`; there is one slot."""
         assert source == target == 0
 
+    def align(self, slot: int, inputs_embeds: F32, first: int, audio_end: int) -> F32:
+        """Never called: see :attr:`.prompted.EmbedsDecoder.can_align`."""
+        raise NotImplementedError
+
     @abc.abstractmethod
     def _empty(self) -> None:
         """Forget what was read."""
@@ -118,6 +122,7 @@ class StaticDecoder:
     """The published decoder; see :class:`.prompted.EmbedsDecoder`."""
 
     max_slots = 1
+    can_align = False
 
     def __init__(self, graph: Graph, sizes: Sizes) -> None:
         self.capacity = _static_size(graph, published.cache_names(1)[0], 1)
@@ -177,6 +182,7 @@ class GrowingDecoder:
     """The re-exported decoder; see :class:`.prompted.EmbedsDecoder`."""
 
     max_slots = 1
+    can_align = False
 
     def __init__(self, graph: Graph, sizes: Sizes) -> None:
         self.capacity = sizes.max_positions

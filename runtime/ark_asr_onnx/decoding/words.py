@@ -1,0 +1,234 @@
+"""When each word of a text was said, from where the decoder looked when it wrote it.
+
+The attention of a few heads tells for every token which audio it was heard in, to some 80 ms. A
+path through the words and the silences between them, which may not go back, gives each word its
+time; where it is loud and where it is not puts the borders in the right place.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import unicodedata
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..arrays import F32
+from ..audio.mel import SAMPLE_RATE
+from ..transcript import Word
+
+_FRAME = 160  # samples of a step of the path, 10 ms
+_LOUDNESS = 2 * _FRAME  # samples that its loudness is of
+_QUIETEST, _LOUDEST = 10, 95  # percentiles of loudness that count as silence and as speech
+_RANGE = 20.0  # dB between them at least
+_WEIGHT = 1.5  # of loudness, where that of attention is 1
+_EARLY = 0.04  # seconds by which attention looks before what is said
+# Letters that are words of their own, by the first word of their names in Unicode: those of scripts
+# that write no spaces.
+_UNSPACED = {"CJK", "HIRAGANA", "KATAKANA", "IDEOGRAPHIC", "THAI", "LAO", "KHMER", "MYANMAR"}
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """A text, and the tokens that it was written with."""
+
+    text: str
+    tokens: Sequence[bytes]  # what each stands for; may begin before the text, and end after it
+    logprobs: Sequence[float]
+
+
+def timed(written: Written, attention: F32, waveform: F32, begin: float) -> tuple[Word, ...]:
+    """The words of a text, one after the other.
+
+    ``attention [heads, n_tokens, N]``: how much each head looks at each of N equal parts of
+    ``waveform [n]``, 16 kHz, which begins at ``begin`` seconds, when it writes each token.
+    """
+    text, words = written.text, parts(written.text)
+    if not words:
+        return ()
+    owners = _owners(written)
+    sets = [_tokens_of(text, word, owners) for word in words]
+    units = _units(sets)
+    n_frames = max(1, len(waveform) // _FRAME)
+    tokens_of = [sorted({token for i in unit for token in sets[i]}) for unit in units]
+    seen = _seen(attention, tokens_of)
+    spans = path(_in_frames(seen, n_frames), loudness(waveform, n_frames))
+    times = [time for unit, span in zip(units, spans, strict=True)
+             for time in _shared(span, [len(words[i]) for i in unit])]  # fmt: skip
+    scale = _FRAME / SAMPLE_RATE
+    return tuple(
+        Word(
+            text[word.start : word.stop],
+            round(begin + first * scale, 3),
+            round(begin + last * scale, 3),
+            math.exp(sum(written.logprobs[i] for i in tokens) / len(tokens)),
+        )
+        for word, tokens, (first, last) in zip(words, sets, times, strict=True)
+    )
+
+
+def parts(text: str) -> list[range]:
+    """Where the words of a text are: between spaces, or single letters where none are written.
+
+    Punctuation belongs to the word before it, or, where it opens, to the one after it.
+    """
+    found: list[range] = []
+    begin, before = 0, ""  # of the word in progress, and the kind of its last letter
+    for i, letter in enumerate(text):
+        kind = _kind(letter)
+        is_new = (kind == "alone" and before != "") or (
+            before == "alone" and kind in ("run", "opening")
+        )
+        if (kind == "space" and before) or is_new:
+            found.append(range(begin, i))
+            begin, before = i, ""
+        if kind == "space" and not before and not text[begin:i].strip():
+            begin = i + 1
+        elif kind in ("alone", "run"):
+            before = kind
+    if before:
+        found.append(range(begin, len(text.rstrip())))
+    elif found and text[begin:].strip():  # nothing but punctuation
+        found[-1] = range(found[-1].start, len(text.rstrip()))
+    elif text[begin:].strip():
+        found.append(range(begin, len(text.rstrip())))
+    return found
+
+
+def _kind(letter: str) -> str:
+    if letter.isspace():
+        return "space"
+    category = unicodedata.category(letter)
+    if category in ("Ps", "Pi") or letter in "¿¡":
+        return "opening"
+    if category[0] in "PSMC":  # also what combines with the letter before it
+        return "closing"
+    return "alone" if _is_unspaced(letter) else "run"
+
+
+def _is_unspaced(letter: str) -> bool:
+    return unicodedata.name(letter, "").replace("-", " ").partition(" ")[0] in _UNSPACED
+
+
+def _owners(written: Written) -> list[range]:
+    """Which tokens each letter of the text was written by."""
+    content = b"".join(written.tokens)
+    of_byte = [i for i, token in enumerate(written.tokens) for _ in token]
+    decoded = content.decode("utf-8", "replace")
+    whole: list[range] = []
+    at = 0
+    for letter in decoded:
+        n = len(letter.encode()) if letter != "\ufffd" else _n_broken(content, at)
+        whole.append(range(of_byte[at], of_byte[at + n - 1] + 1))
+        at += n
+    begin = decoded.rfind(written.text)
+    if begin >= 0:
+        return whole[begin : begin + len(written.text)]
+    # Something was taken out in the middle: the letters are there, in their order.
+    owners: list[range] = []
+    at = len(decoded)
+    for letter in reversed(written.text):
+        found = decoded.rfind(letter, 0, at)
+        at = found if found >= 0 else at
+        owners.append(whole[min(at, len(whole) - 1)])
+    return owners[::-1]
+
+
+def _n_broken(content: bytes, at: int) -> int:
+    """How many bytes became one U+FFFD, those of the character itself for one."""
+    lengths = range(1, min(3, len(content) - at) + 1)
+    return max(n for n in lengths if len(content[at : at + n].decode("utf-8", "replace")) == 1)
+
+
+def _tokens_of(text: str, word: range, owners: Sequence[range]) -> list[int]:
+    """The tokens that wrote a word; those of its punctuation only where there are no others."""
+    letters = [i for i in word if _kind(text[i]) in ("alone", "run")]
+    return sorted({token for i in letters or word for token in owners[i]})
+
+
+def _units(sets: Sequence[Sequence[int]]) -> list[list[int]]:
+    """Numbers of the words, those together that a token of both holds together."""
+    units = [[0]]
+    for i in range(1, len(sets)):
+        if sets[i][0] <= sets[i - 1][-1]:
+            units[-1].append(i)
+        else:
+            units.append([i])
+    return units
+
+
+def _shared(span: tuple[float, float], sizes: Sequence[int]) -> list[tuple[float, float]]:
+    """A time cut into parts of such sizes."""
+    whole, (first, last) = sum(sizes), span
+    borders = [first + (last - first) * at / whole for at in itertools.accumulate(sizes, initial=0)]
+    return list(itertools.pairwise(borders))
+
+
+def _seen(attention: F32, units: Sequence[Sequence[int]]) -> F32:
+    """How much each unit looks at each part of the audio ``[units, N]``, at most 1."""
+    least = np.finfo(np.float32).tiny
+    heads = (attention / np.maximum(attention.max(axis=2, keepdims=True), least)).mean(axis=0)
+    found = np.stack([heads[list(tokens)].max(axis=0) for tokens in units])
+    return found / np.maximum(found.max(axis=1, keepdims=True), least)
+
+
+def _in_frames(seen: F32, n_frames: int) -> F32:
+    """``[units, N]`` at every frame."""
+    seconds = n_frames * _FRAME / SAMPLE_RATE
+    frames, places = (np.arange(n, dtype=np.float64) for n in (n_frames, seen.shape[1]))
+    at = (frames + 0.5) * _FRAME / SAMPLE_RATE - _EARLY
+    centres = (places + 0.5) * seconds / seen.shape[1]
+    found = np.empty((len(seen), n_frames), np.float32)
+    for unit, row in enumerate(seen):
+        found[unit] = np.interp(at, centres, row)
+    return found
+
+
+def loudness(waveform: F32, n_frames: int) -> F32:
+    """``[n_frames]`` from 0, as quiet as it gets, to 1, as loud as speech."""
+    n = (n_frames - 1) * _FRAME + _LOUDNESS
+    padded = np.zeros(n + _LOUDNESS, np.float32)
+    used = waveform[: n - (_LOUDNESS - _FRAME) // 2]
+    begin = (_LOUDNESS - _FRAME) // 2
+    padded[begin : begin + len(used)] = used
+    energy = np.concatenate(([0.0], np.cumsum(np.square(padded, dtype=np.float64))))
+    first = np.arange(n_frames) * _FRAME
+    level = 10 * np.log10((energy[first + _LOUDNESS] - energy[first]).clip(0) + 1e-10)
+    quiet, loud = np.percentile(level, (_QUIETEST, _LOUDEST))
+    quiet = min(quiet, loud - _RANGE)
+    return np.clip((level - quiet) / (loud - quiet), 0, 1).astype(np.float32)
+
+
+def path(seen: F32, loud: F32) -> list[tuple[float, float]]:
+    """First frame and the one after the last of each unit: the best way through them in order.
+
+    ``seen [units, frames]``, ``loud [frames]``. Each unit has a frame at least; between two there
+    may be silence.
+    """
+    n_units, n_frames = seen.shape
+    if n_units > n_frames:  # there cannot be so many; so all are given something
+        return list(itertools.pairwise(i * n_frames / n_units for i in range(n_units + 1)))
+    n = 2 * n_units + 1  # silence, the first unit, silence, the second …
+    gain = np.empty((n_frames, n), np.float32)
+    gain[:, 1::2] = (seen + _WEIGHT * loud).T
+    gain[:, 0::2] = (_WEIGHT * (1 - loud))[:, None]
+    total = np.full(n, -np.inf, np.float32)
+    total[:2] = gain[0, :2]
+    came = np.zeros((n_frames, n), np.int8)  # from so many states before
+    ways = np.full((3, n), -np.inf, np.float32)
+    for frame in range(1, n_frames):
+        ways[0] = total
+        ways[1, 1:] = total[:-1]
+        ways[2, 3::2] = total[1:-2:2]  # silence may be left out
+        came[frame] = ways.argmax(axis=0)
+        total = ways.max(axis=0) + gain[frame]
+    state = n - 2 + int(total[n - 1] > total[n - 2])
+    states = np.empty(n_frames, np.int64)
+    for frame in reversed(range(n_frames)):
+        states[frame] = state
+        state -= int(came[frame, state])
+    units = np.arange(1, n, 2, dtype=np.int64)
+    firsts, lasts = (np.searchsorted(states, units, side) for side in ("left", "right"))
+    return [(float(a), float(b)) for a, b in zip(firsts, lasts, strict=True)]
