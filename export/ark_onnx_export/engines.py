@@ -13,6 +13,7 @@ import numpy.typing as npt
 import ark_asr_onnx
 from ark_asr_onnx.audio import mel
 from ark_asr_onnx.package.contract import Tokens
+from ark_asr_onnx.transcript import Word
 
 F32 = npt.NDArray[np.float32]
 
@@ -88,6 +89,11 @@ class PackageEngine:
             splitting=ark_asr_onnx.Splitting(window_seconds=self.max_seconds),
         )
         return transcript.token_ids, transcript.text
+
+    def words(self, waveform: F32) -> tuple[Word, ...]:
+        """The words of one pass of the runtime, with their times."""
+        found = self._transcriber.transcribe(waveform, mel.SAMPLE_RATE, words=True)
+        return tuple(word for segment in found.segments for word in segment.words)
 
     def score(self, audio_embeds: F32, token_ids: Sequence[int]) -> F32:
         """Teacher-forced logits ``[n_tokens, n_logits]`` before each of the tokens."""

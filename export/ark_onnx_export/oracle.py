@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import mmap
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -58,7 +59,7 @@ class TorchEngine:
     def __init__(
         self, checkpoint: Checkpoint, network: Network, text: Text, tokens: Tokens
     ) -> None:
-        self._checkpoint, self._network, self._text = checkpoint, network, text
+        self._checkpoint, self._network, self.text = checkpoint, network, text
         self.tokens = tokens
         config = checkpoint.config
         self.name = f"{checkpoint.directory} (torch fp32)"
@@ -96,7 +97,11 @@ class TorchEngine:
         """See :class:`engines.Subject`."""
         found = reference.decode(self._network, self.tokens, audio_embeds, max_new_tokens)
         spoken = [i for i in found.token_ids if i not in self.tokens.stop]
-        return Decoded(found.token_ids, found.logits, clean(self._text.decode(spoken)))
+        return Decoded(found.token_ids, found.logits, clean(self.text.decode(spoken)))
+
+    def attention(self, audio_embeds: F32, token_ids: Sequence[int]) -> F32:
+        """Where every head looked when it wrote each token ``[layers, heads, T, N]``."""
+        return reference.attention(self._network, self.tokens, audio_embeds, token_ids)
 
     def origin(self, provenance: Provenance) -> str:
         """Whether a package says that it was made from these files."""

@@ -22,9 +22,11 @@ from ark_asr_onnx.package.contract import Provenance, Sizes, Tokens, file_sha256
 from ark_asr_onnx.package.vocabulary import INSTRUCTION, open_end
 
 from . import (
+    align,
     calibrate,
     choose,
     findings,
+    heads,
     parity,
     plans,
     proof,
@@ -150,6 +152,7 @@ def export(
             _make_graph(work, graph)
         if chosen.prefix:
             write.write_prefix(prefix, staging)
+            work.found = _align(work, oracle, tokens, heard, references or {})
         if not any(matrix.recipe.startswith(_FULL_RANGE) for matrix in work.matrices):
             (staging / contract.CPU_CHECK_FILE).unlink()
             facts = replace(facts, target="any")
@@ -173,6 +176,8 @@ def export(
             findings=tuple(f for c in work.calibrations.values() for f in c.findings),
             choices=tuple(work.choices),
             references={**builtin_references(), **(references or {})},
+            heads=work.found,
+            word_errors=work.word_errors,
             seconds=time.perf_counter() - begin,
         )
         facts = replace(facts, files={**facts.files, **proof.write(proved, staging)})
@@ -228,6 +233,29 @@ class _Work:
     matrices: list[quantize.Matrix] = field(default_factory=list)
     degraded: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    found: heads.Found | None = None  # how words are timed
+    word_errors: heads.Errors | None = None  # of the package
+
+
+def _align(
+    work: _Work,
+    oracle: TorchEngine,
+    tokens: Tokens,
+    heard: Sequence[tuple[str, F32]],
+    references: Mapping[str, str],
+) -> heads.Found:
+    """Find the heads that tell the times of words, and write their graph, if there are any."""
+    known = ((references.get(name, ""), waveform) for name, waveform in heard)
+    words = [(text, waveform) for text, waveform in known if len(heads.plain(text)) == 1]
+    found = heads.find(oracle, words, work.track)
+    if found.heads:
+        prefill = work.directory / contract.PREFILL_FILE
+        source = prefill if prefill.is_file() else work.directory / contract.DECODER_FILE
+        path = work.directory / contract.ALIGN_FILE
+        align.write(source, path, found.heads, len(tokens.prefix))
+    else:
+        work.notes.append(f"the package cannot tell when words are said: {found.reason}")
+    return found
 
 
 def _make_graph(work: _Work, plan: GraphPlan) -> None:
@@ -346,6 +374,8 @@ def _prove(work: _Work, facts: Facts) -> Report:
         verify.compare_clip(found, clip, _PROBE_TOKENS)
         for clip in work.track("verify with the runtime", work.clips)
     ]
+    if work.found and work.found.heads:
+        work.word_errors = heads.measured(found)
     return Report(
         package=f"{facts.name} ({work.layout} {work.precision})",
         reference=f"{facts.provenance.source} (torch fp32)",

@@ -12,6 +12,7 @@ from ark_asr_onnx.package.contract import File, file_sha256
 
 from .choose import FASTEST, Choice
 from .findings import Finding
+from .heads import Errors, Found
 from .parity import Parity
 from .quantize import Matrix
 from .verify import Report, Totals, report_to_record, report_to_text
@@ -45,6 +46,8 @@ class Proof:
     findings: tuple[Finding, ...]
     choices: tuple[Choice, ...]
     references: dict[str, str]  # clip -> its words
+    heads: Found | None  # how words are timed; None: this layout has no times
+    word_errors: Errors | None  # of the package's times
     seconds: float  # the whole export
 
 
@@ -78,6 +81,10 @@ def to_json(proof: Proof) -> str:
         "calibration": [asdict(finding) for finding in proof.findings],
         "choices": [asdict(choice) for choice in proof.choices],
         "word_error_rate": word_error_rate(proof.report, proof.references),
+        "word_times": {
+            "heads": proof.heads and proof.heads.to_record(),
+            "package": proof.word_errors and asdict(proof.word_errors),
+        },
         "seconds": round(proof.seconds, 1),
         "bytes": {name: file.bytes for name, file in proof.files.items()},
         "speech": report_to_record(proof.report),
@@ -152,6 +159,7 @@ def to_markdown(proof: Proof) -> str:
                 for m in _worst_by_layer(proof.matrices)
             ),
         ]
+    lines += _word_times(proof)
     lines += ["", "## Files", "", "| file | bytes |", "| --- | --: |"]
     lines += [f"| {name} | {file.bytes:,} |" for name, file in proof.files.items()]
     return "\n".join(lines) + "\n"
@@ -188,6 +196,32 @@ def _words(proof: Proof) -> list[str]:
         f"Word error rate on {found['clips']} clips whose {found['words']} words are known: "
         f"reference {found['reference']:.2f} %, package {found['package']:.2f} %.",
         "",
+    ]
+
+
+def _word_times(proof: Proof) -> list[str]:
+    found = proof.heads
+    if found is None:
+        return []
+    lines = ["", "## Times of words", ""]
+    if not found.heads:
+        return [*lines, f"None: {found.reason}."]
+    chosen = ", ".join(f"{head} of layer {layer}" for layer, head in found.heads)
+    lines += [
+        f"By the attention of these heads: {chosen}. They were found on sequences of single spoken "
+        f"words, of which the checkpoint understood {found.understood} of {found.tried}.",
+        "",
+    ]
+    if errors := proof.word_errors:
+        lines += [
+            f"Expected error, measured with the package on {errors.borders} starts and ends of "
+            f"words of other speakers: median {1000 * errors.median:.0f} ms, "
+            f"{errors.within_100_ms:.0%} within 100 ms, {errors.within_200_ms:.0%} within 200 ms.",
+            "",
+        ]
+    lines += ["| layer | head | mean error, ms |", "| --: | --: | --: |"]
+    return lines + [
+        f"| {layer} | {head} | {1000 * error:.0f} |" for layer, head, error in found.ranking
     ]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,6 +15,7 @@ from ark_asr_onnx.package.contract import Tokens
 
 from .checkpoint import Network
 from .mask import blocked
+from .modeling.ops import rotate_half
 
 F32 = npt.NDArray[np.float32]
 
@@ -53,6 +55,31 @@ def decode(network: Network, tokens: Tokens, audio_embeds: F32, max_new_tokens: 
         if chosen[-1] in tokens.stop or len(chosen) == max_new_tokens:
             return Reference(tuple(chosen), np.stack(rows))
         x = network.embed(chosen[-1:])[None]
+
+
+@torch.inference_mode()
+def attention(network: Network, tokens: Tokens, audio_embeds: F32, token_ids: Sequence[int]) -> F32:
+    """How every head spread over the audio ``[layers, heads, T, N]`` when it chose each token.
+
+    What it gave to other positions is left out: each row sums up to 1.
+    """
+    decoder, n_heads = network.decoder, network.decoder.config.n_heads
+    prompt = network.prompt(tokens, torch.from_numpy(audio_embeds))
+    x = torch.cat((prompt, network.embed(token_ids[:-1])[None]), dim=1)
+    first, begin = prompt.shape[1] - 1, len(tokens.prefix)
+    found: list[F32] = []
+
+    def watch(projected: Tensor, key: Tensor) -> None:
+        dim = key.shape[3]
+        q = projected[:, first:, : n_heads * dim].unflatten(2, (n_heads, dim)).transpose(1, 2)
+        q = rotate_half(q, decoder.rope_cos, decoder.rope_sin, first)
+        k = key[:, :, begin : begin + audio_embeds.shape[1]]
+        k = k.repeat_interleave(n_heads // key.shape[1], dim=1)
+        scores = (q * dim**-0.5) @ k.transpose(2, 3)
+        found.append(scores.softmax(dim=3)[0].half().numpy())
+
+    decoder.hidden(x, *lengths(x.shape[1]), decoder.empty_past(), watch=watch)
+    return np.stack(found)
 
 
 @torch.inference_mode()

@@ -6,6 +6,7 @@ only, rotate-half RoPE over the whole head, grouped-query attention, SwiGLU.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import cast
 
 import torch
@@ -143,14 +144,20 @@ class Decoder(nn.Module):
         past: list[tuple[Tensor, Tensor]],
         *,
         last_only: bool = False,
+        watch: Callable[[Tensor, Tensor], None] | None = None,
     ) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
-        """Normed states of every position ``[B, S, hidden]`` or the last, and the present."""
+        """Normed states of every position ``[B, S, hidden]`` or the last, and the present.
+
+        ``watch`` is given what each layer projects (:meth:`DecoderAttention.project`), and its
+        keys ``[B, n_kv_heads, P + S, head_dim]``.
+        """
         eps = self.config.rms_norm_eps
         x, delta, present = inputs_embeds, None, []
         for layer, (past_key, past_value) in zip(self.model.layers, past, strict=True):
             normed, x = _next_norm(x, delta, layer.input_layernorm.weight, eps)
+            projected = layer.self_attn.project(normed)
             attn, key, value = grouped_query_attention(
-                layer.self_attn.project(normed),
+                projected,
                 past_key,
                 past_value,
                 seqlens_k,
@@ -160,6 +167,8 @@ class Decoder(nn.Module):
                 layer.self_attn.n_heads,
             )
             present.append((key, value))
+            if watch is not None:
+                watch(projected, key)
             if last_only and len(present) == len(past):  # the others' work is done: keys, values
                 attn, x = attn[:, -1:], x[:, -1:]
             delta = layer.self_attn.o_proj(attn)

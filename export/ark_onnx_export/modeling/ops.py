@@ -112,8 +112,7 @@ def grouped_query_attention(
         part.view(batch, length, -1, dim).transpose(1, 2)
         for part in qkv.split([n_heads * dim, n_kv * dim, n_kv * dim], dim=2)
     )
-    c, s = cos[past : past + length].to(qkv.dtype), sin[past : past + length].to(qkv.dtype)
-    q, k = _rotate_half(q, c, s), _rotate_half(k, c, s)
+    q, k = (rotate_half(x, cos, sin, past) for x in (q, k))
     key, value = torch.cat((past_key, k), dim=2), torch.cat((past_value, v), dim=2)
     causal = torch.ones(length, past + length, dtype=torch.bool, device=qkv.device).tril(past)
     # Query head h reads key head h // (n_heads // n_kv).
@@ -124,10 +123,12 @@ def grouped_query_attention(
     return attn.transpose(1, 2).reshape(batch, length, n_heads * dim), key, value
 
 
-def _rotate_half(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Qwen2's RoPE on ``[B, heads, S, dim]``: dimension i turns with dimension i + dim / 2."""
-    first, second = x.chunk(2, dim=3)
-    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=3)
+def rotate_half(x: Tensor, cos: Tensor, sin: Tensor, first: int) -> Tensor:
+    """Qwen2's RoPE on ``[B, heads, S, dim]`` from a position on: i turns with i + dim / 2."""
+    rows = slice(first, first + x.shape[2])
+    c, s = cos[rows].to(x.dtype), sin[rows].to(x.dtype)
+    x1, x2 = x.chunk(2, dim=3)
+    return torch.cat((x1 * c - x2 * s, x2 * c + x1 * s), dim=3)
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
