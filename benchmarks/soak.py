@@ -385,16 +385,25 @@ def _age(folder: Path) -> None:
 
 def _wrong(told: Task, folder: Path, undisturbed: Path) -> str:
     """What is not right after the next run; empty if all is."""
-    is_done = any((folder / name).exists() for name in told.results) and not told.repeats
-    status, said = (0, "") if is_done else _run(told, folder)
+    if not told.repeats and any((folder / name).exists() for name in told.results):
+        if difference := _differences(told, folder, undisturbed):
+            return difference
+        for name in told.results:
+            shutil.rmtree(folder / name)
+    status, said = _run(told, folder)
     if status:
         return f"status {status}: {said}"
-    for name in told.results:
-        if difference := _difference(folder / name, undisturbed / name):
-            return difference
+    if difference := _differences(told, folder, undisturbed):
+        return difference
     if left := _left(folder):
         return f"left over: {', '.join(str(path.relative_to(folder)) for path in left)}"
     return told.check(folder)
+
+
+def _differences(told: Task, folder: Path, undisturbed: Path) -> str:
+    """How results differ from those of an undisturbed run; empty if they do not."""
+    pairs = ((folder / name, undisturbed / name) for name in told.results)
+    return next(filter(None, (_difference(*pair) for pair in pairs)), "")
 
 
 def _difference(found: Path, wanted: Path) -> str:
