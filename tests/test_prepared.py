@@ -367,6 +367,27 @@ def test_a_process_that_dies_while_it_packs_makes_nobody_wait(
     assert home(tmp_path / "p").is_dir()
 
 
+@pytest.mark.parametrize("what", ["fifo", "device", "nested"])
+@pytest.mark.parametrize("name", ["prepared.json", "decoder.onnx"])
+@pytest.mark.skipif(sys.platform == "win32", reason="has no such files")
+def test_what_cannot_be_read_to_its_end_is_made_again(
+    package: Path, tmp_path: Path, name: str, what: str
+) -> None:
+    ark_asr_onnx.prepare(package, tmp_path / "prepared", threads=1)
+    (place,) = (tmp_path / "prepared").rglob(name)
+    place.unlink()
+    if what == "fifo":
+        os.mkfifo(place)
+    elif what == "device":
+        place.symlink_to("/dev/zero")
+    else:
+        place.write_text("[" * 100_000)
+    ark_asr_onnx.prepare(package, tmp_path / "prepared", threads=1)
+    (again,) = (tmp_path / "prepared").rglob(name)
+    assert again.is_file()
+    assert not again.is_symlink()
+
+
 def test_what_a_killed_process_left_goes_though_nothing_is_to_be_done(
     package: Path, tmp_path: Path
 ) -> None:

@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 import platform
+import stat
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -22,7 +23,7 @@ from .. import files
 from ..errors import PackageError
 from ..package.contract import file_sha256, manifest_to_json
 from ..package.external import check_data_files
-from ..package.foreign import reason
+from ..package.foreign import read_object, reason
 from ..package.opening import ALWAYS_HASHED_BYTES, Package
 from . import graph, ort
 
@@ -160,6 +161,8 @@ def _seen(paths: dict[str, Path], expected: Any, *, verify: bool) -> dict[str, A
 def _stamp(path: Path) -> dict[str, int]:
     """Size and time of change; whole seconds are what archives and images keep of it."""
     found = path.stat()
+    if not stat.S_ISREG(found.st_mode):  # reading it might never end
+        raise ValueError(f"{path} is no file")
     return {"bytes": found.st_size, "seconds": found.st_mtime_ns // 10**9}
 
 
@@ -211,10 +214,8 @@ def _remove_stale(home: Path, index: dict[str, Any]) -> None:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    found = json.loads(path.read_text(encoding="utf-8"))
-    if not isinstance(found, dict):
-        raise ValueError(f"{path} is no index")
-    return cast("dict[str, Any]", found)
+    """An index; raises ``ValueError`` or ``OSError``."""
+    return cast("dict[str, Any]", read_object(path, "remove this folder"))
 
 
 def _write(path: Path, content: dict[str, Any]) -> None:
