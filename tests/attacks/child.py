@@ -279,7 +279,10 @@ class _Http:
     def __init__(self) -> None:
         from serving import served
 
+        from ark_asr_onnx.audio import quiet
+
         self._served = contextlib.ExitStack()
+        self._served.enter_context(quiet.allowed())  # as the command allows it
         self._port = self._served.enter_context(served()).port
 
     def __call__(self, folder: Path, facts: Found, watch: Watch) -> dict[str, Found]:
