@@ -69,6 +69,12 @@ def test_speech_closer_than_a_pause_is_one_window() -> None:
     assert window.speech_seconds == pytest.approx(5, abs=0.1)
 
 
+def test_the_longer_a_window_is_the_shorter_the_pause_that_ends_it() -> None:
+    found = cut(sound((1, 0.1), (0.3, 0), (1, 0.1), (0.3, 0), (6, 0.1), (0.3, 0), (1, 0.1)))
+    np.testing.assert_allclose(times(found), [(0, 8.6), (8.9, 9.9)], atol=0.04)
+    assert len(found[0].spans or ()) == 3
+
+
 def test_a_window_ends_before_the_speech_that_would_make_it_too_long() -> None:
     found = cut(sound(*[(4, 0.1), (0.5, 0)] * 6))
     np.testing.assert_allclose(times(found), [(0, 8.5), (9, 17.5), (18, 26.5)], atol=0.04)

@@ -1,8 +1,9 @@
 """Audio of any length as windows that one pass of the model can hear.
 
-Speech closer than a pause makes one window, up to the longest one allowed; where speech runs on,
-the window is cut at its quietest point. The audio comes in blocks of any size and is forgotten as
-soon as its window is out: memory does not grow with its length.
+Speech closer than a pause makes one window, up to the longest one allowed; the longer a window is,
+the shorter is the pause that ends it. Where speech runs on, it is cut at its quietest point. The
+audio comes in blocks of any size and is forgotten as soon as its window is out: memory does not
+grow with its length.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from .vad import CHUNK, Detector
 
 _HYSTERESIS = 0.15  # speech goes on down to so much below the threshold, at most to half of it
 _MIN_GAP = round(0.1 * SAMPLE_RATE)  # shorter dips are within speech
+_FREE = 0.2  # of the longest window: beyond, ever shorter pauses end it
 _QUIET = round(0.1 * SAMPLE_RATE)  # how long a quiet point must be
 _LONG_END = 1 * SAMPLE_RATE  # silence before or after the speech of a short audio
 _SILENT = 1e-3  # of the loudest energy, 30 dB below it
@@ -35,7 +37,7 @@ class Splitting:
     vad: Callable[[], Detector] | None = vad.silero
     split_short: bool = False  # also audio that fits one window; else that is one
     threshold: float = 0.5  # of the probability of speech
-    pause_seconds: float = 0.7  # silence that ends a window
+    pause_seconds: float = 0.7  # silence that ends a window; a long one, less
     min_speech_seconds: float = 0.1  # shorter sounds are no speech
     pad_seconds: float = 0.2  # of audio kept on both sides of speech
 
@@ -213,7 +215,7 @@ class Splitter:
         if self._speech_from is None:
             if probability >= self._threshold:
                 self._speech_from, self._quiet_from = begin, None
-            elif self._spans and end - self._spans[-1][1] >= self._pause:
+            elif self._spans and end - self._spans[-1][1] >= self._pause_after(end):
                 found.append(self._window(end))
         elif probability >= self._threshold:
             self._quiet_from = None
@@ -224,6 +226,12 @@ class Splitter:
         if self._speech_from is not None:
             found += self._too_long(end)
         return found
+
+    def _pause_after(self, end: int) -> float:
+        """Silence that ends the open window: least where it is nearly as long as one may be."""
+        length = (end - self._spans[0][0]) / self._longest
+        share = min(max((length - _FREE) / (1 - _FREE), 0.0), 1.0)
+        return self._pause + share * (_MIN_GAP - self._pause)
 
     def _too_long(self, end: int) -> list[Window]:
         """End the window before the speech that goes on, or cut that, once all is too much."""
