@@ -228,9 +228,9 @@ def test_a_checkpoint_that_understands_nothing_has_no_times(
     oracle = TorchEngine.open(tiny_checkpoint, pipeline.INSTRUCTION)
     found = heads.find(oracle, [], lambda _, items: items)
     assert found.heads == ()
-    assert found.reason.startswith("of 32 sequences of single words the checkpoint understood 0")
+    assert found.reason.startswith("of 119 single words the checkpoint understood ")
     assert not (tiny_package / contract.ALIGN_FILE).exists()
-    assert "## Times of words\n\nNone: of 32 seq" in (tiny_package / "REPORT.md").read_text("utf-8")
+    assert "## Times of words\n\nNone: of 119 single words" in (tiny_package / "REPORT.md").read_text("utf-8")
 
 
 def test_heads_that_look_anywhere_are_not_good_enough(monkeypatch: pytest.MonkeyPatch) -> None:

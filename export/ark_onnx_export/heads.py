@@ -1,8 +1,8 @@
 """Which heads of a decoder look at the word that is being written; found by trying all of them.
 
 Single spoken words, joined with pauses, are sequences in which every border is known. The
-checkpoint writes them down, and the borders that the path over a head's attention gives
-(:mod:`ark_asr_onnx.decoding.words`) are compared with the true ones. No labels are needed.
+checkpoint writes them down; the heads that look at the word that it writes are those that tell its
+time (:mod:`ark_asr_onnx.decoding.words`), and borders show how well. No labels are needed.
 """
 
 from __future__ import annotations
@@ -10,8 +10,9 @@ from __future__ import annotations
 import json
 import random
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from difflib import SequenceMatcher
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ import numpy.typing as npt
 
 from ark_asr_onnx.audio.mel import SAMPLE_RATE
 from ark_asr_onnx.audio.sources import read
-from ark_asr_onnx.decoding.words import Written, parts, timed
+from ark_asr_onnx.decoding.words import Written, parts, timed, tokens_of_words
 from ark_asr_onnx.transcript import Word
 
 from .align import Head
@@ -31,8 +32,8 @@ F32 = npt.NDArray[np.float32]
 Pool = Sequence[tuple[str, F32]]  # words of one speaker, and their waveforms
 
 _FOLDER = Path(__file__).parent / "spoken"
-_SEQUENCES = 16  # of each half of the speakers, that are tried at most
-_WANTED, _ENOUGH = 8, 4  # of them that are understood; and that must be
+_SEQUENCES = 16  # of each half of the speakers
+_ENOUGH = 15  # words of each half that must have been understood
 _WORDS = range(3, 6)  # in a sequence
 _GAPS = (0.0, 0.05, 0.1, 0.25)  # seconds between two words
 _ENDS = 0.2  # seconds of silence before the first and after the last
@@ -40,9 +41,10 @@ _NOISE = 1e-4
 _LONGEST = 2.0  # seconds of a clip that can be a single word
 _MOST_TOKENS = 40
 _MOST_HEADS = 6
-_FAR = 0.5  # seconds; a border that is off by more is as wrong
+_AS_GOOD = 0.8  # of the best head's share: others that look at the word as much are taken, too
+_AROUND = 0.08  # seconds around a word that count as it: a part of the audio is as long
 _NEAR, _CLOSE = 0.2, 0.1  # seconds
-_SHARE = 0.8  # of borders within _NEAR; with fewer a package has no times
+_LEAST = 0.8  # of borders within _NEAR; with fewer a package has no times
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,10 +82,10 @@ class Found:
 
     heads: tuple[Head, ...]  # none: no times
     reason: str  # why there are none
-    ranking: tuple[tuple[int, int, float], ...]  # layer, head, mean error; the best ones
+    ranking: tuple[tuple[int, int, float], ...]  # layer, head, share on the word; the best ones
     errors: Errors | None  # of the chosen ones, on other speakers
-    understood: int  # sequences of all that were tried
-    tried: int
+    understood: int  # words of all that were spoken
+    spoken: int
 
     def to_record(self) -> dict[str, Any]:
         """For ``report.json``."""
@@ -95,41 +97,44 @@ def find(
     added: Iterable[tuple[str, F32]],
     track: Callable[[str, Sequence[Any]], Iterable[Any]],
 ) -> Found:
-    """Rank all heads, and choose those that do best together; ``added`` are further words."""
+    """Rank all heads by how much of their attention is on the word, and choose the best.
+
+    ``added`` are further words. Half of the speakers choose, the others judge.
+    """
     pools = spoken_words()
     if extra := [(text, wave) for text, wave in added if len(wave) <= _LONGEST * SAMPLE_RATE]:
         pools.append(extra)
-    halves = [pools[0::2], pools[1::2]]
     heard: list[list[_Heard]] = [[], []]
-    sequences = [
-        (half, sequence) for half in (0, 1) for sequence in spliced(halves[half], seed=half)
-    ]
-    n_tried = 0
+    sequences = [(half, one) for half in (0, 1) for one in spliced(pools[half::2], seed=half)]
     for half, sequence in track("listen to single words", sequences):
-        if len(heard[half]) < _WANTED:
-            n_tried += 1
-            heard[half] += _hear(oracle, sequence)
-    n_understood = sum(map(len, heard))
-    if min(map(len, heard)) < _ENOUGH:
+        heard[half].append(_hear(oracle, sequence))
+    understood = [sum(len(one.pairs) for one in half) for half in heard]
+    n_spoken = sum(len(sequence.words) for _, sequence in sequences)
+    if min(understood) < _ENOUGH:
         reason = (
-            f"of {n_tried} sequences of single words the checkpoint understood {n_understood}, "
-            "too few to find out"
+            f"of {n_spoken} single words the checkpoint understood {sum(understood)}, too few to "
+            "find out"
         )
-        return Found((), reason, (), None, n_understood, n_tried)
-    n_layers, n_heads = heard[0][0].attention.shape[:2]
-    every = [(layer, head) for layer in range(n_layers) for head in range(n_heads)]
-    errors = {head: _error(heard[0], [head]) for head in track("rank heads", every)}
-    ranking = sorted(errors, key=errors.__getitem__)
-    chosen = _chosen(heard[0], ranking, errors)
+        return Found((), reason, (), None, sum(understood), n_spoken)
+    shares = np.concatenate([_shares(one) for one in heard[0]], axis=2).mean(axis=2)
+    ranking = sorted(np.ndindex(*shares.shape), key=lambda head: -shares[head])
+    least = _AS_GOOD * shares[ranking[0]]
+    chosen = [head for head in ranking[:_MOST_HEADS] if shares[head] >= least]
     found = Errors.of(_offsets(heard[1], chosen))
-    best = tuple((layer, head, round(errors[layer, head], 4)) for layer, head in ranking[:10])
     reason = ""
-    if found.within_200_ms < _SHARE:
+    if found.within_200_ms < _LEAST:
         reason = (
             f"the best heads put {found.within_200_ms:.0%} of the borders within {_NEAR} s, "
-            f"{_SHARE:.0%} are needed"
+            f"{_LEAST:.0%} are needed"
         )
-    return Found(() if reason else tuple(chosen), reason, best, found, n_understood, n_tried)
+    return Found(
+        () if reason else tuple((layer, head) for layer, head in chosen),
+        reason,
+        tuple((layer, head, round(float(shares[layer, head]), 4)) for layer, head in ranking[:10]),
+        found,
+        sum(understood),
+        n_spoken,
+    )
 
 
 def spoken_words() -> list[Pool]:
@@ -166,65 +171,83 @@ def plain(text: str) -> list[str]:
     return re.sub(r"[^\w\s']", " ", text.lower()).split()
 
 
-def offsets(found: Sequence[Word], true: Sequence[Word]) -> list[float]:
-    """Seconds by which starts and ends are off."""
-    pairs = zip(found, true, strict=True)
-    return [off for a, b in pairs for off in (a.start - b.start, a.end - b.end)]
+def matched(texts: Sequence[str], spoken: Sequence[Word]) -> list[tuple[int, int]]:
+    """Which words of a transcript are which of those that were spoken: both numbers."""
+    written = [" ".join(plain(text)) for text in texts]
+    same = SequenceMatcher(None, written, [word.text for word in spoken], autojunk=False)
+    return [
+        (block.a + i, block.b + i)
+        for block in same.get_matching_blocks()
+        for i in range(block.size)
+    ]
+
+
+def measured(package: PackageEngine) -> Errors | None:
+    """How far a package is off, on the speakers that did not choose its heads."""
+    found: list[float] = []
+    for sequence in spliced(spoken_words()[1::2], seed=1):
+        words = package.words(sequence.waveform)
+        pairs = matched([word.text for word in words], sequence.words)
+        found += _off(words, sequence.words, pairs)
+    return Errors.of(found) if found else None
 
 
 @dataclass(frozen=True, slots=True)
 class _Heard:
-    """A sequence that was understood, and where every head looked."""
+    """What a checkpoint made of a sequence, and where every head looked."""
 
     sequence: Spliced
     written: Written
+    pairs: list[tuple[int, int]]  # words of the text and of the sequence that are the same
     attention: F32  # [layers, heads, tokens, N]
 
 
-def _hear(oracle: TorchEngine, sequence: Spliced) -> list[_Heard]:
-    """The sequence as it was heard, if it was understood."""
+def _hear(oracle: TorchEngine, sequence: Spliced) -> _Heard:
     audio_embeds = oracle.encode(oracle.log_mel(sequence.waveform))
     decoded = oracle.decode(sequence.waveform, audio_embeds, _MOST_TOKENS)
-    wanted = [word.text for word in sequence.words]
-    if plain(decoded.text) != wanted or len(parts(decoded.text)) != len(wanted):
-        return []
     ids = [i for i in decoded.token_ids if i not in oracle.tokens.stop]
     written = Written(decoded.text, [oracle.text.token_bytes([i]) for i in ids], [0.0] * len(ids))
-    return [_Heard(sequence, written, oracle.attention(audio_embeds, ids))]
+    pairs = matched(_texts(written), sequence.words)
+    attention = oracle.attention(audio_embeds, ids) if pairs else np.zeros((0, 0, 0, 0), np.float32)
+    return _Heard(sequence, written, pairs, attention)
 
 
-def _error(heard: Sequence[_Heard], heads: Sequence[Head]) -> float:
-    """Mean seconds by which borders are off, each at most so far."""
-    return float(np.minimum(np.abs(_offsets(heard, heads)), _FAR).mean())
+def _texts(written: Written) -> list[str]:
+    return [written.text[part.start : part.stop] for part in parts(written.text)]
+
+
+def _shares(heard: _Heard) -> F32:
+    """How much of its attention each head has on each understood word ``[layers, heads, n]``."""
+    n_audio = heard.attention.shape[3]
+    seconds = len(heard.sequence.waveform) / SAMPLE_RATE
+    centres = (np.arange(n_audio) + 0.5) * seconds / max(n_audio, 1)
+    found: list[F32] = []
+    tokens = tokens_of_words(heard.written)
+    for text, spoken in heard.pairs:
+        word = heard.sequence.words[spoken]
+        is_in = (centres > word.start - _AROUND) & (centres < word.end + _AROUND)
+        rows = heard.attention[:, :, tokens[text]].astype(np.float32)
+        found.append(rows[..., is_in].sum(axis=3).mean(axis=2))
+    return np.stack(found, axis=2) if found else np.zeros((*heard.attention.shape[:2], 0), "f4")
 
 
 def _offsets(heard: Sequence[_Heard], heads: Sequence[Head]) -> list[float]:
+    """Seconds by which borders are off."""
     layers, numbers = zip(*sorted(heads), strict=True)
     found: list[float] = []
     for one in heard:
-        attention = one.attention[list(layers), list(numbers)].astype(np.float32)
-        words = timed(one.written, attention, one.sequence.waveform, 0.0)
-        found += offsets(words, one.sequence.words)
+        if one.pairs:
+            attention = one.attention[list(layers), list(numbers)].astype(np.float32)
+            words = timed(one.written, attention, one.sequence.waveform, 0.0)
+            found += _off(words, one.sequence.words, one.pairs)
     return found
 
 
-def measured(package: PackageEngine) -> Errors | None:
-    """How far a package is off, on the speakers with which no heads were chosen."""
-    found: list[float] = []
-    for sequence in spliced(spoken_words()[1::2], seed=1):
-        words = package.words(sequence.waveform)
-        if plain(" ".join(word.text for word in words)) == [w.text for w in sequence.words]:
-            found += offsets(words, sequence.words)
-    return Errors.of(found) if found else None
-
-
-def _chosen(
-    heard: Sequence[_Heard], ranking: Sequence[Head], errors: Mapping[Head, float]
-) -> list[Head]:
-    """The best head, and those of the next best that make it better."""
-    chosen, least = [ranking[0]], errors[ranking[0]]
-    for head in ranking[1 : 2 * _MOST_HEADS]:
-        error = _error(heard, [*chosen, head])
-        if error < least and len(chosen) < _MOST_HEADS:
-            chosen, least = [*chosen, head], error
-    return chosen
+def _off(
+    found: Sequence[Word], true: Sequence[Word], pairs: Iterable[tuple[int, int]]
+) -> list[float]:
+    return [
+        off
+        for a, b in pairs
+        for off in (found[a].start - true[b].start, found[a].end - true[b].end)
+    ]

@@ -209,7 +209,7 @@ def _word_times(proof: Proof) -> list[str]:
     chosen = ", ".join(f"{head} of layer {layer}" for layer, head in found.heads)
     lines += [
         f"By the attention of these heads: {chosen}. They were found on sequences of single spoken "
-        f"words, of which the checkpoint understood {found.understood} of {found.tried}.",
+        f"words; the checkpoint understood {found.understood} of {found.spoken}.",
         "",
     ]
     if errors := proof.word_errors:
@@ -219,10 +219,13 @@ def _word_times(proof: Proof) -> list[str]:
             f"{errors.within_100_ms:.0%} within 100 ms, {errors.within_200_ms:.0%} within 200 ms.",
             "",
         ]
-    lines += ["| layer | head | mean error, ms |", "| --: | --: | --: |"]
-    return lines + [
-        f"| {layer} | {head} | {1000 * error:.0f} |" for layer, head, error in found.ranking
+    lines += [
+        "Share of their attention to the audio that is on the word that is being written:",
+        "",
+        "| layer | head | on the word |",
+        "| --: | --: | --: |",
     ]
+    return lines + [f"| {layer} | {head} | {share:.1%} |" for layer, head, share in found.ranking]
 
 
 def _choices(proof: Proof) -> list[str]:

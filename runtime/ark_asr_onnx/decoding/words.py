@@ -48,8 +48,7 @@ def timed(written: Written, attention: F32, waveform: F32, begin: float) -> tupl
     text, words = written.text, parts(written.text)
     if not words:
         return ()
-    owners = _owners(written)
-    sets = [_tokens_of(text, word, owners) for word in words]
+    sets = tokens_of_words(written)
     units = _units(sets)
     n_frames = max(1, len(waveform) // _FRAME)
     tokens_of = [sorted({token for i in unit for token in sets[i]}) for unit in units]
@@ -67,6 +66,12 @@ def timed(written: Written, attention: F32, waveform: F32, begin: float) -> tupl
         )
         for word, tokens, (first, last) in zip(words, sets, times, strict=True)
     )
+
+
+def tokens_of_words(written: Written) -> list[list[int]]:
+    """Which tokens each word of a text was written with; a token may be of several."""
+    owners = _owners(written)
+    return [_tokens_of(written.text, word, owners) for word in parts(written.text)]
 
 
 def parts(text: str) -> list[range]:
