@@ -230,7 +230,9 @@ def test_a_checkpoint_that_understands_nothing_has_no_times(
     assert found.heads == ()
     assert found.reason.startswith("of 119 single words the checkpoint understood ")
     assert not (tiny_package / contract.ALIGN_FILE).exists()
-    assert "## Times of words\n\nNone: of 119 single words" in (tiny_package / "REPORT.md").read_text("utf-8")
+    assert "## Times of words\n\nNone: of 119 single words" in (
+        tiny_package / "REPORT.md"
+    ).read_text("utf-8")
 
 
 def test_heads_that_look_anywhere_are_not_good_enough(monkeypatch: pytest.MonkeyPatch) -> None:

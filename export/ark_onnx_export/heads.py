@@ -40,9 +40,10 @@ _ENDS = 0.2  # seconds of silence before the first and after the last
 _NOISE = 1e-4
 _LONGEST = 2.0  # seconds of a clip that can be a single word
 _MOST_TOKENS = 40
-_MOST_HEADS = 6
-_AS_GOOD = 0.8  # of the best head's share: others that look at the word as much are taken, too
-_AROUND = 0.08  # seconds around a word that count as it: a part of the audio is as long
+_MOST_HEADS = 8
+_AS_GOOD = 0.7  # of the best head's share: others that look at the word as much are taken, too
+_AROUND = 0.04  # seconds around a word that count as it: half a part of the audio
+_ASIDE = 0.08  # seconds; a head that looks so far before or after the middle of words is left out
 _NEAR, _CLOSE = 0.2, 0.1  # seconds
 _LEAST = 0.8  # of borders within _NEAR; with fewer a package has no times
 
@@ -107,7 +108,7 @@ def find(
     heard: list[list[_Heard]] = [[], []]
     sequences = [(half, one) for half in (0, 1) for one in spliced(pools[half::2], seed=half)]
     for half, sequence in track("listen to single words", sequences):
-        heard[half].append(_hear(oracle, sequence))
+        heard[half] += _hear(oracle, sequence)
     understood = [sum(len(one.pairs) for one in half) for half in heard]
     n_spoken = sum(len(sequence.words) for _, sequence in sequences)
     if min(understood) < _ENOUGH:
@@ -116,10 +117,13 @@ def find(
             "find out"
         )
         return Found((), reason, (), None, sum(understood), n_spoken)
-    shares = np.concatenate([_shares(one) for one in heard[0]], axis=2).mean(axis=2)
+    on_word, aside = (
+        np.concatenate(some, axis=2) for some in zip(*map(_looks, heard[0]), strict=True)
+    )
+    shares, asides = on_word.mean(axis=2), np.abs(np.median(aside, axis=2))
     ranking = sorted(np.ndindex(*shares.shape), key=lambda head: -shares[head])
-    least = _AS_GOOD * shares[ranking[0]]
-    chosen = [head for head in ranking[:_MOST_HEADS] if shares[head] >= least]
+    near = [head for head in ranking if asides[head] <= _ASIDE] or ranking[:1]
+    chosen = [head for head in near[:_MOST_HEADS] if shares[head] >= _AS_GOOD * shares[near[0]]]
     found = Errors.of(_offsets(heard[1], chosen))
     reason = ""
     if found.within_200_ms < _LEAST:
@@ -202,33 +206,35 @@ class _Heard:
     attention: F32  # [layers, heads, tokens, N]
 
 
-def _hear(oracle: TorchEngine, sequence: Spliced) -> _Heard:
+def _hear(oracle: TorchEngine, sequence: Spliced) -> list[_Heard]:
+    """The sequence as it was heard, if any of it was understood."""
     audio_embeds = oracle.encode(oracle.log_mel(sequence.waveform))
     decoded = oracle.decode(sequence.waveform, audio_embeds, _MOST_TOKENS)
     ids = [i for i in decoded.token_ids if i not in oracle.tokens.stop]
     written = Written(decoded.text, [oracle.text.token_bytes([i]) for i in ids], [0.0] * len(ids))
-    pairs = matched(_texts(written), sequence.words)
-    attention = oracle.attention(audio_embeds, ids) if pairs else np.zeros((0, 0, 0, 0), np.float32)
-    return _Heard(sequence, written, pairs, attention)
+    texts = [written.text[part.start : part.stop] for part in parts(written.text)]
+    if not (pairs := matched(texts, sequence.words)):
+        return []
+    return [_Heard(sequence, written, pairs, oracle.attention(audio_embeds, ids))]
 
 
-def _texts(written: Written) -> list[str]:
-    return [written.text[part.start : part.stop] for part in parts(written.text)]
+def _looks(heard: _Heard) -> tuple[F32, F32]:
+    """Where each head looks for each understood word, ``[layers, heads, n]`` both.
 
-
-def _shares(heard: _Heard) -> F32:
-    """How much of its attention each head has on each understood word ``[layers, heads, n]``."""
+    How much of its attention is on the word, and how many seconds after the word's middle it is.
+    """
     n_audio = heard.attention.shape[3]
     seconds = len(heard.sequence.waveform) / SAMPLE_RATE
     centres = (np.arange(n_audio) + 0.5) * seconds / max(n_audio, 1)
-    found: list[F32] = []
+    shares, asides = list[F32](), list[F32]()
     tokens = tokens_of_words(heard.written)
     for text, spoken in heard.pairs:
         word = heard.sequence.words[spoken]
         is_in = (centres > word.start - _AROUND) & (centres < word.end + _AROUND)
-        rows = heard.attention[:, :, tokens[text]].astype(np.float32)
-        found.append(rows[..., is_in].sum(axis=3).mean(axis=2))
-    return np.stack(found, axis=2) if found else np.zeros((*heard.attention.shape[:2], 0), "f4")
+        rows = heard.attention[:, :, tokens[text]].astype(np.float32).mean(axis=2)
+        shares.append(rows[..., is_in].sum(axis=2))
+        asides.append((rows * centres).sum(axis=2) - (word.start + word.end) / 2)
+    return np.stack(shares, axis=2), np.stack(asides, axis=2)
 
 
 def _offsets(heard: Sequence[_Heard], heads: Sequence[Head]) -> list[float]:
@@ -236,10 +242,9 @@ def _offsets(heard: Sequence[_Heard], heads: Sequence[Head]) -> list[float]:
     layers, numbers = zip(*sorted(heads), strict=True)
     found: list[float] = []
     for one in heard:
-        if one.pairs:
-            attention = one.attention[list(layers), list(numbers)].astype(np.float32)
-            words = timed(one.written, attention, one.sequence.waveform, 0.0)
-            found += _off(words, one.sequence.words, one.pairs)
+        attention = one.attention[list(layers), list(numbers)].astype(np.float32)
+        words = timed(one.written, attention, one.sequence.waveform, 0.0)
+        found += _off(words, one.sequence.words, one.pairs)
     return found
 
 
