@@ -228,9 +228,9 @@ def test_a_checkpoint_that_understands_nothing_has_no_times(
     oracle = TorchEngine.open(tiny_checkpoint, pipeline.INSTRUCTION)
     found = heads.find(oracle, [], lambda _, items: items)
     assert found.heads == ()
-    assert found.reason.startswith("of 119 single words the checkpoint understood ")
+    assert found.reason.startswith("of 27 single words the checkpoint understood 0, too few")
     assert not (tiny_package / contract.ALIGN_FILE).exists()
-    assert "## Times of words\n\nNone: of 119 single words" in (
+    assert "## Times of words\n\nNone: of 27 single words" in (
         tiny_package / "REPORT.md"
     ).read_text("utf-8")
 

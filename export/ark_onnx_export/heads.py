@@ -39,7 +39,8 @@ _GAPS = (0.0, 0.05, 0.1, 0.25)  # seconds between two words
 _ENDS = 0.2  # seconds of silence before the first and after the last
 _NOISE = 1e-4
 _LONGEST = 2.0  # seconds of a clip that can be a single word
-_MOST_TOKENS = 40
+_MOST_TOKENS = 5  # for a word
+_HOPELESS = 24  # words of which none was understood
 _MOST_HEADS = 8
 _AS_GOOD = 0.7  # of the best head's share: others that look at the word as much are taken, too
 _AROUND = 0.04  # seconds around a word that count as it: half a part of the audio
@@ -107,10 +108,12 @@ def find(
         pools.append(extra)
     heard: list[list[_Heard]] = [[], []]
     sequences = [(half, one) for half in (0, 1) for one in spliced(pools[half::2], seed=half)]
+    n_spoken = 0
     for half, sequence in track("listen to single words", sequences):
-        heard[half] += _hear(oracle, sequence)
+        if heard[0] or n_spoken < _HOPELESS:
+            n_spoken += len(sequence.words)
+            heard[half] += _hear(oracle, sequence)
     understood = [sum(len(one.pairs) for one in half) for half in heard]
-    n_spoken = sum(len(sequence.words) for _, sequence in sequences)
     if min(understood) < _ENOUGH:
         reason = (
             f"of {n_spoken} single words the checkpoint understood {sum(understood)}, too few to "
@@ -209,7 +212,8 @@ class _Heard:
 def _hear(oracle: TorchEngine, sequence: Spliced) -> list[_Heard]:
     """The sequence as it was heard, if any of it was understood."""
     audio_embeds = oracle.encode(oracle.log_mel(sequence.waveform))
-    decoded = oracle.decode(sequence.waveform, audio_embeds, _MOST_TOKENS)
+    n_most = _MOST_TOKENS * len(sequence.words)
+    decoded = oracle.decode(sequence.waveform, audio_embeds, n_most)
     ids = [i for i in decoded.token_ids if i not in oracle.tokens.stop]
     written = Written(decoded.text, [oracle.text.token_bytes([i]) for i in ids], [0.0] * len(ids))
     texts = [written.text[part.start : part.stop] for part in parts(written.text)]
