@@ -42,6 +42,17 @@ def test_words_have_times_and_the_text_is_the_same(
         assert timed.timings.words > plain.timings.words == 0
 
 
+def test_a_segment_begins_and_ends_with_its_words(
+    transcriber: ark_asr_onnx.Transcriber, samples: list[Sample]
+) -> None:
+    waveform = np.concatenate([sources.read(sample.path) for sample in samples] * 2)
+    found = transcriber.transcribe(waveform, 16000, words=True)
+    assert len(found.segments) > 1
+    for segment in found.segments:
+        assert (segment.start, segment.end) == (segment.words[0].start, segment.words[-1].end)
+    assert all(a.end <= b.start for a, b in itertools.pairwise(found.segments))
+
+
 def test_words_lie_within_the_sound_that_they_were_said_in(
     transcriber: ark_asr_onnx.Transcriber, samples: list[Sample]
 ) -> None:

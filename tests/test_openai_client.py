@@ -46,7 +46,7 @@ def test_formats(client: Any, samples: list[Sample]) -> None:
             )
 
     assert ask("text") == f"{samples[0].text}\n"
-    assert ask("srt").startswith("1\n00:00:00,000")
+    assert ask("srt").startswith("1\n00:00:00,160 --> ")
     assert ask("vtt").startswith("WEBVTT")
     found = ask("verbose_json", timestamp_granularities=["segment"])
     assert found.segments[0].text == samples[0].text

@@ -204,10 +204,10 @@ def test_verbose_json_has_every_number(server: Served, minutes: bytes) -> None:
     ("kind", "media", "begin"),
     [
         ("text", "text/plain; charset=utf-8", ""),
-        ("srt", "application/x-subrip; charset=utf-8", "1\n00:00:00,000 --> "),
-        ("vtt", "text/vtt; charset=utf-8", "WEBVTT\n\n00:00.000 --> "),
+        ("srt", "application/x-subrip; charset=utf-8", "1\n00:00:00,160 --> "),
+        ("vtt", "text/vtt; charset=utf-8", "WEBVTT\n\n00:00.160 --> "),
         ("tsv", "text/tab-separated-values; charset=utf-8", "start\tend\ttext\n"),
-        ("jsonl", "application/jsonl; charset=utf-8", '{"start": 0'),
+        ("jsonl", "application/jsonl; charset=utf-8", '{"start": 0.16, '),
     ],
 )
 def test_formats(server: Served, samples: list[Sample], kind: str, media: str, begin: str) -> None:

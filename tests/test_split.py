@@ -23,6 +23,11 @@ def loud(chunk: F32) -> float:
     return float(np.sqrt(np.mean(np.square(chunk))) > 0.01)
 
 
+def unused() -> Callable[[F32], float]:
+    """A detector that is not to be asked for."""
+    raise AssertionError
+
+
 PLAIN = Splitting(window_seconds=10, vad=lambda: loud, pad_seconds=0.2, split_short=True)
 
 
@@ -126,14 +131,28 @@ def test_the_size_of_the_blocks_changes_nothing(splitting: Splitting) -> None:
 
 
 def test_audio_that_fits_one_window_is_one_and_nobody_looks() -> None:
-    def unused() -> Callable[[F32], float]:
-        raise AssertionError
-
     splitting = Splitting(window_seconds=10, vad=unused)
     waveform = sound((10, 0.1))
     (window,) = cut(waveform, splitting)
     assert (window.start, window.end, window.spans) == (0, 10, None)
     np.testing.assert_array_equal(window.waveform, waveform)
+
+
+@pytest.mark.parametrize("level", [0.0, 0.3])
+def test_times_of_a_short_audio_are_those_of_what_is_loud(level: float) -> None:
+    waveform = sound((0.7, 0.001), (1.5, 0.1), (0.8, 0.001)) + np.float32(level)
+    for detector in (None, unused):
+        (window,) = cut(waveform, Splitting(vad=detector), offset=100.0)
+        assert times([window])[0] == pytest.approx((100.7, 102.2), abs=0.04)
+        assert (window.begin, window.seconds, window.spans) == (100, 3, None)
+        assert window.speech_seconds == window.end - window.start
+
+
+@pytest.mark.parametrize("n", [201, 511, 512, 513, 1023, 16000])
+@pytest.mark.parametrize("level", [0.0, 0.1])
+def test_noise_and_silence_are_as_long_as_the_audio(n: int, level: float) -> None:
+    (window,) = cut(sound((1, level))[:n], Splitting(vad=None))
+    assert times([window]) == [(0, n / RATE)]
 
 
 def test_times_are_those_of_the_whole_audio() -> None:

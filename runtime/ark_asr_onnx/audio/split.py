@@ -132,28 +132,33 @@ def windows(
 
 
 def _only(waveform: F32, splitting: Splitting, offset: float) -> Window:
-    """A short audio as a window: whole, or where its speech is if much else is around that."""
-    n, has_long_ends = len(waveform), _has_long_ends(waveform)
+    """A short audio as a window: whole, or where its speech is if much else is around that.
+
+    Its times are those of the first and the last loud sound, as far as nobody looked for speech.
+    """
+    n, loud = len(waveform), _loud(waveform)
+    has_long_ends = max(loud[0], n - loud[1]) >= _LONG_END
     found = None
     if splitting.vad is not None and (has_long_ends or level.is_soft(waveform)):
         found = vad.first_and_last(waveform, splitting.vad(), splitting.threshold)
+    start, end = (offset + at / SAMPLE_RATE for at in found or loud)
     if found is None:
-        return Window(level.centred(waveform), offset, offset, offset + n / SAMPLE_RATE)
+        return Window(level.centred(waveform), offset, start, end)
     pad = round(splitting.pad_seconds * SAMPLE_RATE) if has_long_ends else n
     first, last = max(0, found[0] - pad), min(n, found[1] + pad)
-    start, end = (offset + at / SAMPLE_RATE for at in found)
     part = level.levelled(waveform[first:last])
     return Window(part, offset + first / SAMPLE_RATE, start, end, ((start, end),))
 
 
-def _has_long_ends(waveform: F32) -> bool:
-    """Whether it begins or ends with a long silence, judged by how loud it is."""
-    n = len(waveform) // CHUNK
-    loudness = np.square(waveform[: n * CHUNK].reshape(n, CHUNK)).mean(axis=1)
-    loud = np.flatnonzero(loudness > _SILENT * loudness.max(initial=0.0))
+def _loud(waveform: F32) -> tuple[int, int]:
+    """Where it begins and ends to be loud, if it is anywhere; else all of it."""
+    # What is left behind the last whole chunk belongs to that.
+    borders = np.append(np.arange(max(1, len(waveform) // CHUNK)) * CHUNK, len(waveform))
+    energy = np.add.reduceat(np.square(level.centred(waveform)), borders[:-1]) / np.diff(borders)
+    loud = np.flatnonzero(energy > _SILENT * energy.max())
     if not len(loud):
-        return False
-    return max(loud[0], n - 1 - loud[-1]) * CHUNK >= _LONG_END
+        return 0, len(waveform)
+    return int(borders[loud[0]]), int(borders[loud[-1] + 1])
 
 
 class Splitter:

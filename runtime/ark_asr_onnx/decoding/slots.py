@@ -198,8 +198,8 @@ class Slots:
                 written = words.Written(text, tokens, utterance.logprobs)
                 found = words.timed(written, place.attention, window.waveform, window.begin)
         return Segment(
-            start=window.start,
-            end=window.end,
+            start=found[0].start if found else window.start,
+            end=found[-1].end if found else window.end,
             text=text,
             raw_text=self._text.decode(ids),
             token_ids=ids,
