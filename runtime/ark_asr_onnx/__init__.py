@@ -28,6 +28,7 @@ from .errors import (
 )
 from .loading import load, prepare
 from .package.opening import Package, open_package
+from .subtitles import CueLayout
 from .transcriber import Status, Transcriber
 from .transcript import AudioWarning, Segment, Timings, Transcript, Word, transcript_to_json
 
@@ -40,6 +41,7 @@ __all__ = [
     "AudioWarning",
     "Clip",
     "ClosedError",
+    "CueLayout",
     "DecodeError",
     "EmptyAudioError",
     "ExportError",

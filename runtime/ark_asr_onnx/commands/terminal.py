@@ -22,6 +22,7 @@ from typing import Any, NoReturn, TextIO, cast
 
 from .. import ArkError
 from ..audio import quiet
+from ..subtitles import width as _width
 from .settings import UsageError
 
 _SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP")  # Windows has no SIGHUP
@@ -327,13 +328,6 @@ def _last(line: str, columns: int) -> str:
 
 def _is_mark(character: str) -> bool:
     return unicodedata.category(character) in ("Mn", "Mc", "Me", "Cf")
-
-
-def _width(character: str) -> int:
-    """How many columns of a terminal a character takes."""
-    if unicodedata.category(character) in ("Mn", "Me", "Cf"):
-        return 0
-    return 2 if unicodedata.east_asian_width(character) in "WF" else 1
 
 
 def _columns() -> int:
