@@ -5,16 +5,43 @@ system. Where files go, and what they are called, is the caller's matter: write 
 
 The first five give the same bytes as whisper 20250625 (``whisper/utils.py``, ``WriteTXT``,
 ``WriteSRT``, ``WriteVTT``, ``WriteTSV``, ``WriteJSON``) for the same segments, with one
-difference: segments without text get no line and no cue. JSON keeps them.
+difference: segments without text get no line and no cue. JSON keeps them. What words add is left
+out where nobody asked for them.
 """
 
 from __future__ import annotations
 
+import html
 import json
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
+from typing import Any
 
-from .transcript import Segment, Transcript
+from .subtitles import Cue, CueLayout, cues
+from .transcript import Segment, Transcript, Word
+
+
+@dataclass(frozen=True, slots=True)
+class Style:
+    """What is made of the times of words, in the formats that can show them."""
+
+    layout: CueLayout | None = None  # of cues; None: as whisper's, one for each segment
+    inline_times: bool = False  # of the words within WebVTT's cues
+    words: bool | None = None  # in JSON; None: if there are any
+
+
+def write(transcript: Transcript, kind: str, style: Style | None = None) -> str:
+    """A transcript in one of the formats of :data:`WRITERS`."""
+    style = style or Style()
+    if kind == "srt":
+        return to_srt(transcript, style.layout)
+    if kind == "vtt":
+        return to_vtt(transcript, style.layout, inline_times=style.inline_times)
+    if kind == "json":
+        return to_json(transcript, words=style.words)
+    if kind == "jsonl":
+        return to_jsonl(transcript, words=style.words)
+    return WRITERS[kind](transcript)
 
 
 def to_txt(transcript: Transcript) -> str:
@@ -22,19 +49,33 @@ def to_txt(transcript: Transcript) -> str:
     return "".join(f"{segment.text.strip()}\n" for segment in _spoken(transcript))
 
 
-def to_srt(transcript: Transcript) -> str:
-    """SubRip subtitles: numbered cues from 1, hours always shown, a comma before milliseconds."""
+def to_srt(transcript: Transcript, layout: CueLayout | None = None) -> str:
+    """SubRip subtitles: numbered cues from 1, hours always shown, a comma before milliseconds.
+
+    With a ``layout``, cues of words, see :func:`.subtitles.cues`: ``ValueError`` if it has none.
+    """
+    found = _spoken(transcript) if layout is None else cues(transcript.segments, layout)
     return "".join(
-        f"{number}\n{_times(segment, ',', hours=True)}\n{_cue_text(segment)}\n\n"
-        for number, segment in enumerate(_spoken(transcript), start=1)
+        f"{number}\n{_times(cue, ',', hours=True)}\n{_plain(cue.text)}\n\n"
+        for number, cue in enumerate(found, start=1)
     )
 
 
-def to_vtt(transcript: Transcript) -> str:
-    """WebVTT subtitles: cues without numbers, hours shown only in times that have them."""
+def to_vtt(
+    transcript: Transcript, layout: CueLayout | None = None, *, inline_times: bool = False
+) -> str:
+    """WebVTT subtitles: cues without numbers, hours shown only in times that have them.
+
+    With a ``layout``, cues of words; with ``inline_times``, the time of each of a cue's words but
+    the first before it. Both want words, else ``ValueError``, and escape what WebVTT would take for
+    a tag, which whisper does not.
+    """
+    if layout is None and not inline_times:
+        found = [(cue, _plain(cue.text)) for cue in _spoken(transcript)]
+    else:
+        found = [(cue, _marked(cue, inline_times)) for cue in cues(transcript.segments, layout)]
     return "WEBVTT\n\n" + "".join(
-        f"{_times(segment, '.', hours=False)}\n{_cue_text(segment)}\n\n"
-        for segment in _spoken(transcript)
+        f"{_times(cue, '.', hours=False)}\n{text}\n\n" for cue, text in found
     )
 
 
@@ -49,12 +90,14 @@ def to_tsv(transcript: Transcript) -> str:
     )
 
 
-def to_json(transcript: Transcript) -> str:
+def to_json(transcript: Transcript, *, words: bool | None = None) -> str:
     """One JSON object in ASCII, without an end of line, as whisper's.
 
     Its keys are whisper's where there is a counterpart, then ours. ``language`` is missing
-    because the model does not tell it. Texts are not stripped.
+    because the model does not tell it. Texts are not stripped. ``words`` are those of segments;
+    None: if there are any.
     """
+    has_words = _has_words(transcript) if words is None else words
     segments = [
         {
             "id": index,
@@ -67,15 +110,19 @@ def to_json(transcript: Transcript) -> str:
             "logprobs": segment.logprobs,
             "raw_text": segment.raw_text,
             "speech_seconds": segment.speech_seconds,
+            **_words(segment, has_words),
         }
         for index, segment in enumerate(transcript.segments)
     ]
+    timings = asdict(transcript.timings)
+    if not has_words:
+        del timings["words"]
     return json.dumps(
         {
             "text": transcript.text,
             "segments": segments,
             "duration": transcript.duration,
-            "timings": asdict(transcript.timings),
+            "timings": timings,
             "finish_reason": transcript.finish_reason,
             "speech_seconds": transcript.speech_seconds,
             "covered_seconds": transcript.covered_seconds,
@@ -84,12 +131,14 @@ def to_json(transcript: Transcript) -> str:
     )
 
 
-def to_jsonl(transcript: Transcript) -> str:
+def to_jsonl(transcript: Transcript, *, words: bool | None = None) -> str:
     """One line of JSON per segment, UTF-8 unescaped: what a log or a stream wants to read."""
-    return "".join(f"{segment_to_json(segment)}\n" for segment in transcript.segments)
+    has_words = _has_words(transcript) if words is None else words
+    lines = (segment_to_json(segment, words=has_words) for segment in transcript.segments)
+    return "".join(f"{line}\n" for line in lines)
 
 
-def segment_to_json(segment: Segment) -> str:
+def segment_to_json(segment: Segment, *, words: bool = False) -> str:
     """One line of JSON, UTF-8 unescaped."""
     fields = {
         "start": segment.start,
@@ -97,8 +146,19 @@ def segment_to_json(segment: Segment) -> str:
         "text": segment.text,
         "avg_logprob": segment.mean_logprob,
         "finish_reason": segment.finish_reason,
+        **_words(segment, words),
     }
     return json.dumps(fields, ensure_ascii=False)
+
+
+def word_fields(word: Word) -> dict[str, Any]:
+    """A word with whisper's keys."""
+    return {
+        "word": word.text,
+        "start": word.start,
+        "end": word.end,
+        "probability": word.probability,
+    }
 
 
 WRITERS: dict[str, Callable[[Transcript], str]] = {
@@ -117,18 +177,39 @@ def _spoken(transcript: Transcript) -> list[Segment]:
     return [segment for segment in transcript.segments if segment.text.strip()]
 
 
-def _cue_text(segment: Segment) -> str:
+def _has_words(transcript: Transcript) -> bool:
+    return any(segment.words for segment in transcript.segments)
+
+
+def _words(segment: Segment, has_words: bool) -> dict[str, Any]:
+    return {"words": [word_fields(word) for word in segment.words]} if has_words else {}
+
+
+def _plain(text: str) -> str:
     """Text without the arrow that would read as a line of times.
 
     As in whisper, one pass: of a longer arrow (``---->``) an arrow remains.
     """
-    return segment.text.strip().replace("-->", "->")
+    return text.strip().replace("-->", "->")
 
 
-def _times(segment: Segment, decimal_marker: str, *, hours: bool) -> str:
+def _marked(cue: Cue, inline_times: bool) -> str:
+    """A cue's text in WebVTT, with the times that it may have: growing, and within the cue's."""
+    found: list[str] = []
+    before, end = _milliseconds(cue.start), _milliseconds(cue.end)
+    for i, piece in enumerate(cue.pieces):
+        found.append(piece.space)
+        if inline_times and i and before < (time := _milliseconds(piece.start)) < end:
+            found.append(f"<{_timestamp(piece.start, '.', hours=True)}>")
+            before = time
+        found.append(html.escape(piece.text, quote=False))
+    return "".join(found)
+
+
+def _times(cue: Segment | Cue, decimal_marker: str, *, hours: bool) -> str:
     """The line ``start --> end`` of a cue."""
-    start = _timestamp(segment.start, decimal_marker, hours=hours)
-    end = _timestamp(segment.end, decimal_marker, hours=hours)
+    start = _timestamp(cue.start, decimal_marker, hours=hours)
+    end = _timestamp(cue.end, decimal_marker, hours=hours)
     return f"{start} --> {end}"
 
 
