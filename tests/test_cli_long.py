@@ -25,7 +25,7 @@ from ark_asr_onnx import Job, Segment
 from ark_asr_onnx.audio import containers, sources
 from ark_asr_onnx.commands import cli, infer
 from ark_asr_onnx.decoding.line import Line
-from ark_asr_onnx.writers import WRITERS
+from ark_asr_onnx.writers import WRITERS, to_srt, to_vtt
 
 RATE = 16000
 Capture = pytest.CaptureFixture[str]
@@ -92,6 +92,68 @@ def test_json_is_a_line_for_each_file_and_jsonl_for_each_part(
     assert [row["text"] for row in rows] == [*(s.text for s in samples), samples[0].text]
     assert {row["audio"] for row in rows} == {str(meeting), str(samples[0].path)}
     assert all(row["start"] < row["end"] for row in rows)
+
+
+def test_words_have_their_times_in_json(
+    meeting: Path, samples: list[Sample], tmp_path: Path, capsys: Capture
+) -> None:
+    assert ark("transcribe", "--words", "-f", "json", meeting) == 0
+    segments = json.loads(capsys.readouterr().out)["segments"]
+    assert ark("transcribe", "--words", "-f", "jsonl", meeting) == 0
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    for found, row, sample in zip(segments, rows, samples, strict=True):
+        words = found["words"]
+        assert [list(word) for word in words] == [["word", "start", "end", "probability"]] * len(
+            words
+        )
+        assert [word["word"] for word in words] == sample.text.split()
+        assert (row["start"], row["end"]) == (words[0]["start"], words[-1]["end"])
+        assert row["words"] == words
+    soundfile.write(tmp_path / "silence.wav", np.zeros(RATE), RATE)
+    assert ark("transcribe", "--words", "-f", "json", tmp_path / "silence.wav") == 0
+    assert json.loads(capsys.readouterr().out)["segments"][0]["words"] == []
+    assert ark("transcribe", "-f", "json", meeting) == 0
+    assert '"words"' not in capsys.readouterr().out
+
+
+def test_subtitles_of_words_are_those_of_the_library(
+    meeting: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    transcript = ark_asr_onnx.load(DEMO).transcribe(meeting, words=True)
+    layout = ark_asr_onnx.CueLayout(max_line_width=20)
+    limits = ("--max-line-width", 20)
+    assert ark("transcribe", "-f", "srt", *limits, meeting) == 0
+    assert capsys.readouterr() == (to_srt(transcript, layout), "")
+    assert ark("transcribe", "-f", "vtt", "--inline-times", meeting) == 0
+    assert capsys.readouterr() == (to_vtt(transcript, inline_times=True), "")
+    assert ark("transcribe", "-f", "all", "--inline-times", *limits, "-o", tmp_path, meeting) == 0
+    written = {path.suffix[1:]: path.read_text() for path in tmp_path.iterdir()}
+    assert written["srt"] == to_srt(transcript, layout)
+    assert written["vtt"] == to_vtt(transcript, layout, inline_times=True)
+    assert written["txt"] == WRITERS["txt"](transcript)
+    assert json.loads(written["json"])["segments"][0]["words"][0]["word"] == "enter"
+    limits = ("--max-line-count", 1, "--max-cue-seconds", 1)
+    assert ark("transcribe", "-f", "vtt", *limits, meeting) == 0
+    layout = ark_asr_onnx.CueLayout(max_line_count=1, max_cue_seconds=1)
+    assert capsys.readouterr() == (to_vtt(transcript, layout), "")
+
+
+def test_a_model_without_times_of_words_says_so_once(
+    meeting: Path, tiny_package: Path, capsys: Capture
+) -> None:
+    arguments = [
+        "transcribe",
+        "-m",
+        str(tiny_package),
+        "-f",
+        "jsonl",
+        "--words",
+        *[str(meeting)] * 2,
+    ]
+    assert cli.main(arguments) == 1
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.count("cannot tell when words are said") == err.count("\n") == 1
 
 
 @pytest.mark.parametrize("arguments", [("-f", "srt", "a.wav", "b.wav"), ("-f", "all", "a.wav")])
@@ -298,7 +360,8 @@ def test_doubtful_audio_is_a_warning_and_strict_makes_it_a_status(
     [("--begin", "-1"), ("--begin", "nan"), ("--begin", "5", "--end", "3"), ("--threads", "99999"),
      ("--channels", "99"), ("--rate", "99999999"), ("--threads", "2.0"), ("--begin", "1e999"),
      ("--end", "inf"), ("--slots", "zwei"), ("--pause", "nan"), ("--channels", "1.5"),
-     ("--max-new-tokens", "9" * 5000)],
+     ("--max-new-tokens", "9" * 5000), ("--max-line-width", "0"), ("--max-line-count", "-1"),
+     ("--max-cue-seconds", "0")],
 )  # fmt: skip
 def test_arguments_that_make_no_sense_are_wrong_usage(
     arguments: tuple[str, ...], meeting: Path, capsys: Capture
@@ -320,6 +383,13 @@ def test_arguments_that_make_no_sense_are_wrong_usage(
         (("--no-vad", "--pause", 1), "--no-vad looks for no speech"),
         (("--no-vad", "--split-short"), "--no-vad looks for no speech"),
         (("--window", 0.5), "--window: window_seconds is 0.5"),
+        (("--words",), "--words: for a format that has times"),
+        (("--inline-times",), "--inline-times: for -f vtt or all, txt has no such times"),
+        (("--inline-times", "-f", "srt"), "--inline-times: for -f vtt or all, srt has"),
+        (("--max-line-width", 20), "--max-cue-seconds: for -f srt, vtt or all, txt has no cues"),
+        (("--max-line-count", 1, "-f", "json"), "for -f srt, vtt or all, json has no cues"),
+        (("--max-cue-seconds", 4, "-f", "tsv"), "for -f srt, vtt or all, tsv has no cues"),
+        (("--max-cue-seconds", 0.01, "-f", "srt"), "--max-cue-seconds: max_cue_seconds is 0.01"),
     ],
 )
 def test_options_without_an_effect_are_wrong_usage(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import signal
 import subprocess
 import sys
@@ -140,6 +141,17 @@ def test_what_cannot_be_read_as_it_comes_is_read_to_its_end(
     monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=stream(data.getvalue())))
     assert cli.main(["transcribe", "-m", str(DEMO), "-"]) == 0
     assert capsys.readouterr().out == f"{samples[0].text}\n"
+
+
+def test_words_of_a_pipe_have_times(
+    spoken: tuple[np.ndarray, list[str]], monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    waveform, expected = spoken
+    monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=stream(wav(waveform))))
+    assert cli.main(["transcribe", "-m", str(DEMO), "-f", "jsonl", "--words", "-"]) == 0
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [" ".join(word["word"] for word in row["words"]) for row in rows] == expected
 
 
 # Listening ----------------------------------------------------------------------------------------
@@ -301,6 +313,21 @@ def test_a_microphone_is_heard_with_its_own_rate_and_channels(
         assert captured.out.splitlines() == expected
     assert len(captured.out.splitlines()) == 3
     assert sound.asked[-1] == (rate, channels)
+
+
+def test_words_of_a_microphone_have_times(
+    spoken: tuple[np.ndarray, list[str]], monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    waveform, expected = spoken
+    monkeypatch.setitem(sys.modules, "sounddevice", FakeSound(waveform))
+    assert mic("-f", "jsonl", "--words") == 1  # the tape ends, as if it were unplugged
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [" ".join(word["word"] for word in row["words"]) for row in rows] == expected
+    assert all(row["start"] == row["words"][0]["start"] for row in rows)
+    with pytest.raises(SystemExit, match="2"):
+        mic("--words")
+    assert "--words: for a format that has times, such as -f jsonl" in capsys.readouterr().err
 
 
 def test_a_microphone_that_is_missing_is_one_line(

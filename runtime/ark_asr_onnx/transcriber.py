@@ -95,6 +95,14 @@ class Transcriber:
         pool = self._pool
         return Status(self._resident.is_open, pool.n_active, pool.n_waiting, pool.stalled_seconds)
 
+    def check(self, options: Options) -> None:
+        """Raise :class:`PackageError` for times of words where the package has none."""
+        if options.words and not self.has_words:
+            raise PackageError(
+                f"{self.manifest.name}: this package cannot tell when words are said (it has no "
+                f"{ALIGN_FILE}); export the model again, or ask without words"
+            )
+
     def close(self) -> None:
         """End the work in progress after its step, and give the memory back.
 
@@ -244,15 +252,11 @@ class Transcriber:
         return self._many(iter(clips), how, splitting or Splitting(), slots)
 
     def _how(self, options: Options | None, words: bool) -> Options:
-        """The options of a call; :class:`PackageError` where the package cannot do that."""
+        """The options of a call, which can be followed."""
         found = options or Options()
         if words:
             found = replace(found, words=True)
-        if found.words and not self.has_words:
-            raise PackageError(
-                f"{self.manifest.name}: this package cannot tell when words are said (it has no "
-                f"{ALIGN_FILE}); export the model again, or ask without words"
-            )
+        self.check(found)
         return found
 
     def _job(

@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from .. import AudioError, Segment, Transcript, files
-from ..writers import WRITERS, segment_to_json
+from ..writers import WRITERS, Style, segment_to_json
+from ..writers import write as written
 from .inputs import STDIN
 from .settings import UsageError
 from .terminal import put, say
@@ -84,39 +85,45 @@ def _stem(path: str) -> str:
     return "stdin" if path == STDIN else Path(path).stem
 
 
-def put_segment(path: str, segment: Segment, output: str) -> None:
+def put_segment(path: str, segment: Segment, output: str, style: Style) -> None:
     """What goes to standard output as soon as it is there."""
     if output == "txt" and segment.text:
         put(segment.text)
     elif output == "jsonl":
-        put(_with_audio(path, segment_to_json(segment)))
+        put(_with_audio(path, segment_to_json(segment, words=bool(style.words))))
 
 
 def write(
-    path: str, transcript: Transcript, output: Path | None, kind: str, *, is_whole: bool
+    path: str,
+    transcript: Transcript,
+    output: Path | None,
+    kind: str,
+    style: Style,
+    *,
+    is_whole: bool,
 ) -> None:
     """What can be written only when the text is complete.
 
     One that is not leaves the files of an earlier run as they are.
     """
     if output is not None:
-        _write_files(path, transcript, output, kind, is_whole=is_whole)
+        _write_files(path, transcript, output, kind, style, is_whole=is_whole)
     elif kind == "txt":
         if not transcript.text:
             put("")  # a line for each file
     elif kind != "jsonl":
-        put(_content(path, transcript, kind), end="")
+        put(_content(path, transcript, kind, style), end="")
 
 
 def _write_files(
-    path: str, transcript: Transcript, output: Path, kind: str, *, is_whole: bool
+    path: str, transcript: Transcript, output: Path, kind: str, style: Style, *, is_whole: bool
 ) -> None:
     if not is_whole:
         output = _partial(output)
     written: list[str] = []
     failed: list[AudioError] = []
     for name in _kinds(kind):
-        target, content = _file(output, name), _content(path, transcript, name)
+        target, content = _file(output, name), _content(path, transcript, name, style)
         try:
             files.write(target, content.encode())
             written.append(str(target))
@@ -129,9 +136,9 @@ def _write_files(
         raise AudioError(f"{'; '.join(map(str, failed))}; the text is on standard output instead")
 
 
-def _content(path: str, transcript: Transcript, kind: str) -> str:
+def _content(path: str, transcript: Transcript, kind: str, style: Style) -> str:
     """A file's content; JSON says which audio it is about."""
-    content = WRITERS[kind](transcript)
+    content = written(transcript, kind, style)
     if kind not in ("json", "jsonl"):
         return content
     return "".join(f"{_with_audio(path, line)}\n" for line in content.split("\n") if line)

@@ -144,9 +144,9 @@ def arguments_of_all(parser: argparse.ArgumentParser, *, has_files: bool = True)
     add("--no-retry", action="store_true", help="do not try doubtful parts again")
 
 
-def settings(arguments: argparse.Namespace) -> Settings:
-    """What :func:`arguments_of_all` were given."""
-    options = Options(arguments.max_new_tokens, retry=not arguments.no_retry)
+def settings(arguments: argparse.Namespace, *, words: bool = False) -> Settings:
+    """What :func:`arguments_of_all` were given; ``words`` asks for the times of words."""
+    options = Options(arguments.max_new_tokens, retry=not arguments.no_retry, words=words)
     if arguments.no_guards:
         options = replace(options, max_tokens_per_second=None, max_repeats=None)
     return Settings(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
@@ -15,6 +15,7 @@ from .. import (
     ArkError,
     AudioError,
     AudioWarning,
+    CueLayout,
     EmptyAudioError,
     PackageError,
     Segment,
@@ -23,7 +24,7 @@ from .. import (
 )
 from ..audio import microphone, pcm, sources
 from ..audio.mel import SAMPLE_RATE
-from ..writers import WRITERS
+from ..writers import WRITERS, Style
 from .inputs import STDIN, expanded
 from .outputs import put_segment, targets, write
 from .settings import (
@@ -31,6 +32,7 @@ from .settings import (
     UsageError,
     arguments_of_all,
     channels,
+    few,
     moment,
     positive,
     seconds,
@@ -44,6 +46,7 @@ _REASONS = {
     "loop": "began to repeat itself and was cut there",
     "empty": "there is speech, but no text",
 }
+_LIMITS = ("max_line_width", "max_line_count", "max_cue_seconds")  # of cues
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +60,7 @@ class Transcription:
     max_seconds: float | None = None
     precision: str | None = None  # that the model must have
     format: str = "txt"
+    style: Style = field(default_factory=Style)
     output_dir: Path | None = None
     is_strict: bool = False
     is_verbose: bool = False
@@ -72,6 +76,13 @@ class Transcription:
             raise UsageError(f"--end must be after --begin: {end:g} is not after {begin:g}")
         if self.live_options and self.audio != (STDIN,):
             raise UsageError(f"{self.live_options}: for - alone, not for files")
+        if self.style.inline_times and self.format not in ("vtt", "all"):
+            raise UsageError(f"--inline-times: for -f vtt or all, {self.format} has no such times")
+        if self.style.layout is not None and self.format not in ("srt", "vtt", "all"):
+            names = ", ".join(map(_flag, _LIMITS))
+            raise UsageError(f"{names}: for -f srt, vtt or all, {self.format} has no cues")
+        if self.style.words and self.format == "txt":
+            raise UsageError("--words: for a format that has times, such as -f jsonl")
 
     @property
     def live_options(self) -> str:
@@ -101,6 +112,13 @@ def transcribe_arguments(parser: argparse.ArgumentParser) -> None:
     add("-o", "--output-dir", type=Path, metavar="DIR",
         help="write DIR/NAME.FORMAT instead of standard output")  # fmt: skip
     arguments_of_all(parser)
+    _words_argument(parser)
+    add("--inline-times", action="store_true", help="vtt: and within cues")
+    add("--max-line-width", type=positive, metavar="N",
+        help="srt, vtt: columns of a line (42 if one of these is given); wide letters take "
+        "two")  # fmt: skip
+    add("--max-line-count", type=few, metavar="N", help="srt, vtt: lines of a cue (2)")
+    add("--max-cue-seconds", type=seconds, metavar="SECONDS", help="srt, vtt: of a cue (7)")
     add("--begin", type=moment, metavar="SECONDS", help="start of the part")
     add("--end", type=moment, metavar="SECONDS", help="end of the part")
     add("--strict", action="store_true",
@@ -116,7 +134,11 @@ def transcribe_arguments(parser: argparse.ArgumentParser) -> None:
 
 def mic_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of ``mic``."""
+    parser.add_argument("-f", "--format", choices=("txt", "jsonl"), default="txt",
+                        help="txt: a line for each part (default); jsonl: a line of "
+                        "JSON")  # fmt: skip
     arguments_of_all(parser, has_files=False)
+    _words_argument(parser)
     parser.add_argument("--device", help="number or part of the name (default: the system's)")
     parser.add_argument("--partial", type=seconds, metavar="SECONDS",
                         help="what was heard so far on stderr, each time so much has "
@@ -124,14 +146,22 @@ def mic_arguments(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(run=_mic)
 
 
+def _words_argument(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--words", action="store_true", help="when each word was said, in json and jsonl"
+    )
+
+
 def _transcribe(arguments: argparse.Namespace) -> int:
+    style = _style(arguments)
     return transcribe(
         Transcription(
-            settings(arguments),
+            settings(arguments, words=bool(style.words)),
             tuple(arguments.audio),
             arguments.begin,
             arguments.end,
             format=arguments.format,
+            style=style,
             output_dir=arguments.output_dir,
             is_strict=arguments.strict,
             is_verbose=arguments.verbose,
@@ -141,6 +171,22 @@ def _transcribe(arguments: argparse.Namespace) -> int:
             partial_seconds=arguments.partial,
         )
     )
+
+
+def _style(arguments: argparse.Namespace) -> Style:
+    """What is to be made of the times of words, which cues and times within them need, too."""
+    given = {name: getattr(arguments, name) for name in _LIMITS}
+    given = {name: value for name, value in given.items() if value is not None}
+    try:
+        layout = CueLayout(**given) if given else None
+    except ValueError as error:
+        raise UsageError(f"--max-cue-seconds: {error}") from error
+    needs_words = arguments.words or arguments.inline_times or layout is not None
+    return Style(layout, inline_times=arguments.inline_times, words=needs_words)
+
+
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
 
 
 def transcribe(told: Transcription) -> int:
@@ -187,6 +233,7 @@ def _open(told: Transcription) -> Transcriber:
         raise PackageError(
             f"the model is {precision}, --main-model-precision asks for {told.precision}"
         )
+    transcriber.check(told.settings.options)
     return transcriber
 
 
@@ -220,7 +267,7 @@ def _transcribed(
         for segment in stream:
             show.clear()
             if output is None:
-                put_segment(path, segment, told.format)
+                put_segment(path, segment, told.format, told.style)
             show(segment.end - begin)
     except BaseException as error:
         stopped = error
@@ -228,7 +275,7 @@ def _transcribed(
     transcript = stream.transcript()
     try:
         if stopped is None or transcript.segments:
-            write(path, transcript, output, told.format, is_whole=stopped is None)
+            write(path, transcript, output, told.format, told.style, is_whole=stopped is None)
     except (ArkError, OSError) as error:
         if stopped is None:
             raise
@@ -272,7 +319,14 @@ def _from_stdin(told: Transcription, pipe: pcm.Pipe) -> int:
 
 def _mic(arguments: argparse.Namespace) -> int:
     """Print what is spoken, until Ctrl-C."""
-    told = Transcription(settings(arguments), (STDIN,), partial_seconds=arguments.partial)
+    told = Transcription(
+        settings(arguments, words=arguments.words),
+        (STDIN,),
+        format=arguments.format,
+        style=Style(words=arguments.words),
+        partial_seconds=arguments.partial,
+    )
+    told.check()
     microphone.library()  # told before the model is opened
     transcriber, doubts = _open(told), _Doubts("the microphone")
     device = arguments.device
@@ -338,7 +392,7 @@ def _show_live(segment: Segment, told: Transcription, name: str) -> int:
         return 0
     if is_terminal and told.partial_seconds:
         rewrite("")
-    put_segment(STDIN, segment, told.format)
+    put_segment(STDIN, segment, told.format, told.style)
     return _report_flagged(name, [segment] if segment.finish_reason != "stop" else [])
 
 
