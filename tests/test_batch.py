@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import pytest
-from conftest import DEMO, ROOT
+from conftest import DEMO, ROOT, Sample
 
 import ark_asr_onnx
 from ark_asr_onnx import (
@@ -28,6 +28,7 @@ from ark_asr_onnx import (
     Clip,
     DecodeError,
     Options,
+    PackageError,
     RecordsError,
     Splitting,
     Transcriber,
@@ -888,6 +889,47 @@ def test_a_batch_of_the_demo_holds_what_was_said(undisturbed: tuple[Path, bytes]
         assert row["pred_text"] == row["text"]
         assert row["pred_text_raw"].endswith("<|im_end|>")
         assert list(row)[6:] == ["speaker", "duration_s", "source"]
+
+
+def test_rows_have_words_where_they_are_asked_for(samples: list[Sample], tmp_path: Path) -> None:
+    output, given = tmp_path / "out.jsonl", {"pred_words": "old", "words": ["mine"]}
+    lines = [{"audio": str(sample.path.resolve()), **given} for sample in samples[:2]]
+    (tmp_path / "in.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    run = functools.partial(
+        run_batch,
+        functools.partial(ark_asr_onnx.load, DEMO, threads=1),
+        tmp_path / "in.jsonl",
+        output,
+    )
+    run(options=Options(words=True))
+    rows = [json.loads(line) for line in output.read_text().splitlines()]
+    for row, sample in zip(rows, samples, strict=False):
+        assert [word["word"] for word in row["pred_words"]] == sample.text.split()
+        assert list(row["pred_words"][0]) == ["word", "start", "end", "probability"]
+        assert list(row)[-2:] == ["words", "pred_words"]
+        assert row["words"] == ["mine"]
+    lines[0]["text"] = "renewed"
+    (tmp_path / "in.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    assert run(options=Options(words=True)).n_renewed == 1
+    assert json.loads(output.read_text().splitlines()[0]) == rows[0] | {"text": "renewed"}
+    with pytest.raises(RecordsError, match=r"another words \(true, now false\)"):
+        run()
+    run(overwrite=True)
+    assert not any("pred_words" in json.loads(line) for line in output.read_text().splitlines())
+
+
+def test_a_model_without_times_of_words_leaves_the_output(
+    tiny_package: Path, undisturbed: tuple[Path, bytes], tmp_path: Path
+) -> None:
+    (tmp_path / "out.jsonl").write_bytes(undisturbed[1])
+    opens = functools.partial(ark_asr_onnx.load, tiny_package, threads=1)
+    for n_workers in (1, 2):
+        with pytest.raises(PackageError, match="cannot tell when words are said"):
+            run_batch(
+                opens, undisturbed[0], tmp_path / "out.jsonl", options=Options(words=True),
+                overwrite=True, workers=n_workers,
+            )  # fmt: skip
+        assert (tmp_path / "out.jsonl").read_bytes() == undisturbed[1]
 
 
 def test_a_doubtful_text_says_why_and_is_counted(

@@ -573,6 +573,13 @@ def test_batch_writes_a_row_for_each_record(
     assert found[0]["speaker"] == "è"
 
 
+def test_batch_writes_words_where_they_are_asked_for(samples: list[Sample], tmp_path: Path) -> None:
+    manifest = write_manifest(tmp_path / "in.jsonl", [{"audio": str(samples[0].path)}])
+    assert ark("batch", "--words", "--input", manifest, "--output", tmp_path / "out.jsonl") == 0
+    (row,) = map(json.loads, (tmp_path / "out.jsonl").read_text().splitlines())
+    assert " ".join(word["word"] for word in row["pred_words"]) == samples[0].text
+
+
 def test_batch_refuses_rows_of_another_model_or_other_options(
     samples: list[Sample], tmp_path: Path, capsys: Capture
 ) -> None:

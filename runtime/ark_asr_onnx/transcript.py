@@ -92,6 +92,11 @@ class Transcript:
         return tuple(p for segment in self.segments for p in segment.logprobs)
 
     @property
+    def words(self) -> tuple[Word, ...]:
+        """Words of all segments, where they were asked for."""
+        return tuple(word for segment in self.segments for word in segment.words)
+
+    @property
     def flagged(self) -> tuple[Segment, ...]:
         """Segments whose text may lack something: those that did not end with ``stop``."""
         return tuple(s for s in self.segments if s.finish_reason != "stop")

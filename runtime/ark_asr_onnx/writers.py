@@ -97,7 +97,7 @@ def to_json(transcript: Transcript, *, words: bool | None = None) -> str:
     because the model does not tell it. Texts are not stripped. ``words`` are those of segments;
     None: if there are any.
     """
-    has_words = _has_words(transcript) if words is None else words
+    has_words = bool(transcript.words) if words is None else words
     segments = [
         {
             "id": index,
@@ -133,7 +133,7 @@ def to_json(transcript: Transcript, *, words: bool | None = None) -> str:
 
 def to_jsonl(transcript: Transcript, *, words: bool | None = None) -> str:
     """One line of JSON per segment, UTF-8 unescaped: what a log or a stream wants to read."""
-    has_words = _has_words(transcript) if words is None else words
+    has_words = bool(transcript.words) if words is None else words
     lines = (segment_to_json(segment, words=has_words) for segment in transcript.segments)
     return "".join(f"{line}\n" for line in lines)
 
@@ -175,10 +175,6 @@ WRITERS: dict[str, Callable[[Transcript], str]] = {
 def _spoken(transcript: Transcript) -> list[Segment]:
     """Segments with text; a cue without text is a flaw."""
     return [segment for segment in transcript.segments if segment.text.strip()]
-
-
-def _has_words(transcript: Transcript) -> bool:
-    return any(segment.words for segment in transcript.segments)
 
 
 def _words(segment: Segment, has_words: bool) -> dict[str, Any]:

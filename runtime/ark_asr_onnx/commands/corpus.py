@@ -55,6 +55,7 @@ def batch_arguments(parser: argparse.ArgumentParser) -> None:
     add("--overwrite", action="store_true", help="begin the output anew")
     add("--workers", type=positive, default=1, metavar="N",
         help="processes, each with the model of its own (1)")  # fmt: skip
+    add("--words", action="store_true", help="pred_words in rows: when each word was said")
     add("--no-progress", action="store_true", help="no bar on the terminal")
     arguments_of_all(parser)
     parser.set_defaults(run=_batch)
@@ -78,7 +79,7 @@ def _batch(arguments: argparse.Namespace) -> int:
     """Transcribe what has no row yet."""
     return _run_batch(
         _Batch(
-            settings(arguments),
+            settings(arguments, words=arguments.words),
             arguments.input,
             arguments.output,
             arguments.overwrite,

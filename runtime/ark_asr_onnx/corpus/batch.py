@@ -23,13 +23,14 @@ from typing import Any, cast
 from .. import Clip, Options, Package, Splitting, Transcriber, Transcript, files
 from ..decoding.slots import DEFAULT_SLOTS
 from ..errors import ArkError, RecordsError
+from ..writers import word_fields
 from . import journal
 from .identity import AudioState, Setup, Values, audio_state, is_changed, setup
 from .journal import Journal, Key, Row, row_line, write_all
 from .records import Record, read_records
 from .workers import end_if_unguarded, transcribe_clips
 
-_RESULTS = ("pred_text", "pred_text_raw", "error", "finish_reason", "warnings")
+_RESULTS = ("pred_text", "pred_text_raw", "pred_words", "error", "finish_reason", "warnings")
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +108,8 @@ def run_batch(
         )
         with contextlib.closing(results):
             for n, (i, result) in enumerate(zip(output.to_do, results, strict=True), 1):
-                output.add(i, output_row(records[i], result), states.popleft())
+                row = output_row(records[i], result, words=bool(options and options.words))
+                output.add(i, row, states.popleft())
                 if not isinstance(result, ArkError):
                     audio_seconds += result.duration
                 if on_progress:
@@ -131,17 +133,20 @@ def record_clip(record: Record) -> Clip:
     return Clip(record.path, begin_seconds=record.begin_seconds, end_seconds=record.end_seconds)
 
 
-def output_row(record: Record, result: Transcript | ArkError) -> Row:
+def output_row(record: Record, result: Transcript | ArkError, *, words: bool = False) -> Row:
     """The row of a record: the keys of ``open-audio-opd``'s inference script, in its order.
 
     They are ``audio``, ``text`` (empty if unknown), ``pred_text``, ``pred_text_raw`` (with special
-    tokens), ``begin_time`` and ``end_time`` (-1 for none), and the record's other fields; last an
-    ``error`` where there was one, or the ``finish_reason`` of a doubtful text, and ``warnings``
-    about the audio. An earlier run's results among the fields make way for these.
+    tokens), ``begin_time`` and ``end_time`` (-1 for none), and the record's other fields; last
+    ``pred_words`` with whisper's keys where ``words`` are wanted, an ``error`` where there was one,
+    or the ``finish_reason`` of a doubtful text, and ``warnings`` about the audio. An earlier run's
+    results among the fields make way for these.
     """
     if isinstance(result, ArkError):
         return _row(record, {"error": str(result)})
     found: Row = {"pred_text": result.text, "pred_text_raw": result.raw_text}
+    if words:
+        found["pred_words"] = [word_fields(word) for word in result.words]
     if result.finish_reason != "stop":
         found["finish_reason"] = result.finish_reason
     if result.warnings:
