@@ -6,6 +6,7 @@ import pytest
 
 pytest.importorskip("starlette")
 
+from ark_asr_onnx import CueLayout
 from ark_asr_onnx.server import fields
 from ark_asr_onnx.server.fields import FieldError, Request
 
@@ -40,9 +41,13 @@ def test_nothing_but_a_file_is_enough() -> None:
 def test_lists_in_every_spelling(given: dict[str, str | list[str]]) -> None:
     assert openai(**given) == openai()
     words = {k: [i.replace("segment", "word") for i in v] for k, v in listed(given).items()}
-    with pytest.raises(FieldError, match="segment") as error:
-        fields.transcription(words, 256)
-    assert error.value.param == "timestamp_granularities"
+    verbose = fields.transcription({**words, "response_format": ["verbose_json"]}, 256)
+    assert verbose == Request(256, response_format="verbose_json", wants_words=True)
+    for kind in fields.FORMATS:
+        if kind != "verbose_json":
+            with pytest.raises(FieldError, match="needs response_format=verbose_json") as error:
+                fields.transcription({**words, "response_format": [kind]}, 256)
+            assert error.value.param == "timestamp_granularities"
 
 
 @pytest.mark.parametrize(
@@ -89,9 +94,29 @@ def test_how_to_cut(given: dict[str, str | list[str]]) -> None:
     assert openai(chunking_strategy="auto").splitting == openai().splitting
 
 
+@pytest.mark.parametrize("kind", ["srt", "vtt"])
+def test_how_large_cues_may_be(kind: str) -> None:
+    assert not openai(response_format=kind).needs_words
+    found = openai(response_format=kind, max_line_width="32", max_cue_seconds="4.5")
+    assert found.layout == CueLayout(max_line_width=32, max_cue_seconds=4.5)
+    assert found.needs_words
+    assert openai(response_format=kind, max_line_count="1").layout == CueLayout(max_line_count=1)
+
+
 @pytest.mark.parametrize(
     ("given", "param"),
     [
+        ({"timestamp_granularities[]": "syllable"}, "timestamp_granularities"),
+        ({"timestamp_granularities": "word,x" * 99}, "timestamp_granularities"),
+        ({"max_line_width": "42"}, "max_line_width"),
+        ({"max_line_count": "2", "response_format": "tsv"}, "max_line_count"),
+        ({"max_line_width": "0", "response_format": "srt"}, "max_line_width"),
+        ({"max_line_width": "1001", "response_format": "srt"}, "max_line_width"),
+        ({"max_line_width": "4.5", "response_format": "srt"}, "max_line_width"),
+        ({"max_line_count": "-1", "response_format": "vtt"}, "max_line_count"),
+        ({"max_cue_seconds": "61", "response_format": "vtt"}, "max_cue_seconds"),
+        ({"max_cue_seconds": "0", "response_format": "vtt"}, "max_cue_seconds"),
+        ({"max_cue_seconds": "nan", "response_format": "vtt"}, "max_cue_seconds"),
         ({"response_format": "xml"}, "response_format"),
         ({"response_format": "diarized_json"}, "response_format"),
         ({"stream": "maybe"}, "stream"),

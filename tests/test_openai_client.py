@@ -52,8 +52,11 @@ def test_formats(client: Any, samples: list[Sample]) -> None:
     assert found.segments[0].text == samples[0].text
     assert found.segments[0].avg_logprob < 0
     assert float(found.duration) > 1
-    with pytest.raises(openai.BadRequestError, match="segment"):
-        ask("verbose_json", timestamp_granularities=["word"])
+    found = ask("verbose_json", timestamp_granularities=["word"])
+    assert [word.word for word in found.words] == samples[0].text.split()
+    assert all(0 < word.start < word.end for word in found.words)
+    with pytest.raises(openai.BadRequestError, match="response_format=verbose_json"):
+        ask("json", timestamp_granularities=["word"])
 
 
 def test_a_stream(client: Any, samples: list[Sample]) -> None:

@@ -27,6 +27,7 @@ from ark_asr_onnx import Transcriber
 from ark_asr_onnx.audio import sources
 from ark_asr_onnx.server.limits import Access, Limits
 from ark_asr_onnx.server.service import ServiceSettings
+from ark_asr_onnx.writers import to_srt, to_vtt
 
 RATE = 16000
 ASR, OPENAI = "/asr", "/v1/audio/transcriptions"
@@ -263,11 +264,78 @@ def test_the_services_own_settings_hold_where_a_request_says_nothing(minutes: by
         assert max(len(segment["tokens"]) for segment in found) > 3
 
 
-def test_words_are_refused_with_the_reason(server: Served, clip: Path) -> None:
-    found = server.post(OPENAI, {"file": clip, "timestamp_granularities[]": "word"})
-    assert found.status == 400
-    assert found.error["param"] == "timestamp_granularities"
-    assert "segment" in found.error["message"]
+VERBOSE = {"response_format": "verbose_json"}
+WORDS = {**VERBOSE, "timestamp_granularities[]": "word"}
+
+
+def test_words_have_their_times(
+    server: Served, samples: list[Sample], demo: Transcriber, minutes: bytes
+) -> None:
+    assert server.get("/ready").json["words"] is True
+    for sample in samples[:2]:
+        expected = demo.transcribe(sample.path, words=True)
+        found = server.post(OPENAI, {**WORDS, "file": sample.path}).json
+        assert [word["word"] for word in found["words"]] == sample.text.split()
+        assert [list(word) for word in found["words"]] == [
+            ["word", "start", "end", "probability"] for _ in found["words"]
+        ]
+        times = [(word["start"], word["end"]) for word in found["words"]]
+        assert times == [(word.start, word.end) for word in expected.words]
+        assert found["segments"][0]["start"] == times[0][0]
+    whole = server.post(OPENAI, {**WORDS, "file": minutes}).json
+    (*_, done) = events(server.post(OPENAI, {**WORDS, "file": minutes, "stream": "true"}))
+    assert done["words"] == whole["words"]
+    assert " ".join(word["word"] for word in done["words"]) == done["text"]
+    both = [*VERBOSE.items(), ("timestamp_granularities[]", "word"),
+            ("timestamp_granularities[]", "segment"), ("file", samples[0].path)]  # fmt: skip
+    found = server.post(OPENAI, both).json
+    assert found["words"]
+    assert found["segments"]
+
+
+def test_words_are_there_only_where_they_are_asked_for(server: Served, clip: Path) -> None:
+    for granularity in ({}, {"timestamp_granularities[]": "segment"}):
+        for stream in ("false", "true"):
+            asked = {**VERBOSE, **granularity, "file": clip, "stream": stream}
+            assert b'"words"' not in server.post(OPENAI, asked).body
+    assert b'"words"' not in server.post(ASR, {**WORDS, "file": clip}).body
+    for kind in ("json", "srt"):
+        found = server.post(OPENAI, {**WORDS, "file": clip, "response_format": kind})
+        assert found.status == 400
+        assert found.error["param"] == "timestamp_granularities"
+        assert "needs response_format=verbose_json" in found.error["message"]
+
+
+def test_subtitles_have_the_size_that_is_asked_for(
+    server: Served, clip: Path, demo: Transcriber
+) -> None:
+    transcript = demo.transcribe(clip, words=True)
+    layout = ark_asr_onnx.CueLayout(max_line_width=12, max_line_count=1)
+    asked = {"file": clip, "max_line_width": 12, "max_line_count": 1}
+    for kind, write in (("srt", to_srt), ("vtt", to_vtt)):
+        found = server.post(OPENAI, {**asked, "response_format": kind}).body.decode()
+        assert found == write(transcript, layout)
+        assert found.count("-->") > 1
+    found = server.post(OPENAI, asked)
+    assert (found.status, found.error["param"]) == (400, "max_line_width")
+
+
+def test_a_model_without_times_of_words_says_so(clip: Path, tiny_package: Path) -> None:
+    with served(load=lambda: ark_asr_onnx.load(tiny_package, threads=1)) as without:
+        assert without.get("/ready").json["words"] is False
+        found = without.post(OPENAI, {**WORDS, "file": clip})
+        assert found.status == 400
+        assert found.error["param"] == "timestamp_granularities"
+        assert found.error["code"] == "unsupported_value"
+        assert (
+            "gives no times of words; ask for timestamp_granularities=segment"
+            in (found.error["message"])
+        )
+        asked = {"file": clip, "response_format": "srt", "max_cue_seconds": "3"}
+        found = without.post(OPENAI, asked)
+        assert found.status == 400
+        assert "gives no times of words; ask without max_line_width" in found.error["message"]
+        assert without.service.n_requests == 0
 
 
 def test_what_has_no_effect_is_named(server: Served, clip: Path) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 
 from ..package.contract import Tokens
 from ..transcript import Segment, Transcript
-from ..writers import to_jsonl, to_srt, to_tsv, to_vtt
+from ..writers import Style, word_fields, write
 from .fields import Request
 
 TokenText = Callable[[Sequence[int]], bytes]  # what ids stand for
@@ -72,8 +72,7 @@ def body(transcript: Transcript, request: Request, model: Model) -> bytes:
         return to_json(found)
     if kind == "text":
         return f"{transcript.text}\n".encode()
-    writer = {"srt": to_srt, "vtt": to_vtt, "tsv": to_tsv, "jsonl": to_jsonl}[kind]
-    return writer(transcript).encode()
+    return write(transcript, kind, Style(request.layout)).encode()
 
 
 def _short(transcript: Transcript, request: Request, model: Model) -> dict[str, Any]:
@@ -88,13 +87,15 @@ def _short(transcript: Transcript, request: Request, model: Model) -> dict[str, 
 
 
 def verbose(transcript: Transcript, request: Request) -> dict[str, Any]:
-    """``verbose_json``: OpenAI's ten numbers of each segment, two of ours, and warnings."""
+    """``verbose_json``: OpenAI's ten numbers of each segment, two of ours, words, and warnings."""
+    words = [word_fields(word) for word in transcript.words]
     return {
         "task": "transcribe",
         "language": request.language,
         "duration": round(transcript.duration, 3),
         "text": transcript.text,
         "segments": _segments(transcript),
+        **({"words": words} if request.wants_words else {}),
         "warnings": [asdict(warning) for warning in transcript.warnings],
         "usage": {"type": "duration", "seconds": math.ceil(transcript.duration)},
     }
@@ -197,7 +198,8 @@ class Events:
         }
         if self._request.response_format == "verbose_json":
             found = verbose(transcript, self._request)
-            event |= {key: found[key] for key in ("language", "duration", "segments", "warnings")}
+            keys = ("language", "duration", "segments", "words", "warnings")
+            event |= {key: found[key] for key in keys if key in found}
         return _event(event) + DONE
 
 

@@ -14,14 +14,17 @@ from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias, cast
 
 from ..audio.split import Splitting
+from ..subtitles import CueLayout
 
 Form: TypeAlias = Mapping[str, Sequence[str]]  # every value of every field
 
 MAX_NEW_TOKENS = 2048
 FORMATS = ("json", "text", "srt", "vtt", "verbose_json", "tsv", "jsonl")
+_GRANULARITIES = "timestamp_granularities"
 _HINTS = ("prompt", "language", "languages", "keywords")  # that the model does not follow
 _SAMPLING = (("temperature", 0.0, 2.0), ("top_p", 0.0, 1.0), ("repetition_penalty", 0.1, 2.0))
 _NEUTRAL = {"temperature": 0.0, "top_p": 1.0, "top_k": -1, "repetition_penalty": 1.0}
+_LARGEST_CUE = {"max_line_width": 1000, "max_line_count": 20, "max_cue_seconds": 60}
 _LARGEST = 1e9  # of any number: beyond, arithmetic ends before sense does
 _TRUE, _FALSE = ("true", "1", "yes", "on"), ("false", "0", "no", "off", "")
 
@@ -44,10 +47,17 @@ class Request:
     response_format: str = "json"
     is_stream: bool = False
     wants_logprobs: bool = False
+    wants_words: bool = False
+    layout: CueLayout | None = None  # of subtitles
     model: str | None = None
     language: str = "und"  # the request's, shortened; else ISO 639's "undetermined"
     splitting: dict[str, float] = field(default_factory=dict[str, float])  # of Splitting's fields
     ignored: tuple[str, ...] = ()  # fields that were given and have no effect
+
+    @property
+    def needs_words(self) -> bool:
+        """Whether it takes times of words to answer."""
+        return self.wants_words or self.layout is not None
 
 
 def asr(form: Form, default_tokens: int) -> Request:
@@ -61,7 +71,8 @@ def asr(form: Form, default_tokens: int) -> Request:
 def transcription(form: Form, default_tokens: int) -> Request:
     """OpenAI's transcriptions, with upstream's fields beside."""
     response_format = _one_of(form, "response_format", FORMATS, "json")
-    _check_granularities(form)
+    wants_words = _wants_words(form, response_format)
+    layout = _layout(form, response_format)
     for name in ("known_speaker_names", "known_speaker_references"):
         if _items(form, name):
             raise FieldError("this model does not tell speakers apart", name, "unsupported_value")
@@ -76,6 +87,8 @@ def transcription(form: Form, default_tokens: int) -> Request:
         response_format=response_format,
         is_stream=_boolean(form, "stream"),
         wants_logprobs=wants_logprobs,
+        wants_words=wants_words,
+        layout=layout,
         model=_last(form, "model"),
         language=_language(form),
         splitting=_splitting(form),
@@ -83,16 +96,37 @@ def transcription(form: Form, default_tokens: int) -> Request:
     )
 
 
-def _check_granularities(form: Form) -> None:
-    """Segments are what there is."""
-    name = "timestamp_granularities"
-    for granularity in _items(form, name):
-        if granularity == "word":
-            message = f"this model gives no times of words; use {name}=segment"
-            raise FieldError(message, name, "unsupported_value")
-        if granularity != "segment":
-            message = f"{name} has {granularity[:40]!r}, expected segment"
-            raise FieldError(message, name, "unsupported_value")
+def _wants_words(form: Form, response_format: str) -> bool:
+    """Whether times of words are asked for; those of segments are always there."""
+    granularities = _items(form, _GRANULARITIES)
+    for granularity in granularities:
+        if granularity not in ("word", "segment"):
+            message = f"{_GRANULARITIES} has {granularity[:40]!r}, expected word or segment"
+            raise FieldError(message, _GRANULARITIES, "unsupported_value")
+    if "word" in granularities and response_format != "verbose_json":
+        message = f"needs response_format=verbose_json, not {response_format}; segment does not"
+        raise FieldError(f"{_GRANULARITIES}=word {message}", _GRANULARITIES)
+    return "word" in granularities
+
+
+def _layout(form: Form, response_format: str) -> CueLayout | None:
+    """How large the cues of subtitles may be, if anything is said of that."""
+    given: dict[str, Any] = {}
+    for name, most in _LARGEST_CUE.items():
+        value = _number(form, name, float if name == "max_cue_seconds" else int)
+        if value is None:
+            continue
+        if response_format not in ("srt", "vtt"):
+            message = f"{name} needs response_format=srt or vtt, not {response_format}"
+            raise FieldError(message, name)
+        if value > most:
+            raise FieldError(f"{name} must be at most {most}, got {value}", name)
+        given[name] = value
+        try:
+            CueLayout(**given)
+        except ValueError as error:
+            raise FieldError(str(error), name) from None
+    return CueLayout(**given) if given else None
 
 
 def _logprobs(form: Form, response_format: str) -> bool:
@@ -127,7 +161,7 @@ def _items(form: Form, name: str) -> list[str]:
                 parsed = None
         if isinstance(parsed, list):
             found += [str(item) for item in cast("list[object]", parsed)]
-        elif name in ("timestamp_granularities", "include"):
+        elif name in (_GRANULARITIES, "include"):
             found += value.split(",")
         else:
             found.append(value)

@@ -120,12 +120,17 @@ class Service:
     def work(self, source: BinaryIO, asked: fields.Request) -> Work:
         """Begin to transcribe."""
         limits = self.settings.limits
+        if asked.needs_words and not self.transcriber.has_words:
+            raise Refused(_no_words(asked))
+        options = replace(
+            self.settings.options, max_new_tokens=asked.max_new_tokens, words=asked.needs_words
+        )
         job = self.transcriber.stream(
             source,
             begin_seconds=asked.begin_seconds,
             end_seconds=asked.end_seconds,
             max_seconds=limits.max_audio_seconds,
-            options=replace(self.settings.options, max_new_tokens=asked.max_new_tokens),
+            options=options,
             splitting=replace(self.settings.splitting, **asked.splitting),
             slots=self.settings.slots,
         )
@@ -150,6 +155,7 @@ class Service:
         return 200 if is_ready else 503, {
             "ready": is_ready,
             "model": model,
+            "words": self._transcriber is not None and self._transcriber.has_words,
             "active": self.n_requests - self.n_waiting,
             "queued": self.n_waiting,
             "stalled_s": round(stalled, 1),
@@ -168,6 +174,15 @@ class Service:
         watch("ark_asr_slots_active", "Windows being decoded", of("n_active"))
         watch("ark_asr_model_loaded", "Whether the model is in memory", of("is_loaded"))
         watch("ark_asr_jobs_waiting", "Requests that wait for a thread", lambda: self.n_waiting)
+
+
+def _no_words(asked: fields.Request) -> Failure:
+    """What is said where the model gives no times of words."""
+    param, wish = "max_line_width", "without max_line_width, max_line_count and max_cue_seconds"
+    if asked.wants_words:
+        param, wish = "timestamp_granularities", "for timestamp_granularities=segment"
+    message = f"this model gives no times of words; ask {wish}"
+    return Failure(400, message, "unsupported_value", param)
 
 
 def retry_after(seconds: float) -> int:
