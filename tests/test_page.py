@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from collections.abc import Iterator
@@ -74,8 +75,6 @@ class Page:
 
     def requested(self) -> set[str]:
         """Addresses that the page asked for."""
-        import json
-
         messages = (json.loads(e["message"]) for e in self.driver.get_log("performance"))
         sent = (m["message"]["params"] for m in messages
                 if m["message"]["method"] == "Network.requestWillBeSent")  # fmt: skip
@@ -98,6 +97,50 @@ def test_a_file_and_what_it_gives(server: Served, samples: list[Sample]) -> None
         here = (server.url, "blob:", "data:")
         assert [url for url in page.requested() if not url.startswith(here)] == []
         assert [e for e in driver.get_log("browser") if e["level"] == "SEVERE"] == []
+
+
+def test_words_are_played_and_marked(
+    server: Served, samples: list[Sample], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def words(selector: str = ".word") -> list[str]:
+        return [word.text for word in driver.find_elements("css selector", f"#text {selector}")]
+
+    def player(what: str) -> Any:
+        return driver.execute_script(f"return document.getElementById('player').{what}")
+
+    with browser() as driver:
+        page = Page(driver, server.url)
+        page.wait(lambda: page.element("state").text == "ready")
+        page.element("file").send_keys(str(samples[0].path.resolve()))
+        assert page.transcribe() == samples[0].text
+        assert words() == samples[0].text.split()
+        assert words("[aria-current]") == []
+        answer = json.loads(page.element("raw").get_attribute("textContent"))
+        player("playbackRate = 0.1")
+        third = driver.find_elements("css selector", "#text .word")[2]
+        third.click()
+        page.wait(lambda: words("[aria-current]") == [third.text])
+        start, end = (answer["words"][2][name] for name in ("start", "end"))
+        assert start <= player("currentTime") < end
+        assert not player("paused")
+        player("playbackRate = 2")
+        page.wait(lambda: words("[aria-current]") == words()[3:])
+        page.wait(lambda: player("ended"))
+        assert words("[aria-current]") == []
+        page.element("file").send_keys(str(samples[1].path.resolve()))
+        assert (page.element("text").text, words()) == (samples[0].text, [])  # of another audio
+        assert page.transcribe() == samples[1].text
+        assert words() == samples[1].text.split()
+        page.element("clear").click()
+        assert words() == []
+        assert [e for e in driver.get_log("browser") if e["level"] == "SEVERE"] == []
+    monkeypatch.setattr(server.service.transcriber, "has_words", False)
+    with browser() as driver:
+        page = Page(driver, server.url)
+        page.wait(lambda: page.element("state").text == "ready")
+        page.element("file").send_keys(str(samples[0].path.resolve()))
+        assert page.transcribe() == samples[0].text
+        assert words() == []
 
 
 def test_the_microphone(server: Served, samples: list[Sample], tmp_path: Path) -> None:

@@ -9,11 +9,16 @@ let audio = null; // {blob, name}
 let recording = null;
 let running = null; // AbortController
 let transcript = null; // {text, segments}
+let hasWords = false; // the model tells when each word was said
+let heard = null; // the audio that is, or was, transcribed
+let spoken = []; // its words that can be played: {start, end, element}
+let marked = null; // the element of the one that is being played
 
 // What there is to transcribe -----------------------------------------------------------------
 
 function choose(blob, name) {
   audio = { blob, name };
+  showText($("text").textContent, []); // what is there was said in another audio
   $("name").textContent = name;
   URL.revokeObjectURL($("player").src);
   $("player").src = URL.createObjectURL(blob);
@@ -166,6 +171,7 @@ $("form").addEventListener("submit", async (event) => {
   show(true);
   const begin = performance.now();
   const chosen = audio; // another may be chosen meanwhile
+  heard = chosen;
   try {
     try {
       await ask(chosen.blob, chosen.name);
@@ -196,6 +202,7 @@ async function ask(blob, name) {
   if (streams) {
     body.append("stream", "true");
     body.append("response_format", "verbose_json");
+    if (hasWords) body.append("timestamp_granularities[]", "word");
   }
   for (const [id, field] of [["begin", "begin_time"], ["end", "end_time"], ["tokens", "max_new_tokens"]]) {
     if ($(id).value) body.append(field, $(id).value);
@@ -253,7 +260,7 @@ async function readEvents(stream) {
 
 function finish(answer) {
   transcript = { text: answer.text, segments: answer.segments || [] };
-  $("text").textContent = answer.text || "(no speech)";
+  showText(answer.text || "(no speech)", (heard === audio && answer.words) || []);
   $("raw").textContent = JSON.stringify(answer, null, 2);
   const figures = [];
   if (answer.duration !== undefined) figures.push(`${answer.duration.toFixed(1)} s of audio`);
@@ -280,11 +287,55 @@ function finish(answer) {
   }
 }
 
+// Words are where the text has them, one after the other.
+function showText(text, words) {
+  const parts = [];
+  let at = 0;
+  spoken = words.map(({ word, start, end }) => {
+    const element = document.createElement("span");
+    element.className = "word";
+    element.textContent = word;
+    const begin = text.indexOf(word, at);
+    parts.push(text.slice(at, begin), element);
+    at = begin + word.length;
+    return { start, end, element };
+  });
+  $("text").replaceChildren(...parts, text.slice(at));
+  mark();
+}
+
+function mark() {
+  const now = $("player").currentTime;
+  const found = spoken.find(({ start, end }) => start <= now && now < end)?.element;
+  if (found === marked) return;
+  marked?.removeAttribute("aria-current");
+  found?.setAttribute("aria-current", "true");
+  marked = found;
+}
+
+function follow() {
+  mark();
+  if (!$("player").paused) requestAnimationFrame(follow);
+}
+
+$("player").addEventListener("play", follow);
+$("player").addEventListener("seeked", mark);
+$("text").addEventListener("click", async ({ target }) => {
+  const word = spoken.find(({ element }) => element === target);
+  if (!word) return;
+  $("player").currentTime = word.start;
+  try {
+    await $("player").play();
+  } catch (error) {
+    if (error.name === "NotSupportedError") fail("This browser cannot play this audio.");
+  }
+});
+
 function show(isBusy) {
   if (isBusy) {
     fail(null);
     transcript = null;
-    $("text").textContent = "";
+    showText("", []);
     $("figures").textContent = "";
     $("warnings").hidden = true;
     $("raw").textContent = "";
@@ -348,7 +399,7 @@ $("clear").addEventListener("click", () => {
   $("player").pause();
   $("player").hidden = true;
   $("result").hidden = true;
-  $("text").textContent = "";
+  showText("", []);
   $("clock").textContent = "0:00";
   $("go").disabled = true;
   fail(null);
@@ -360,6 +411,7 @@ async function watch() {
   try {
     const found = await (await fetch("ready")).json();
     text = found.model === "loading" ? "loading the model" : found.ready ? "ready" : "not ready";
+    hasWords = Boolean(found.words);
     if (found.queued) text += `, ${found.queued} waiting`;
   } catch { /* told below */ }
   $("state").textContent = text;
