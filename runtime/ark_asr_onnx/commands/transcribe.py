@@ -113,7 +113,7 @@ def transcribe_arguments(parser: argparse.ArgumentParser) -> None:
         help="write DIR/NAME.FORMAT instead of standard output")  # fmt: skip
     arguments_of_all(parser)
     _words_argument(parser)
-    add("--inline-times", action="store_true", help="vtt: and within cues")
+    add("--inline-times", action="store_true", help="vtt: the same, within cues")
     add("--max-line-width", type=positive, metavar="N",
         help="srt, vtt: columns of a line (42 if one of these is given); wide letters take "
         "two")  # fmt: skip
@@ -437,4 +437,5 @@ def _timing_line(transcript: Transcript) -> str:
         f"(RTFx {transcript.rtfx:.1f}): read {t.read:.3f}, split {t.split:.3f}, "
         f"features {t.features:.3f}, encode {t.encode:.3f}, prefill {t.prefill:.3f}, "
         f"decode {t.decode:.3f} s ({n} tokens, {per_token:.1f} ms/token)"
+        + (f", words {t.words:.3f} s" if t.words else "")
     )
