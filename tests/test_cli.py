@@ -135,6 +135,10 @@ def test_verbose_shows_the_time_of_each_stage(
     assert captured.out == f"{samples[0].text}\n"
     for word in ("RTFx", "features", "encode", "prefill", "ms/token"):
         assert word in captured.err
+    assert "words" not in captured.err
+    words = ["transcribe", "-v", "--words", "-f", "json", "-m", str(DEMO), str(samples[0].path)]
+    assert cli.main(words) == 0
+    assert "ms/token), words " in capsys.readouterr().err
 
 
 def test_text_cut_by_the_token_limit_is_warned_about(
