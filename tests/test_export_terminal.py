@@ -131,9 +131,9 @@ def test_only_our_own_warnings_are_shown(capsys: pytest.CaptureFixture[str]) -> 
 @pytest.mark.parametrize(
     ("options", "n_lines"),
     [
-        (["--precision", "int8"], 6),
+        (["--precision", "int8"], 7),
         (["--layout", "published"], 8),
-        (["--recipe", "dynamic", "--allow-degraded"], 6),
+        (["--recipe", "dynamic", "--allow-degraded"], 7),
     ],
     ids=str,
 )
