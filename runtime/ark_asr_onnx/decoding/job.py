@@ -68,7 +68,7 @@ class Job(Iterator[Segment]):
                 contextlib.suppress(CancelledError),
                 contextlib.closing(tasks_of(self._taken_from, line)) as items,
             ):
-                for item in items:
+                for item in () if line.is_cancelled else items:
                     line.put(item)
                     line.collect(self._segments)
                     self._give(on_segment)
@@ -139,7 +139,7 @@ def feed(line: Line, items: Generator[Task | End]) -> None:
         error: BaseException | None = None
         try:
             with contextlib.closing(items):
-                for item in items:
+                for item in () if line.is_cancelled else items:
                     line.put(item)
         except CancelledError:
             pass
@@ -147,9 +147,12 @@ def feed(line: Line, items: Generator[Task | End]) -> None:
             error = found
         line.complete(error)
 
+    reader = threading.Thread(target=put, name="ark-asr-reader", daemon=True)
+    # Known before it runs: Ctrl-C may come while it starts, and it must not be in the middle of
+    # foreign code when the interpreter ends.
+    READERS.add(reader)
     try:
-        reader = threading.Thread(target=put, name="ark-asr-reader", daemon=True)
-        READERS.add(started(reader))
+        started(reader)
     except BaseException:
         line.cancel()
         raise

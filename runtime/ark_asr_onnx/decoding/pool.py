@@ -298,7 +298,7 @@ def _close_all() -> None:
         pool.close()
     until = time.monotonic() + _LAST_SECONDS
     for reader in list(READERS):
-        if reader.is_alive():  # Ctrl-C may have come before it was started
+        if reader.is_alive():  # one that has not begun yet will find its line cancelled
             reader.join(max(0.0, until - time.monotonic()))
 
 
