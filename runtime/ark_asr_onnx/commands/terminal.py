@@ -20,9 +20,8 @@ from collections.abc import Callable, Generator, Sequence
 from types import FrameType
 from typing import Any, NoReturn, TextIO, cast
 
-from .. import ArkError
+from .. import ArkError, subtitles
 from ..audio import quiet
-from ..subtitles import width as _width
 from .settings import UsageError
 
 _SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP")  # Windows has no SIGHUP
@@ -319,7 +318,7 @@ def _is_control(character: str) -> bool:
 def _last(line: str, columns: int) -> str:
     """The end of a line that fits into so many columns."""
     at, width = len(line), 0
-    while at and (width := width + _width(line[at - 1])) <= columns:
+    while at and (width := width + subtitles.width(line[at - 1])) <= columns:
         at -= 1
     while at and at < len(line) and _is_mark(line[at]):  # of what did not fit
         at += 1
