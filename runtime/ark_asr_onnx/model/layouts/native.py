@@ -256,15 +256,16 @@ class NativeDecoding:
         n_heads = aligner.graph.outputs[contract.ATTENTION][0]
         assert isinstance(n_heads, int)
         attention = np.empty((n_heads, n, n_audio), np.float32)
+        inputs: dict[str, Array] = {  # kept here: what is bound is only pointed at
+            contract.POSITIONS: np.arange(first, first + n, dtype=np.int64),
+            contract.AUDIO_END: np.array([audio_end], np.int64),
+        }
         # The rows are written again as they are, so that those behind them can attend to them.
         call = self._bind(
             aligner.graph,
             slice(slot, slot + 1),
             {contract.ATTENTION: attention},
-            {
-                contract.POSITIONS: np.arange(first, first + n, dtype=np.int64),
-                contract.AUDIO_END: np.array([audio_end], np.int64),
-            },
+            inputs,
         )
         call.set(contract.INPUTS_EMBEDS, np.ascontiguousarray(inputs_embeds))
         self._seqlens[slot], self._total[...] = first + n - 1, first + n
