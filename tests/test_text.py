@@ -62,8 +62,16 @@ def test_a_mark_before_the_text_of_a_file_is_no_damage(text: Text, tmp_path: Pat
 
 @pytest.mark.parametrize(
     "content",
-    [b"", b"{", b"{}", b"[1, 2]", b"\xff\xfe", b'{"version": "1.0", "model": {"type": "none"}}'],
-    ids=["empty", "half", "no model", "no object", "no text", "unknown model"],
+    [
+        b"",
+        b"{",
+        b"{}",
+        b"[1, 2]",
+        b"\xff\xfe",
+        b'{"version": "1.0", "model": {"type": "none"}}',
+        b'{"version": "%s"}' % (b"x" * 20_000),
+    ],
+    ids=["empty", "half", "no model", "no object", "no text", "unknown model", "a long text"],
 )
 def test_a_damaged_tokenizer_is_refused_by_name(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "tokenizer.json"

@@ -24,6 +24,7 @@ QWEN2_SPLIT = (
 TOKENIZER_FILES = ((TOKENIZER_FILE,), ("vocab.json", "merges.txt", "added_tokens.json"))
 
 _MAX_BYTES = 16 << 20  # of each file of a tokenizer
+_LONGEST_TOKEN = 10_000  # letters
 _TIMES = 25  # as much memory as its bytes takes reading a tokenizer
 _MEMORY = 16 << 20  # that anything may take
 
@@ -144,7 +145,10 @@ def _read(path: Path) -> Any:
     kind = cast("Any", Tokenizer)
 
     def read() -> Any:
-        return kind.from_str(path.read_text("utf-8-sig"))
+        text = path.read_text("utf-8-sig")
+        if max(map(len, text.split('"'))) > _LONGEST_TOKEN:  # the library would work for minutes
+            raise ValueError(f"a text of more than {_LONGEST_TOKEN} letters in it")
+        return kind.from_str(text)
 
     return _told(read, path, "not a tokenizer file", _TIMES * n_bytes)
 
