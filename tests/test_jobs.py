@@ -21,7 +21,7 @@ from conftest import DEMO, ROOT, Sample
 import ark_asr_onnx
 from ark_asr_onnx import AudioError, Clip, ClosedError, Job, QueueFullError, Transcriber
 from ark_asr_onnx.audio import sources
-from ark_asr_onnx.decoding import job, pool
+from ark_asr_onnx.decoding import job
 
 RATE = 16000
 
@@ -301,16 +301,20 @@ def test_work_in_progress_does_not_keep_the_interpreter(samples: list[Sample]) -
 def test_a_reader_whose_start_was_interrupted_is_waited_for_at_the_end(
     samples: list[Sample], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    readers: list[threading.Thread] = []  # which are known before they start
+    started: list[threading.Thread] = []
+
     def interrupted(thread: threading.Thread) -> threading.Thread:
+        assert readers == [thread]
         thread.start()
+        started.append(thread)
         raise KeyboardInterrupt
 
+    monkeypatch.setattr(job, "await_at_end", readers.append)
     monkeypatch.setattr(job, "started", interrupted)
     with ark_asr_onnx.load(DEMO, threads=1) as transcriber:
-        before = set(pool.READERS)
         with pytest.raises(KeyboardInterrupt):
             next(transcriber.stream(samples[0].path))
-        (reader,) = set(pool.READERS) - before
-        reader.join(10)
-        assert not reader.is_alive()
+        started[0].join(10)
+        assert not started[0].is_alive()
         assert transcriber.status.n_waiting == 0

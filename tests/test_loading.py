@@ -148,6 +148,21 @@ for thread in threads:
         assert forking(code, samples[0].path, prepared) == f"{samples[0].text}\n" * 4
 
 
+@pytest.mark.parametrize("prepared", [False, True])
+def test_what_a_child_needs_is_imported_with_the_package(
+    samples: list[Sample], tmp_path: Path, prepared: bool
+) -> None:
+    """A child that was forked while another thread imported a module waits for it for ever."""
+    code = """
+before = set(sys.modules)
+with load() as transcriber:
+    transcriber.transcribe(clip, words=True)
+    list(transcriber.stream(clip))
+print(sorted(set(sys.modules) - before))
+"""
+    assert forking(code, samples[0].path, str(tmp_path) if prepared else "") == "[]\n"
+
+
 # What is short -----------------------------------------------------------------------------------
 
 LITTLE_MEMORY = """

@@ -11,6 +11,7 @@ import numpy as np
 
 from ..arrays import F32
 from ..errors import AudioError
+from ..forks import NO_FORK
 from ..transcript import AudioWarning
 from . import webm
 from .account import OnWarning
@@ -101,7 +102,8 @@ class _Track:
 
     def blocks(self) -> Iterator[tuple[F32, int]]:
         """Samples, and their rate."""
-        import av
+        with NO_FORK:
+            import av
 
         library = cast("Any", av)
         errors = library.error.FFmpegError

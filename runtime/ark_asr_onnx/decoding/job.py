@@ -12,7 +12,7 @@ from ..transcript import Segment, Transcript, join
 from .clips import Take, tasks_of
 from .clock import timings
 from .line import CancelledError, End, Line, Task
-from .pool import READERS, Pool, started
+from .pool import Pool, await_at_end, started
 
 
 class Job(Iterator[Segment]):
@@ -150,7 +150,7 @@ def feed(line: Line, items: Generator[Task | End]) -> None:
     reader = threading.Thread(target=put, name="ark-asr-reader", daemon=True)
     # Known before it runs: Ctrl-C may come while it starts, and it must not be in the middle of
     # foreign code when the interpreter ends.
-    READERS.add(reader)
+    await_at_end(reader)
     try:
         started(reader)
     except BaseException:

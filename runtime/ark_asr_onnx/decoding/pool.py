@@ -53,7 +53,8 @@ class Pool:
         self.is_closed = False
         self._lines: deque[Line] = deque()
         self._begin()
-        _POOLS.add(self)
+        with _LISTING:
+            _POOLS.add(self)
 
     def __del__(self) -> None:
         with self._changed:
@@ -279,6 +280,12 @@ def started(thread: threading.Thread) -> threading.Thread:
     return thread
 
 
+def await_at_end(reader: threading.Thread) -> None:
+    """Let the interpreter, at its end, wait a little for a thread that puts into lines."""
+    with _LISTING:
+        _READERS.add(reader)
+
+
 def _serve(of: weakref.ref[Pool], changed: threading.Condition) -> None:
     """The thread of a pool, which it does not keep alive while it sleeps."""
     while True:
@@ -294,16 +301,19 @@ def _serve(of: weakref.ref[Pool], changed: threading.Condition) -> None:
 
 def _close_all() -> None:
     """At the end of the interpreter, which must not end threads in the middle of foreign code."""
-    for pool in list(_POOLS):
+    with _LISTING:
+        pools, readers = list(_POOLS), list(_READERS)
+    for pool in pools:
         pool.close()
     until = time.monotonic() + _LAST_SECONDS
-    for reader in list(READERS):
+    for reader in readers:
         if reader.is_alive():  # one that has not begun yet will find its line cancelled
             reader.join(max(0.0, until - time.monotonic()))
 
 
 def _before_fork() -> None:
     """Wait for computations: the libraries for them do not survive a fork in their middle."""
+    _LISTING.acquire()
     _FORKING.extend(_POOLS)
     for pool in _FORKING:
         pool.computing.acquire()
@@ -312,16 +322,19 @@ def _before_fork() -> None:
 def _after_fork_in_parent() -> None:
     while _FORKING:
         _FORKING.pop().computing.release()
+    _LISTING.release()
 
 
 def _after_fork_in_child() -> None:
     while _FORKING:
         _FORKING.pop().after_fork()
+    _LISTING.release()
 
 
 _POOLS: weakref.WeakSet[Pool] = weakref.WeakSet()
+_READERS: weakref.WeakSet[threading.Thread] = weakref.WeakSet()  # that put into lines
+_LISTING = threading.Lock()  # held by who adds to them, or goes through them
 _FORKING: list[Pool] = []
-READERS: weakref.WeakSet[threading.Thread] = weakref.WeakSet()  # that put into lines
 atexit.register(_close_all)
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(

@@ -201,7 +201,8 @@ def loudness(waveform: F32, n_frames: int) -> F32:
     energy = np.concatenate(([0.0], np.cumsum(np.square(padded, dtype=np.float64))))
     first = np.arange(n_frames) * _FRAME
     level = 10 * np.log10((energy[first + _LOUDNESS] - energy[first]).clip(0) + 1e-10)
-    quiet, loud = np.percentile(level, (_QUIETEST, _LOUDEST))
+    at = np.array((_QUIETEST, _LOUDEST)) / 100 * (n_frames - 1)
+    quiet, loud = np.interp(at, np.arange(n_frames), np.sort(level))
     quiet = min(quiet, loud - _RANGE)
     return np.clip((level - quiet) / (loud - quiet), 0, 1).astype(np.float32)
 

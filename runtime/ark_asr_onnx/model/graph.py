@@ -14,6 +14,7 @@ from typing import Any
 
 from ..arrays import Array
 from ..errors import DecodeError, PackageError
+from ..forks import NO_FORK
 from ..package.contract import REMEDY, external_data_file
 from ..package.foreign import reason, shortage
 from . import ort
@@ -76,7 +77,7 @@ def pack(path: Path, out: Path, threads: int) -> None:
         "session.save_external_prepacked_constant_initializers": "1",
     }.items():
         options.add_session_config_entry(key, value)
-    with ort.NO_FORK:
+    with NO_FORK:
         try:
             _open(path, options)
         except PackageError as error:
@@ -96,7 +97,7 @@ class Graph:
         self.path = path
         self._data = os.path.realpath(path.with_name(external_data_file(path.name)))
         self._mapped: list[Range] = []
-        with ort.NO_FORK, _ONE_MAPS if is_prepared else contextlib.nullcontext():
+        with NO_FORK, _ONE_MAPS if is_prepared else contextlib.nullcontext():
             before = _untouched_mappings(self._data) if is_prepared else []
             self._session = _open(path, _options(threads))
             if is_prepared:

@@ -91,7 +91,7 @@ def read_text(path: Path, remedy: str) -> str:
     try:
         with path.open("rb") as stream:
             content = stream.read(n_bytes)  # of some in /proc, which say 0, nothing
-        return content.decode("utf-8-sig")  # some editors begin files with a mark
+        return content.decode().removeprefix("\ufeff")  # some editors begin files with a mark
     except (OSError, UnicodeDecodeError) as error:
         raise PackageError(f"{path}: cannot be read ({reason(error)}); {remedy}") from error
 

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from ..errors import PackageError
+from ..forks import NO_FORK
 from . import published
 from .contract import MANIFEST_FILE, REMEDY, manifest_from_json
 from .foreign import read_text, reason
@@ -105,8 +106,9 @@ def _getter(repository: str, *, offline: bool) -> Get:
     """A function that makes a file of a repository local."""
     try:
         # Imported here: it costs 0.3 s that a local folder need not pay.
-        import huggingface_hub
-        from huggingface_hub import constants, errors
+        with NO_FORK:
+            import huggingface_hub
+            from huggingface_hub import constants, errors
 
         download = cast("Any", huggingface_hub).hf_hub_download
     except Exception as error:  # a variable of its own that makes no sense, a broken installation

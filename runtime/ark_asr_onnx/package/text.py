@@ -145,7 +145,7 @@ def _read(path: Path) -> Any:
     kind = cast("Any", Tokenizer)
 
     def read() -> Any:
-        text = path.read_text("utf-8-sig")
+        text = path.read_text("utf-8").removeprefix("\ufeff")
         if max(map(len, text.split('"'))) > _LONGEST_TOKEN:  # the library would work for minutes
             raise ValueError(f"a text of more than {_LONGEST_TOKEN} letters in it")
         return kind.from_str(text)
