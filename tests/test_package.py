@@ -173,6 +173,11 @@ def test_a_file_the_layout_needs_must_be_listed(package: Path) -> None:
     assert "the manifest lists no file 'decoder.onnx'" in refusal(package)
 
 
+def test_a_tokenizer_must_be_listed(package: Path) -> None:
+    edit_manifest(package, lambda manifest: manifest["files"].pop("tokenizer.json"))
+    assert "the manifest lists no tokenizer; copy the package or export it" in refusal(package)
+
+
 # Whole by their checksums, and wrong -------------------------------------------------------------
 
 

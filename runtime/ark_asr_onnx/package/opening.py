@@ -36,9 +36,11 @@ class Package:
 
     @property
     def tokenizer_dir(self) -> Path:
-        """The folder of its tokenizer."""
-        names = {names[0] for names in TOKENIZER_FILES}
-        return next(path.parent for name, path in self.paths.items() if name in names)
+        """The folder of its tokenizer; :class:`PackageError` when none is listed."""
+        for names in TOKENIZER_FILES:
+            if names[0] in self.paths:
+                return self.paths[names[0]].parent
+        raise PackageError(f"{self.directory}: the manifest lists no tokenizer; {REMEDY}")
 
     def path(self, name: str) -> Path:
         """Where a file of the package lies; :class:`PackageError` when it is not listed."""
