@@ -87,6 +87,9 @@ class Double:
     def move(self, source: int, target: int) -> None:
         self.slots[target], self.slots[source] = self.slots[source], None
 
+    def rewind(self, slot: int, n: int) -> None:
+        raise AssertionError(f"{n} ids of {slot} taken back, nothing is expected")
+
 
 @pytest.fixture
 def is_filled(monkeypatch: pytest.MonkeyPatch) -> None:

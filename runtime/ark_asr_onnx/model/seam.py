@@ -31,6 +31,10 @@ class Decoding(Protocol):
         """Let one slot go on with the utterance of another, which it replaces."""
         ...
 
+    def rewind(self, slot: int, n: int) -> None:
+        """Let a slot forget the last ``n`` of the ids that were appended to it."""
+        ...
+
     def align(self, slot: int, ids: I64, n_audio: int) -> F32:
         """Where it looked for each id ``[T]`` of the text in a slot, of the first T it has.
 

@@ -248,6 +248,10 @@ class NativeDecoding:
         self._cache[:, target, :, :length] = self._cache[:, source, :, :length]
         self._lengths[target] = length
 
+    def rewind(self, slot: int, n: int) -> None:
+        """See :class:`.prompted.EmbedsDecoding`; the next rows are written over those behind."""
+        self._lengths[slot] -= n
+
     def align(self, slot: int, inputs_embeds: F32, first: int, audio_end: int) -> F32:
         """See :class:`.prompted.EmbedsDecoding`."""
         aligner = self._decoder.aligner

@@ -28,6 +28,10 @@ class EmbedsDecoding(Protocol):
         """Let one slot go on with the utterance of another, which it replaces."""
         ...
 
+    def rewind(self, slot: int, n: int) -> None:
+        """Let a slot forget the last ``n`` positions that were appended to it."""
+        ...
+
     def align(self, slot: int, inputs_embeds: F32, first: int, audio_end: int) -> F32:
         """Attention ``[heads, T, N]`` to the audio of rows ``[1, T, H]`` that a slot holds.
 
@@ -113,7 +117,7 @@ class PromptedDecoding:
 
     def __init__(self, model: PromptedModel, decoding: EmbedsDecoding) -> None:
         self._model, self._decoding = model, decoding
-        self.move = decoding.move
+        self.move, self.rewind = decoding.move, decoding.rewind
 
     def prefill(self, slot: int, audio_embeds: F32) -> F32:
         """See :class:`ark_asr_onnx.model.seam.Decoding`."""

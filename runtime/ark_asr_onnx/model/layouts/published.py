@@ -105,6 +105,11 @@ class _OneSlot(abc.ABC):
         """See :class:`.prompted.EmbedsDecoding`; there is one slot."""
         assert source == target == 0
 
+    def rewind(self, slot: int, n: int) -> None:
+        """See :class:`.prompted.EmbedsDecoding`."""
+        assert slot == 0
+        self._forget(n)
+
     def align(self, slot: int, inputs_embeds: F32, first: int, audio_end: int) -> F32:
         """Never called: see :attr:`.prompted.EmbedsDecoder.can_align`."""
         raise NotImplementedError
@@ -112,6 +117,10 @@ class _OneSlot(abc.ABC):
     @abc.abstractmethod
     def _empty(self) -> None:
         """Forget what was read."""
+
+    @abc.abstractmethod
+    def _forget(self, n: int) -> None:
+        """Forget the last ``n`` positions."""
 
     @abc.abstractmethod
     def _call(self, inputs_embeds: F32) -> F32:
@@ -159,6 +168,10 @@ class StaticDecoding(_OneSlot):
     def _empty(self) -> None:
         self._length = 0
         self._mask[:] = 0
+
+    def _forget(self, n: int) -> None:
+        self._length -= n
+        self._mask[0, self._length :] = 0
 
     def _call(self, inputs_embeds: F32) -> F32:
         begin, end = self._length, self._length + inputs_embeds.shape[1]
@@ -215,6 +228,10 @@ class GrowingDecoding(_OneSlot):
 
     def _empty(self) -> None:
         self._past = [np.zeros(self._decoder.past_shape, np.float32)] * len(self._decoder.pasts)
+
+    def _forget(self, n: int) -> None:
+        n_kept = self._past[0].shape[2] - n
+        self._past = [np.ascontiguousarray(past[:, :, :n_kept]) for past in self._past]
 
     def _call(self, inputs_embeds: F32) -> F32:
         begin = self._past[0].shape[2]
