@@ -20,9 +20,11 @@ from .audio.split import Splitter, Splitting, Window
 from .decoding.clips import Clip, Take, nothing_heard, tasks_of, too_short
 from .decoding.clock import Clock, timings
 from .decoding.greedy import Options
+from .decoding.hotwords import Hotwords
 from .decoding.job import Job, feed
 from .decoding.line import End, Line, Task
 from .decoding.pool import Pool
+from .decoding.second_look import expected
 from .decoding.slots import DEFAULT_SLOTS
 from .errors import ArkError, ClosedError, PackageError
 from .model.layouts import LAYOUTS
@@ -32,6 +34,8 @@ from .package.contract import ALIGN_FILE
 from .package.opening import Package
 from .package.text import Text
 from .transcript import Segment, Transcript, join
+
+_LISTS = 8  # of hotwords whose tokens are kept
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +80,8 @@ class Transcriber:
         self._pool = Pool(
             self._resident, self.manifest, self.text, max_waiting, max_waiting_seconds
         )
+        tokens_of = functools.partial(expected, text=self.text, manifest=self.manifest)
+        self._tokens_of = functools.lru_cache(_LISTS)(tokens_of)
 
     def __reduce__(self) -> tuple[Callable[[], Transcriber], tuple[()]]:
         """In a pickle it is the arguments of :func:`load`; it is opened again from them."""
@@ -96,12 +102,17 @@ class Transcriber:
         return Status(self._resident.is_open, pool.n_active, pool.n_waiting, pool.stalled_seconds)
 
     def check(self, options: Options) -> None:
-        """Raise :class:`PackageError` for times of words where the package has none."""
+        """Refuse options that cannot be followed.
+
+        Raises :class:`PackageError` where the package has no times of words, ``ValueError`` for
+        hotwords that it may not write.
+        """
         if options.words and not self.has_words:
             raise PackageError(
                 f"{self.manifest.name}: this package cannot tell when words are said (it has no "
                 f"{ALIGN_FILE}); export the model again, or ask without words"
             )
+        self._hotwords(options)
 
     def close(self) -> None:
         """End the work in progress after its step, and give the memory back.
@@ -259,6 +270,12 @@ class Transcriber:
         self.check(found)
         return found
 
+    def _hotwords(self, options: Options) -> Hotwords | None:
+        """The expected words of some options, after :meth:`check` at once."""
+        if not options.hotwords:
+            return None
+        return self._tokens_of(options.hotwords, options.block_from_id)
+
     def _job(
         self,
         clip: Clip,
@@ -272,7 +289,9 @@ class Transcriber:
         take = self._take(clip, cut, max_seconds)
 
         def open_line(is_own: bool) -> Line:
-            return self._pool.open(how, cut, slots, take.expected_seconds, is_own=is_own)
+            return self._pool.open(
+                how, cut, slots, take.expected_seconds, is_own=is_own, hotwords=self._hotwords(how)
+            )
 
         return Job(self._pool, take, open_line)
 
@@ -291,7 +310,7 @@ class Transcriber:
                 started.append(self._take(one, splitting))
                 yield from tasks_of(started[-1], line)
 
-        line = self._pool.open(options, splitting, slots)
+        line = self._pool.open(options, splitting, slots, hotwords=self._hotwords(options))
         try:
             feed(line, items())
             segments: list[Segment] = []
@@ -318,7 +337,8 @@ class Transcriber:
         on_warning: OnWarning,
     ) -> Generator[Segment]:
         splitter = Splitter(splitting, self.manifest.sizes.max_seconds)
-        line = self._pool.open(options, splitting, 1, is_own=True)
+        hotwords = self._hotwords(options)
+        line = self._pool.open(options, splitting, 1, is_own=True, hotwords=hotwords)
 
         def texts(windows: Iterable[Window]) -> Iterator[Segment]:
             nonlocal has_text

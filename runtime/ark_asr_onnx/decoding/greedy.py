@@ -13,6 +13,7 @@ from ..arrays import F32
 from ..errors import DecodeError
 from ..package.contract import Tokens
 from ..transcript import FinishReason
+from .hotwords import MAX_STRENGTH, checked
 
 _FREE_TOKENS = 10  # allowed beyond those of max_tokens_per_second
 _LOOP_TOKENS = 16  # fewer tokens are never taken for a loop
@@ -28,8 +29,18 @@ class Options:
     max_repeats: int | None = 5  # of the same ids (any n-gram) in a row; None: no limit
     retry: bool = True  # once more for text that ended by length or loop, or is empty on speech
     words: bool = False  # also when each word was said
+    hotwords: tuple[str, ...] = ()  # words and phrases that are expected
+    hotword_strength: float = 2.5  # nats a word may be less likely than what else was heard
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "hotwords", checked(self.hotwords))
+        strength = values.positive("hotword_strength", self.hotword_strength)
+        if strength > MAX_STRENGTH:
+            raise ValueError(
+                f"hotword_strength is {strength:g}, may be {MAX_STRENGTH:g}; beyond, a text is "
+                "nothing but hotwords"
+            )
+        object.__setattr__(self, "hotword_strength", strength)
         for name, least in (("max_new_tokens", 1), ("block_from_id", 0), ("max_repeats", 1)):
             if (value := getattr(self, name)) is not None or name == "max_new_tokens":
                 object.__setattr__(self, name, values.whole(name, value, least))
@@ -92,24 +103,38 @@ class Utterance:
         self._tokens, self._mask, self._max_new_tokens = tokens, mask, max_new_tokens
         self._max_repeats, self._forbid_empty = max_repeats, forbid_empty
 
+    @property
+    def n_back(self) -> int:
+        """How many of the ids that its slot has read it forgets before the next."""
+        return 0
+
+    @property
+    def next_id(self) -> int:
+        """What its slot reads next."""
+        return self.ids[-1]
+
     def choose(self, logits: F32) -> None:
         """Append the likeliest id for the logits ``[V]``."""
-        mask = self._mask
-        if self._forbid_empty and not self.ids:
-            others = mask.copy()
-            others[list(self._tokens.eos)] = -np.inf
-            mask = others if np.isfinite(others).any() else mask
-        token_id, logprob = choose(logits, mask)
+        token_id, logprob = choose(logits, self._mask_at(len(self.ids)))
         self.ids.append(token_id)
         self.logprobs.append(logprob)
-        self.n_kept = len(self.ids)
-        if token_id in self._tokens.stop:
-            self.finish_reason = "stop"
-        elif self._max_repeats is not None and (n := loop(self.ids, self._max_repeats)):
-            self.n_kept -= n
-            self.finish_reason = "loop"
-        elif len(self.ids) == self._max_new_tokens:
-            self.finish_reason = "length"
+        self.finish_reason, self.n_kept = self._ending(self.ids)
+
+    def _mask_at(self, n: int) -> F32:
+        """The mask of the id behind ``n`` others."""
+        if n or not self._forbid_empty:
+            return self._mask
+        others = self._mask.copy()
+        others[list(self._tokens.eos)] = -np.inf
+        return others if np.isfinite(others).any() else self._mask
+
+    def _ending(self, ids: Sequence[int]) -> tuple[FinishReason | None, int]:
+        """Whether a text has ended, and how many of its ids are before a loop went round again."""
+        if ids[-1] in self._tokens.stop:
+            return "stop", len(ids)
+        if self._max_repeats is not None and (n := loop(ids, self._max_repeats)):
+            return "loop", len(ids) - n
+        return ("length" if len(ids) == self._max_new_tokens else None), len(ids)
 
 
 def loop(ids: Sequence[int], max_repeats: int) -> int:

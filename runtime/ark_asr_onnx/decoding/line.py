@@ -15,6 +15,7 @@ from ..errors import ArkError
 from ..transcript import Segment
 from .clock import Clock
 from .greedy import Options, Utterance
+from .hotwords import Hotwords
 
 _AHEAD = 2  # windows of a line that wait for a slot
 _UNREAD = 64  # windows whose results nobody took yet
@@ -73,8 +74,10 @@ class Line:
         longest: float,
         audio_seconds: float,
         is_own: bool = False,
+        hotwords: Hotwords | None = None,
     ) -> None:
         self.options, self.splitting, self.limit, self.longest = options, splitting, limit, longest
+        self.hotwords = hotwords  # those of the options
         self.audio_seconds = audio_seconds  # as far as they are known before reading
         self.is_own = is_own
         self.waiting: deque[Place] = deque()  # for a slot

@@ -25,6 +25,7 @@ from ..package.contract import Manifest
 from ..package.foreign import shortage
 from ..package.text import Text
 from .greedy import Options
+from .hotwords import Hotwords
 from .line import Line, Place
 from .slots import Slots
 
@@ -76,17 +77,19 @@ class Pool:
         seconds_of: Callable[[], float] = float,
         *,
         is_own: bool = False,
+        hotwords: Hotwords | None = None,
     ) -> Line:
         """A line for some seconds of audio, which are asked for where the queue has bounds.
 
-        ``is_own``: its caller calls :meth:`drive_for` before it waits for a result.
+        ``is_own``: its caller calls :meth:`drive_for` before it waits for a result. ``hotwords``:
+        those of the options.
         Raises :class:`ClosedError` after :meth:`close`, :class:`QueueFullError`, and
         :class:`DecodeError` where no more threads can be started.
         """
         longest = splitting.longest(self._manifest.sizes.max_seconds)
         has_bounds = self._max_waiting is not None or self._max_waiting_seconds is not None
         seconds = seconds_of() if has_bounds else 0.0
-        line = Line(self._changed, options, splitting, limit, longest, seconds, is_own)
+        line = Line(self._changed, options, splitting, limit, longest, seconds, is_own, hotwords)
         with self._changed:
             if self.is_closed:
                 raise ClosedError("this transcriber was closed; load the model again")

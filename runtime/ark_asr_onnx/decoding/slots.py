@@ -6,6 +6,7 @@ slots, only their slots are computed.
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
@@ -22,6 +23,7 @@ from ..transcript import Segment, Word
 from . import greedy, words
 from .greedy import Options, Utterance
 from .line import Line, Place, Task
+from .second_look import HotwordUtterance
 
 DEFAULT_SLOTS = 8
 _SHARE = 0.1  # of the time of an admission, for which the slots go on before the next
@@ -104,21 +106,32 @@ class Slots:
             place.n_audio = audio_embeds.shape[1]
         with clock.stage("prefill"):
             room = self._positions - self._model.n_prompt(log_mel.shape[2]) + 1
-            place.utterance = Utterance(
-                self._manifest.tokens,
-                self._mask(options),
-                max(1, min(options.max_tokens(window.seconds), room)),
-                max_repeats=options.max_repeats,
-                forbid_empty=place.forbid_empty,
-            )
+            n_tokens = max(1, min(options.max_tokens(window.seconds), room))
+            place.utterance = self._utterance(place, n_tokens)
             place.utterance.choose(self._decoding.prefill(self.n_active, audio_embeds))
+
+    def _utterance(self, place: Place, max_new_tokens: int) -> Utterance:
+        options, hotwords = place.line.options, place.line.hotwords
+        kind = Utterance
+        if hotwords is not None:
+            kind = functools.partial(HotwordUtterance, hotwords, options.hotword_strength)
+        return kind(
+            self._manifest.tokens,
+            self._mask(options),
+            max_new_tokens,
+            max_repeats=options.max_repeats,
+            forbid_empty=place.forbid_empty,
+        )
 
     def step(self) -> None:
         """One token for all; what it takes is shared by their clocks."""
         assert self._decoding is not None
         places, begin = list(self._active), time.perf_counter()
         try:
-            logits = self._decoding.step(np.array([place.utterance.ids[-1] for place in places]))
+            for slot, place in enumerate(places):
+                if n_back := place.utterance.n_back:
+                    self._decoding.rewind(slot, n_back)
+            logits = self._decoding.step(np.array([place.utterance.next_id for place in places]))
         except Exception as error:  # the graph's: of nobody in particular
             errors = dict.fromkeys(places, _told(error))
             self._active, self._decoding = [], None

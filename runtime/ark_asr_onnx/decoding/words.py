@@ -110,10 +110,11 @@ def _kind(letter: str) -> str:
         return "opening"
     if category[0] in "PSMC":  # also what combines with the letter before it
         return "closing"
-    return "alone" if _is_unspaced(letter) else "run"
+    return "alone" if is_unspaced(letter) else "run"
 
 
-def _is_unspaced(letter: str) -> bool:
+def is_unspaced(letter: str) -> bool:
+    """Whether a letter is of a script that writes no spaces between words."""
     return unicodedata.name(letter, "").replace("-", " ").partition(" ")[0] in _UNSPACED
 
 
