@@ -94,6 +94,7 @@ def _run_batch(told: _Batch) -> int:
     _check_writable(told.output)  # before a model is downloaded, and opened
     package = ark_asr_onnx.open_package(model.name, local_files_only=model.local_files_only)
     told.settings.check_window(package.manifest)  # before anything is overwritten
+    told.settings.check_hotwords(package)
     n_threads = model.threads or max(1, threads.default_threads() // told.workers)
     show: Progress | None = None
 

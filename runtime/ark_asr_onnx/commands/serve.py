@@ -16,7 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .. import MissingExtraError, PackageError, ServiceError
+from .. import MissingExtraError, PackageError, ServiceError, open_package
 from ..decoding.slots import DEFAULT_SLOTS
 from .settings import Settings, UsageError, arguments_of_all, few, positive, seconds, settings
 from .terminal import say
@@ -125,7 +125,10 @@ def _foreground(arguments: argparse.Namespace, address: Address) -> int:
         say(f"warning: {address.url} is open to everybody who can reach it; see --api-key-file")
     load = functools.partial(told.load, idle_unload_seconds=arguments.idle_unload)
     try:
-        told.model.name  # noqa: B018 - told before it listens
+        name = told.model.name  # told before it listens
+        if told.options.hotwords:
+            local = told.model.local_files_only
+            told.check_hotwords(open_package(name, local_files_only=local))
         run(load, service, address, lambda url: say(f"listening on {url}"))
     except (ServiceError, PackageError) as error:
         say(f"error: {error}")

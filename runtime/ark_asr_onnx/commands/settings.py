@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import math
 import os
+from collections.abc import Generator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import ark_asr_onnx
 
-from .. import Options, PackageError, Splitting, Transcriber
+from .. import Options, Package, PackageError, Splitting, Transcriber
+from ..decoding.hotwords import MAX_STRENGTH
+from ..decoding.second_look import expected
 from ..decoding.slots import DEFAULT_SLOTS
 from ..package.contract import Manifest
+from ..package.text import Text
 
 MODEL_VARIABLE = "ARK_ASR_MODEL"
 PREPARED_VARIABLE = "ARK_ASR_PREPARED_DIR"
+_MAX_BYTES = 1 << 20  # of a file of hotwords
 _PUBLISHED_VARIABLE = "ARK_ASR_MODEL_PATH"  # of the makers' own service
 
 
@@ -69,6 +75,8 @@ class Settings:
             idle_unload_seconds=idle_unload_seconds,
         )
         self.check_window(transcriber.manifest)
+        with _about_hotwords():
+            transcriber.check(self.options)
         return transcriber
 
     def check_window(self, manifest: Manifest) -> None:
@@ -77,6 +85,23 @@ class Settings:
             self.splitting.longest(manifest.sizes.max_seconds)
         except ValueError as error:
             raise UsageError(f"--window: {error}") from error
+
+    def check_hotwords(self, package: Package) -> None:
+        """Refuse hotwords that a model may not write, without opening it."""
+        if self.options.hotwords:
+            with _about_hotwords():
+                text = Text(package.tokenizer_dir)
+                options = self.options
+                expected(options.hotwords, options.block_from_id, text, package.manifest)
+
+
+@contextlib.contextmanager
+def _about_hotwords() -> Generator[None]:
+    """Say which option a value is of that cannot be."""
+    try:
+        yield
+    except ValueError as error:
+        raise UsageError(f"--hotwords: {error}") from error
 
 
 def model_arguments(parser: argparse.ArgumentParser, *, has_threads: bool = True) -> None:
@@ -142,6 +167,17 @@ def arguments_of_all(parser: argparse.ArgumentParser, *, has_files: bool = True)
     add("--no-guards", action="store_true",
         help="let the model repeat itself, and give any number of tokens a second")  # fmt: skip
     add("--no-retry", action="store_true", help="do not try doubtful parts again")
+    add(
+        "--hotwords",
+        type=phrases,
+        action="extend",
+        metavar="WORDS",
+        help="words and phrases that may be said and are often misheard, with commas between, or "
+        "@FILE with one on each line",
+    )
+    add("--hotword-strength", type=strength, metavar="NATS",
+        help=f"prefer hotwords that are by so much less likely, for each word "
+        f"({Options().hotword_strength:g})")  # fmt: skip
 
 
 def settings(arguments: argparse.Namespace, *, words: bool = False) -> Settings:
@@ -149,6 +185,13 @@ def settings(arguments: argparse.Namespace, *, words: bool = False) -> Settings:
     options = Options(arguments.max_new_tokens, retry=not arguments.no_retry, words=words)
     if arguments.no_guards:
         options = replace(options, max_tokens_per_second=None, max_repeats=None)
+    if arguments.hotwords:
+        with _about_hotwords():
+            options = replace(options, hotwords=tuple(arguments.hotwords))
+    if arguments.hotword_strength is not None:
+        if not arguments.hotwords:
+            raise UsageError("--hotword-strength needs --hotwords")
+        options = replace(options, hotword_strength=arguments.hotword_strength)
     return Settings(
         model_settings(arguments),
         arguments.prepared_dir,
@@ -199,6 +242,38 @@ def channels(text: str) -> int:
 def number(text: str) -> float:
     """An argument that is a finite number."""
     return _finite(text, -math.inf, "must be a number, and finite")
+
+
+def strength(text: str) -> float:
+    """An argument that is a strength of hotwords."""
+    rule = f"must be positive, and at most {MAX_STRENGTH:g}"
+    if (value := _finite(text, 0.0, rule)) > MAX_STRENGTH:
+        raise argparse.ArgumentTypeError(f"{_quoted(text)}: {rule}")
+    return value
+
+
+def phrases(text: str) -> list[str]:
+    """Words and phrases, with commas between, or ``@FILE`` with one a line."""
+    found = _lines(text[1:]) if text.startswith("@") else text.split(",")
+    found = [phrase.strip() for phrase in found if phrase.strip()]
+    if not found:
+        raise argparse.ArgumentTypeError(f"{_quoted(text)} has no words; leave the option out")
+    return found
+
+
+def _lines(path: str) -> list[str]:
+    try:
+        with Path(path).expanduser().open("rb") as file:
+            content = file.read(_MAX_BYTES + 1)
+        if len(content) > _MAX_BYTES:
+            raise argparse.ArgumentTypeError(
+                f"{path}: more than {_MAX_BYTES} bytes; give a list of the words that are misheard"
+            )
+        return content.decode().removeprefix("\ufeff").splitlines()
+    except (OSError, ValueError, RuntimeError) as error:  # also a zero byte, and no such home
+        reason = "not UTF-8 text" if isinstance(error, UnicodeError) else str(error)
+        reason = (error.strerror if isinstance(error, OSError) else None) or reason
+        raise argparse.ArgumentTypeError(f"{path}: cannot be read ({reason})") from error
 
 
 def seconds(text: str) -> float:

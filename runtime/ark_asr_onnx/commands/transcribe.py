@@ -233,7 +233,6 @@ def _open(told: Transcription) -> Transcriber:
         raise PackageError(
             f"the model is {precision}, --main-model-precision asks for {told.precision}"
         )
-    transcriber.check(told.settings.options)
     return transcriber
 
 

@@ -19,6 +19,7 @@ Values: TypeAlias = dict[str, object]
 _MODEL_FILES = (".onnx", ".data", "tokenizer.json")  # endings
 _BLOCK_BYTES = 1 << 20
 _N_SAMPLES = 16  # blocks of a file without a checksum that has more
+_SHOWN = 60  # characters of a value
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,15 +31,23 @@ class Setup:
     splitting: Values
 
     def differences(self, before: Setup) -> list[str]:
-        """What is not as it was, in words; what one of both does not know is the same."""
+        """What is not as it was, in words.
+
+        What one of both does not know of the model is the same; an option that there was not yet
+        had its default.
+        """
         found: list[str] = []
         then, now = before.package, self.package
         if any(then[key] != now[key] for key in then.keys() & now.keys() - {"name"}):
             found.append(f"another model ({then.get('name')!r}, now {now.get('name')!r})")
-        for then, now in ((before.options, self.options), (before.splitting, self.splitting)):
+        for then, now in (
+            ({**_values(Options()), **before.options}, self.options),
+            ({**_values(Splitting()), **before.splitting}, self.splitting),
+        ):
             for name in sorted(then.keys() & now.keys()):
-                if then[name] != now[name]:
-                    values = f"{json.dumps(then[name])}, now {json.dumps(now[name])}"
+                has_effect = name != "hotword_strength" or then["hotwords"] or now["hotwords"]
+                if then[name] != now[name] and has_effect:
+                    values = f"{_shown(then[name])}, now {_shown(now[name])}"
                     found.append(f"another {name} ({values})")
         return found
 
@@ -121,11 +130,19 @@ def _values(settings: Options | Splitting) -> Values:
 def _value(value: Any) -> object:
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
+    if isinstance(value, tuple):
+        return [_value(item) for item in cast("tuple[object, ...]", value)]
     while isinstance(value, functools.partial):
         value = value.func  # pyright: ignore[reportUnknownMemberType]
     if not hasattr(value, "__qualname__"):
         value = cast("Any", type(value))
     return f"{value.__module__}.{value.__qualname__}"
+
+
+def _shown(value: object) -> str:
+    """A value in a line for people."""
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…"
 
 
 @functools.lru_cache(maxsize=256)  # records of one file follow each other
