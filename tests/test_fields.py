@@ -71,11 +71,29 @@ def test_a_language_is_echoed_and_never_an_error(language: str, echo: str) -> No
 
 def test_hints_are_named() -> None:
     found = openai(**{
-        "prompt": "x", "keywords[]": ["a", "b"], "languages[]": "de", "temperature": "0.2",
-        "top_p": "1", "top_k": "-1", "vad_filter": "false", "hotwords": "x",
+        "prompt": "x", "languages[]": "de", "temperature": "0.2",
+        "top_p": "1", "top_k": "-1", "vad_filter": "false",
     })  # fmt: skip
-    assert found.ignored == ("prompt", "languages", "keywords", "temperature")
+    assert found.ignored == ("prompt", "languages", "temperature")
     assert found.language == "de"
+
+
+@pytest.mark.parametrize("name", ["hotwords", "keywords"])
+def test_expected_words_in_every_spelling(name: str) -> None:
+    for given in (
+        {name: "Ljubljana, Kai  Müller,"},
+        {name: ["Ljubljana", "Kai Müller"]},
+        {f"{name}[]": ["Ljubljana", "Kai Müller"]},
+        {name: '["Ljubljana", "Kai Müller"]'},
+    ):
+        found = openai(**given)
+        assert found.hotwords == ("Ljubljana", "Kai Müller")
+        assert found.hotword_strength is None
+        assert found.ignored == ()
+    assert openai(**{name: ""}) == openai()
+    assert openai(hotwords="a", keywords="b", hotword_strength="1.5") == Request(
+        max_new_tokens=256, hotwords=("a", "b"), hotword_strength=1.5
+    )
 
 
 @pytest.mark.parametrize(
@@ -144,6 +162,16 @@ def test_how_large_cues_may_be(kind: str) -> None:
         ({"chunking_strategy[threshold]": "x" * 60_000}, "chunking_strategy"),
         ({"chunking_strategy": '{"prefix_padding_ms": null}'}, "chunking_strategy"),
         ({"chunking_strategy": '{"type": ["server_vad"]}'}, "chunking_strategy"),
+        ({"hotwords": "a,--"}, "hotwords"),
+        ({"hotwords": '["a", null]'}, "hotwords"),
+        ({"keywords": '[["a", "b"]]'}, "keywords"),
+        ({"hotwords": "x" * 60_000}, "hotwords"),
+        ({"keywords[]": list(map(str, range(1001)))}, "keywords"),
+        ({"keywords": "\ud800"}, "keywords"),
+        ({"hotword_strength": "0"}, "hotword_strength"),
+        ({"hotword_strength": "nan"}, "hotword_strength"),
+        ({"hotword_strength": "20.1"}, "hotword_strength"),
+        ({"hotword_strength": "strong"}, "hotword_strength"),
     ],
 )
 def test_what_cannot_be_names_its_field(given: dict[str, str | list[str]], param: str) -> None:

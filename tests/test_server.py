@@ -346,6 +346,29 @@ def test_what_has_no_effect_is_named(server: Served, clip: Path) -> None:
     assert "ark-ignored" not in server.post(OPENAI, {"file": clip, "prompt": ""}).headers
 
 
+def test_expected_words_are_taken(server: Served, clip: Path, samples: list[Sample]) -> None:
+    """At such a strength other words than those that were said are written."""
+    words = {"hotwords": "sixty, eleven", "keywords[]": "july"}
+    found = server.post(OPENAI, {"file": clip, **words})
+    assert found.json["text"] == samples[0].text
+    assert "ark-ignored" not in found.headers
+    found = server.post(OPENAI, {"file": clip, "hotword_strength": "20", **words})
+    assert found.json["text"] != samples[0].text
+    assert set(found.json["text"].split()) & {"sixty", "eleven", "july"}
+
+
+def test_words_that_cannot_be_written_are_refused(clip: Path) -> None:
+    with served(ServiceSettings(options=ark_asr_onnx.Options(hotwords=("go",)))) as found:
+        for words, complaint in (
+            ("<|user|>", "hotwords has '<|user|>', which this model may not write; leave it out"),
+            (",".join(map(str, range(1000))), "hotwords has 1001 phrases, may have 1000; keep"),
+        ):
+            answer = found.post(OPENAI, {"file": clip, "hotwords": words})
+            assert answer.status == 400
+            assert answer.error["param"] == "hotwords"
+            assert answer.error["message"].startswith(complaint)
+
+
 # 9: streams -------------------------------------------------------------------------------------
 
 

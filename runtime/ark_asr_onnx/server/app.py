@@ -199,6 +199,8 @@ class _Routes:
         try:
             form = await forms.read(request)
             asked = forms.asked_of(form, parse, service.settings, unreadable)
+            if asked.hotwords or service.settings.options.hotwords:
+                await service.check(asked)
             work = service.work(forms.audio(form, names, unreadable), asked)
             if asked.is_stream:
                 stream = _Stream(service, work, asked, form, held)

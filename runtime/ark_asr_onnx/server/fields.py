@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias, cast
 
 from ..audio.split import Splitting
+from ..decoding.hotwords import MAX_STRENGTH, checked
 from ..subtitles import CueLayout
 
 Form: TypeAlias = Mapping[str, Sequence[str]]  # every value of every field
@@ -21,7 +22,9 @@ Form: TypeAlias = Mapping[str, Sequence[str]]  # every value of every field
 MAX_NEW_TOKENS = 2048
 FORMATS = ("json", "text", "srt", "vtt", "verbose_json", "tsv", "jsonl")
 _GRANULARITIES = "timestamp_granularities"
-_HINTS = ("prompt", "language", "languages", "keywords")  # that the model does not follow
+_HINTS = ("prompt", "language", "languages")  # that the model does not follow
+_HOTWORDS = ("hotwords", "keywords")  # ours, and OpenAI's name for them
+_STRENGTH = "hotword_strength"
 _SAMPLING = (("temperature", 0.0, 2.0), ("top_p", 0.0, 1.0), ("repetition_penalty", 0.1, 2.0))
 _NEUTRAL = {"temperature": 0.0, "top_p": 1.0, "top_k": -1, "repetition_penalty": 1.0}
 _LARGEST_CUE = {"max_line_width": 1000, "max_line_count": 20, "max_cue_seconds": 60}
@@ -52,6 +55,8 @@ class Request:
     model: str | None = None
     language: str = "und"  # the request's, shortened; else ISO 639's "undetermined"
     splitting: dict[str, float] = field(default_factory=dict[str, float])  # of Splitting's fields
+    hotwords: tuple[str, ...] = ()
+    hotword_strength: float | None = None
     ignored: tuple[str, ...] = ()  # fields that were given and have no effect
 
     @property
@@ -92,6 +97,8 @@ def transcription(form: Form, default_tokens: int) -> Request:
         model=_last(form, "model"),
         language=_language(form),
         splitting=_splitting(form),
+        hotwords=_hotwords(form),
+        hotword_strength=_strength(form),
         ignored=tuple(ignored),
     )
 
@@ -129,6 +136,25 @@ def _layout(form: Form, response_format: str) -> CueLayout | None:
     return CueLayout(**given) if given else None
 
 
+def _hotwords(form: Form) -> tuple[str, ...]:
+    return tuple(phrase for name in _HOTWORDS for phrase in _phrases(form, name))
+
+
+def _phrases(form: Form, name: str) -> tuple[str, ...]:
+    try:
+        return checked(_items(form, name))
+    except ValueError as error:
+        raise FieldError(str(error), name) from None
+
+
+def _strength(form: Form) -> float | None:
+    value = _number(form, _STRENGTH)
+    if value is not None and not 0 < value <= MAX_STRENGTH:
+        rule = f"must be positive, and at most {MAX_STRENGTH:g}, got {value}"
+        raise FieldError(f"{_STRENGTH} {rule}", _STRENGTH)
+    return value
+
+
 def _logprobs(form: Form, response_format: str) -> bool:
     """Whether ``include`` asks for them, the only thing that it may."""
     include = _items(form, "include")
@@ -160,8 +186,10 @@ def _items(form: Form, name: str) -> list[str]:
             except (ValueError, RecursionError):
                 parsed = None
         if isinstance(parsed, list):
+            if name in _HOTWORDS and not all(isinstance(x, str) for x in cast("list[Any]", parsed)):
+                raise FieldError(f"{name} must be a list of words and phrases", name)
             found += [str(item) for item in cast("list[object]", parsed)]
-        elif name in (_GRANULARITIES, "include"):
+        elif name in (_GRANULARITIES, "include", *_HOTWORDS):
             found += value.split(",")
         else:
             found.append(value)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
 import math
@@ -117,20 +118,36 @@ class Service:
         """Requests in the house that wait for a thread."""
         return max(0, self.n_requests - self.settings.limits.max_active)
 
+    def options(self, asked: fields.Request) -> Options:
+        """How to decode for a request; ``ValueError`` for hotwords that are too many together."""
+        options = self.settings.options
+        strength = asked.hotword_strength
+        return replace(
+            options,
+            max_new_tokens=asked.max_new_tokens,
+            words=asked.needs_words,
+            hotwords=(*options.hotwords, *asked.hotwords),
+            hotword_strength=options.hotword_strength if strength is None else strength,
+        )
+
+    async def check(self, asked: fields.Request) -> None:
+        """Refuse what the model may not write; in a thread, for it may take half a second."""
+        try:
+            await asyncio.to_thread(self.transcriber.check, self.options(asked))
+        except ValueError as error:
+            raise Refused(Failure(400, str(error), param="hotwords")) from error
+
     def work(self, source: BinaryIO, asked: fields.Request) -> Work:
         """Begin to transcribe."""
         limits = self.settings.limits
         if asked.needs_words and not self.transcriber.has_words:
             raise Refused(_no_words(asked))
-        options = replace(
-            self.settings.options, max_new_tokens=asked.max_new_tokens, words=asked.needs_words
-        )
         job = self.transcriber.stream(
             source,
             begin_seconds=asked.begin_seconds,
             end_seconds=asked.end_seconds,
             max_seconds=limits.max_audio_seconds,
-            options=options,
+            options=self.options(asked),
             splitting=replace(self.settings.splitting, **asked.splitting),
             slots=self.settings.slots,
         )
