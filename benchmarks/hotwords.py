@@ -1,0 +1,277 @@
+"""Do expected words help where they were misheard, and do they appear where nobody said them?
+
+    python benchmarks/hotwords.py [--model models/demo] [--sets sentences words digits]
+        [--strengths 1 2 3 4] [--share 0.1] [--unsaid 100] [--every 1] [--speech DIR]
+
+Each set of clips is transcribed without hotwords. Words that were misheard in at least a share of
+the times that they are said are given as hotwords, in two ways:
+
+**A list for all**: words that were misheard in one half of the clips (every other one) are the
+hotwords of all clips of the other half; so for both halves, whose errors are added up. This is the
+hard way: the list is made of words that the model takes for each other.
+
+**A list for each clip**: its own words that were misheard anywhere in the set, and ``--unsaid``
+names that nobody says, as in the literature on contextual biasing. Clips without such words are not
+counted.
+
+Errors on hotwords are those that a reference has and that are not there in the text (substituted or
+left out), errors elsewhere are all others, hotwords included that nobody said. Texts are compared
+in small letters, without punctuation. At last all clips are transcribed with names that nobody
+says as their only hotwords.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import jiwer
+
+import ark_asr_onnx
+from ark_asr_onnx import Options, Transcriber
+
+ROOT = Path(__file__).resolve().parent.parent
+# Folder, split and source of each set; fsdd has speakers and a bandwidth that nothing here learnt.
+SETS = {
+    "sentences": ("sentences", "dev", ""),
+    "words": ("words", "dev", ""),
+    "digits": ("digits", "dev", ""),
+    "read": ("read", "dev", ""),
+    "fsdd": ("digits", "train", "FSDD"),
+}
+HEADS = ("Adel", "Bron", "Cor", "Dun", "Ester", "Fal", "Gren", "Hal", "Ingol", "Kuber")
+TAILS = ("stadt", "netes", "heim", "wick", "ovic", "mouth", "burgh", "ański", "minster", "jana")
+
+HEAD = (
+    "| strength | misheard hotwords | change | errors elsewhere | more | on clips without | steps |"
+    "\n|---|---|---|---|---|---|---|"
+)
+
+
+@dataclass(frozen=True)
+class Clip:
+    """A clip, and what is said in it."""
+
+    path: str
+    text: str
+
+
+@dataclass
+class Counts:
+    """Errors with some hotwords."""
+
+    said: int = 0  # hotwords
+    words: int = 0  # that are said, hotwords included
+    misheard: int = 0  # hotwords
+    elsewhere: int = 0  # all other errors
+    unsaid: int = 0  # hotwords in the texts of clips that have none
+    steps: int = 0  # tokens that the decoder read
+
+    def __add__(self, other: Counts) -> Counts:
+        return Counts(
+            *(a + b for a, b in zip(vars(self).values(), vars(other).values(), strict=True))
+        )
+
+
+class Listener:
+    """A model that counts what its decoder reads."""
+
+    def __init__(self, transcriber: Transcriber) -> None:
+        self._transcriber, self.steps = transcriber, 0
+        model: Any = transcriber.model
+        model.start = self._counting(model.start)
+
+    def _counting(self, start: Callable[[int, int], Any]) -> Callable[[int, int], Any]:
+        def started(slots: int, positions: int) -> Any:
+            decoding = start(slots, positions)
+            step = decoding.step
+
+            def counted(ids: Any) -> Any:
+                self.steps += len(ids)
+                return step(ids)
+
+            decoding.step = counted
+            return decoding
+
+        return started
+
+    def hear(self, clips: Sequence[Clip], options: Options | None = None) -> list[str]:
+        """The texts of clips, as they are compared."""
+        self.steps = 0
+        paths = [clip.path for clip in clips]
+        found: list[str] = []
+        for result in self._transcriber.transcribe_many(paths, options=options):
+            if isinstance(result, ark_asr_onnx.ArkError):
+                raise result
+            found.append(plain(result.text))
+        return found
+
+
+def plain(text: str) -> str:
+    """Small letters, one space between words, no punctuation but apostrophes."""
+    kept = (c if c.isalnum() or c == "'" else " " for c in text.lower())
+    return " ".join("".join(kept).split())
+
+
+def clips_of(speech: Path, name: str, every: int) -> list[Clip]:
+    """The clips of a set, or every so many of them."""
+    folder, split, source = SETS[name]
+    manifest = speech / folder / f"{split}.jsonl"
+    rows = [json.loads(line) for line in manifest.read_text(encoding="utf-8").splitlines()]
+    rows = [row for row in rows if source in ("", row["source"])]
+    return [Clip(str(manifest.parent / row["audio"]), plain(row["text"])) for row in rows[::every]]
+
+
+def missed(clip: Clip, heard: str) -> tuple[list[str], int]:
+    """Words of a reference that are not there in a text, and all errors."""
+    found = jiwer.process_words([clip.text], [heard])
+    words = clip.text.split()
+    parts = (part for part in found.alignments[0] if part.type in ("substitute", "delete"))
+    lost = [word for part in parts for word in words[part.ref_start_idx : part.ref_end_idx]]
+    return lost, found.substitutions + found.deletions + found.insertions
+
+
+def often_misheard(clips: Sequence[Clip], heard: Sequence[str], share: float) -> list[str]:
+    """Words that were misheard in a share of the times that they are said."""
+    said = Counter(word for clip in clips for word in clip.text.split())
+    lost = Counter(
+        w for clip, text in zip(clips, heard, strict=True) for w in missed(clip, text)[0]
+    )
+    return sorted(word for word, n in lost.items() if n >= share * said[word])
+
+
+def count(clips: Sequence[Clip], heard: Sequence[str], hotwords: Sequence[str]) -> Counts:
+    """Errors on hotwords, and elsewhere."""
+    wanted, found = set(hotwords), Counts()
+    for clip, text in zip(clips, heard, strict=True):
+        words = clip.text.split()
+        lost, n_errors = missed(clip, text)
+        n_misheard = sum(word in wanted for word in lost)
+        found.said += sum(word in wanted for word in words)
+        found.words += len(words)
+        found.misheard += n_misheard
+        found.elsewhere += n_errors - n_misheard
+        if not wanted & set(words):
+            found.unsaid += sum(word in wanted for word in text.split())
+    return found
+
+
+def halves(
+    listener: Listener, clips: Sequence[Clip], heard: Sequence[str], share: float,
+    strengths: Sequence[float],
+) -> tuple[list[int], dict[float, Counts]]:  # fmt: skip
+    """How many hotwords each half has, and the counts by strength; 0 is without them."""
+    totals = {strength: Counts() for strength in (0.0, *strengths)}
+    sizes: list[int] = []
+    for one in (0, 1):
+        hotwords = often_misheard(clips[1 - one :: 2], heard[1 - one :: 2], share)
+        sizes.append(len(hotwords))
+        half = clips[one::2]
+        listener.hear(half)
+        for strength in totals:
+            options = Options()
+            if strength and hotwords:
+                options = Options(hotwords=tuple(hotwords), hotword_strength=strength)
+            texts = listener.hear(half, options)
+            found = count(half, texts, hotwords)
+            found.steps = listener.steps
+            totals[strength] += found
+    return sizes, totals
+
+
+def by_clip(
+    listener: Listener, clips: Sequence[Clip], heard: Sequence[str], share: float,
+    strengths: Sequence[float], n_unsaid: int,
+) -> dict[float, Counts]:  # fmt: skip
+    """The counts by strength, where each clip has a list of its own; 0 is without."""
+    chosen = set(often_misheard(clips, heard, share))
+    totals = {strength: Counts() for strength in (0.0, *strengths)}
+    for clip in clips:
+        own = sorted(chosen & set(clip.text.split()))
+        if not own:
+            continue
+        hotwords = (*own, *names(n_unsaid))
+        for strength in totals:
+            options = Options(hotwords=hotwords, hotword_strength=strength) if strength else None
+            texts = listener.hear([clip], options)
+            found = count([clip], texts, own)
+            found.steps = listener.steps
+            totals[strength] += found
+    return totals
+
+
+def rows(totals: dict[float, Counts]) -> list[str]:
+    """The rows of a table."""
+    plainly = totals[0.0]
+    lines: list[str] = []
+    for strength, found in totals.items():
+        change = 100 * (found.misheard / plainly.misheard - 1) if plainly.misheard else 0.0
+        others = found.words - found.said
+        more = 100 * (found.elsewhere - plainly.elsewhere) / others if others else 0.0
+        lines.append(
+            f"| {strength or 'none'} | {found.misheard} of {found.said} | {change:+.0f} % | "
+            f"{found.elsewhere} of {others} | {more:+.2f} % | {found.unsaid} | "
+            f"{found.steps / max(1, plainly.steps):.2f} |"
+        )
+    return lines
+
+
+def names(n: int) -> list[str]:
+    """So many names that nobody says."""
+    return [head + tail for tail in TAILS for head in HEADS][:n]
+
+
+def main() -> int:
+    """See the head of the file."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else None)
+    parser.add_argument("--model", default=str(ROOT / "models" / "demo"))
+    parser.add_argument("--speech", type=Path, default=ROOT.parent / "shared" / "speech")
+    parser.add_argument("--sets", nargs="+", choices=SETS, default=["sentences", "words", "digits"])
+    parser.add_argument("--every", type=int, default=1, help="use one clip of so many")
+    parser.add_argument("--strengths", nargs="+", type=float, default=[0.5, 1, 1.5, 2, 3, 4])
+    parser.add_argument("--share", type=float, default=0.1)
+    parser.add_argument("--unsaid", type=int, default=100, help="hotwords that nobody says")
+    told = parser.parse_args()
+    if not told.speech.is_dir():
+        parser.error(f"{told.speech}: no speech there; give --speech")
+    listener = Listener(ark_asr_onnx.load(told.model))
+    every: list[Clip] = []
+    before: list[str] = []
+    lines: dict[str, list[str]] = {}
+    none = {strength: Counts() for strength in (0.0, *told.strengths)}
+    sums, own_sums = none, none
+    for name in told.sets:
+        clips = clips_of(told.speech, name, told.every)
+        heard = listener.hear(clips)
+        every, before = every + clips, before + heard
+        sizes, totals = halves(listener, clips, heard, told.share, told.strengths)
+        own = by_clip(listener, clips, heard, told.share, told.strengths, told.unsaid)
+        sums = {strength: sums[strength] + found for strength, found in totals.items()}
+        own_sums = {strength: own_sums[strength] + found for strength, found in own.items()}
+        lines[f"{name}, {len(clips)} clips, lists of {sizes[0]} and {sizes[1]} for all"] = rows(
+            totals
+        )
+        lines[f"{name}, a list for each clip, with {told.unsaid} names"] = rows(own)
+    lines["all sets, lists for all"] = rows(sums)
+    lines["all sets, a list for each clip"] = rows(own_sums)
+    for title, found in lines.items():
+        print(f"{title}\n\n{HEAD}", *found, sep="\n", end="\n\n")
+    unsaid = Options(hotwords=tuple(names(told.unsaid)))
+    for strength in told.strengths:
+        texts = listener.hear(every, replace(unsaid, hotword_strength=strength))
+        n_changed = sum(a != b for a, b in zip(before, texts, strict=True))
+        print(
+            f"{told.unsaid} names that nobody says, strength {strength:g}: "
+            f"{n_changed} of {len(every)} texts changed"
+        )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
