@@ -322,6 +322,7 @@ def test_usage_that_makes_no_sense(command: Command, tmp_path: Path) -> None:
         (("--cors-origin", "example.org"), "is no origin, such as https://example.org"),
         (("--cors-origin", "https://example.org/page"), "is no origin"),
         (("--allowed-host", "["), "is no name"),
+        (("--hotwords", "go,<|user|>"), "hotwords has '<|user|>', which this model may not write"),
     ):
         for action in ((), ("start",)):
             status, said = command.run(*options, *action)

@@ -125,15 +125,19 @@ def _foreground(arguments: argparse.Namespace, address: Address) -> int:
         say(f"warning: {address.url} is open to everybody who can reach it; see --api-key-file")
     load = functools.partial(told.load, idle_unload_seconds=arguments.idle_unload)
     try:
-        name = told.model.name  # told before it listens
-        if told.options.hotwords:
-            local = told.model.local_files_only
-            told.check_hotwords(open_package(name, local_files_only=local))
+        _check_model(told)
         run(load, service, address, lambda url: say(f"listening on {url}"))
     except (ServiceError, PackageError) as error:
         say(f"error: {error}")
         return _CANNOT_START
     return 0
+
+
+def _check_model(told: Settings) -> None:
+    """Say before it listens that no model is named, or that it cannot write the hotwords."""
+    name = told.model.name
+    if told.options.hotwords:
+        told.check_hotwords(open_package(name, local_files_only=told.model.local_files_only))
 
 
 def _share_memory() -> None:
@@ -147,7 +151,7 @@ def _in_background(arguments: argparse.Namespace, address: Address, background: 
         return _status(background)
     if arguments.action in ("start", "restart"):  # told here, not in a log, and before a stop
         told = settings(arguments)
-        told.model.name  # noqa: B018
+        _check_model(told)
         _service_settings(arguments, told, address)
     if arguments.action in ("stop", "restart"):
         was_running = background.stop(arguments.grace + _MORE_SECONDS)
