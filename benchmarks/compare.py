@@ -1,6 +1,6 @@
 """All questions in one run: ours against the published package and other engines, with verdicts.
 
-python benchmarks/compare.py [--size 0.6B|small] [--work DIR] [--out FILE.json]
+python benchmarks/compare.py [--size 0.6B|small] [--tokenizer NAME] [--work DIR] [--out FILE.json]
 
 Makes what it needs once (0.6B: checkpoint, two exports, peers' models; about 25 minutes and 15 GB
 in ``--work``), then measures for less than 20 minutes on two cores. Exit status 1 when a target is

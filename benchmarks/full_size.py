@@ -1,6 +1,7 @@
 """Can this machine export and run the real size? Peak memory and time of every step.
 
     python benchmarks/full_size.py [--size 0.6B] [--layout native] [--embedding fp32] [--work DIR]
+        [--tokenizer NAME]
 
 Makes a checkpoint of random weights in the published format, exports it to INT8, opens the package
 and transcribes 5 s of sound, 16 tokens at most. Needs 8 GB of disk in DIR for 0.6B and 35 GB for
@@ -78,6 +79,7 @@ def main() -> int:
     parser.add_argument("--work", type=Path, help="scratch folder (default: a temporary one)")
     parser.add_argument("--layout", default="native")
     parser.add_argument("--embedding", default="fp32")
+    parser.add_argument("--tokenizer", default="", help="of make_checkpoint.py")
     options = parser.parse_args()
     work = Path(tempfile.mkdtemp(prefix="ark-full-size-", dir=options.work))
     try:
@@ -86,6 +88,7 @@ def main() -> int:
         peaks = {
             "make": run("make_checkpoint.py", [
                 sys.executable, script, str(checkpoint), "--size", options.size, "--shards", "2",
+                "--tokenizer", options.tokenizer,
             ]),
             "export": run("ark-onnx-export", [
                 sys.executable, "-m", "ark_onnx_export", "--ckpt", str(checkpoint),

@@ -85,6 +85,7 @@ class Lab:
     rounds: int
     python_of_peers: Path
     plan: Path | None = None  # a report.json whose choices our package takes
+    tokenizer: str = ""  # of a checkpoint, in place of one that is made
     findings: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -93,7 +94,8 @@ class Lab:
         path = self.work / "checkpoint"
         if not path.exists():
             kind = "tiny" if self.size == "small" else self.size
-            self._make("make_checkpoint.py", path, "--size", kind)
+            named = ["--tokenizer", self.tokenizer] if self.tokenizer else []
+            self._make("make_checkpoint.py", path, "--size", kind, *named)
         return path
 
     @property
@@ -155,7 +157,9 @@ class Lab:
         made = kind if kind == "openvino" else name  # its variants share a folder
         path = self.work / made
         if not path.exists():
-            self._make("make_peers.py", made, path, python=str(self.python_of_peers))
+            tokenizer = ["--tokenizer", self.checkpoint] if kind == "genai" else []
+            python = str(self.python_of_peers)
+            self._make("make_peers.py", made, path, *tokenizer, python=python)
         arguments = {"model": str(path), "threads": self.threads}
         if kind == "openvino":
             arguments["variant"] = name
@@ -313,6 +317,8 @@ def arguments(description: str | None) -> argparse.ArgumentParser:
     add("--threads", type=int, default=2)
     add("--rounds", type=int, default=5)
     add("--plan", type=Path, help="a package's report.json: ours is stored by its choices")
+    add("--tokenizer", default="", metavar="NAME", help="take it from this checkpoint, folder or "
+        "Hugging Face id, in place of one that is made")  # fmt: skip
     add("--peers-python", type=Path, help="a Python with benchmarks/peers.txt "
         "(default: peers/bin/python in --work)")  # fmt: skip
     return parser
@@ -331,7 +337,10 @@ def opened(options: argparse.Namespace) -> Lab:
     """The lab that the options ask for."""
     work = options.work or work_folder(options.size)
     peers = options.peers_python or work / "peers" / "bin" / "python"
-    return Lab(options.size, work.resolve(), options.threads, options.rounds, peers, options.plan)
+    return Lab(
+        options.size, work.resolve(), options.threads, options.rounds, peers, options.plan,
+        options.tokenizer,
+    )  # fmt: skip
 
 
 def report(lab: Lab, rows: Sequence[Row], begin: float) -> int:

@@ -1,12 +1,13 @@
 """Write a random checkpoint in the exact published format: any size, no download.
 
     python benchmarks/make_checkpoint.py OUT [--size tiny|0.6B|3B] [--seed 0] [--shards N]
-        [--dtype bf16|fp16|fp32] [--outliers STRENGTH] [--set KEY=VALUE ...]
+        [--dtype bf16|fp16|fp32] [--outliers STRENGTH] [--set KEY=VALUE ...] [--tokenizer NAME]
 
 The weights are random, so the transcripts are noise; tensor names, shapes, config keys, side files
 and the safetensors header are those of ARK-ASR (a 0.6B folder has a model.safetensors of exactly
-2,599,020,680 bytes). Tensors are made and written one after the other. ``0.6B`` and ``3B`` take the
-real tokenizer from ``--tokenizer`` (default ``../shared/tokenizer/qwen2``), ``tiny`` makes its own.
+2,599,020,680 bytes). Tensors are made and written one after the other. The tokenizer is made, too:
+``0.6B`` and ``3B`` have as many tokens as the real one, its added ones among them, ``tiny`` some
+300. ``--tokenizer`` takes that of a checkpoint instead, a folder or a Hugging Face id.
 
 ``--outliers`` plants what breaks INT8 in such models, each multiplied by the strength: a few
 residual channels (x 50), a few norm gains (x 30), and an attention sink in the embedding of the
@@ -17,7 +18,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import shutil
 import struct
 import sys
 from collections.abc import Iterator
@@ -26,25 +26,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
-from tokenizers.trainers import BpeTrainer
+from make_tokenizer import full_tokenizer, small_tokenizer, take_tokenizer
 from torch import Tensor
 
-from ark_asr_onnx import files
+from ark_asr_onnx import PackageError, files
 
-QWEN2 = Path(__file__).resolve().parent.parent.parent / "shared" / "tokenizer" / "qwen2"
-
-# Added tokens of the tiny tokenizer, after its BPE vocabulary: at other ids than the 0.6B model's,
-# so that nothing can be hard-wired to it.
-SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
-MARKERS = ["<tool_call>", "<|audio|>"]  # added but not special, as in the published tokenizer
-PROMPT = ["<|user|>", "<|begin_of_audio|>", "<|end_of_audio|>", "<|assistant|>", "<|system|>"]
-CODES = [f"<|bicodec_global_{i}|>" for i in range(8)]
-SPLIT = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
-    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-_SAMPLE = "Please transcribe this audio. The quick brown fox reads zero one two three letters."
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 _NAMES = {torch.bfloat16: "BF16", torch.float16: "F16", torch.float32: "F32"}
 
@@ -103,7 +89,6 @@ SIZES: dict[str, dict[str, Any]] = {
     },
 }  # fmt: skip
 _RESIDUAL_WRITERS = ("out_proj.weight", "fc2.weight", "o_proj.weight", "down_proj.weight")
-_LAST_COMMON_ID = 151669  # the 3B tokenizer ends here, the 0.6B one goes on with codec tokens
 
 
 def make_checkpoint(
@@ -115,17 +100,22 @@ def make_checkpoint(
     dtype: str = "bf16",
     outliers: float = 0.0,
     overrides: dict[str, Any] | None = None,
-    tokenizer_dir: Path = QWEN2,
+    tokenizer: str = "",
 ) -> Path:
-    """Write the folder and return it; ``overrides`` replace keys of ``config.json``."""
+    """Write the folder and return it; ``overrides`` replace keys of ``config.json``.
+
+    Raises :class:`PackageError` where the named tokenizer cannot be had, or is another model's.
+    """
     if out.exists():
         raise FileExistsError(EEXIST, "exists", str(out))
     config = {**_COMMON, **SIZES[size], "torch_dtype": "bfloat16"}
     with files.staging(out.parent) as folder:
         if size == "tiny":
             config |= _write_small_tokenizer(folder)
+        elif tokenizer:
+            take_tokenizer(tokenizer, folder, config)
         else:
-            _copy_tokenizer(tokenizer_dir, folder, config["vocab_size"])
+            full_tokenizer(config["vocab_size"]).save(str(folder / "tokenizer.json"))
         config |= overrides or {}
         for key in (k for k in list(config) if k.startswith("whisper_config.")):
             value = config.pop(key)
@@ -297,23 +287,6 @@ def _write_small_tokenizer(out: Path) -> dict[str, Any]:
     }
 
 
-def _copy_tokenizer(source: Path, out: Path, vocab_size: int) -> None:
-    """The real tokenizer, without the codec tokens where the model has no rows for them."""
-    for path in source.iterdir():
-        if path.suffix in (".json", ".txt"):
-            shutil.copyfile(path, out / path.name)
-    path = out / "tokenizer.json"
-    tokenizer = json.loads(path.read_text(encoding="utf-8"))
-    added = tokenizer["added_tokens"]
-    if max(token["id"] for token in added) < vocab_size:
-        return
-    tokenizer["added_tokens"] = [token for token in added if token["id"] <= _LAST_COMMON_ID]
-    path.write_text(json.dumps(tokenizer, ensure_ascii=False), encoding="utf-8")
-    path = out / "added_tokens.json"
-    kept = {k: v for k, v in json.loads(path.read_text()).items() if v <= _LAST_COMMON_ID}
-    _write_json(path, kept)
-
-
 def _write_side_files(out: Path, n_mels: int) -> None:
     """Both processor files, known to the byte for 128 bands."""
     auto_map = {"AutoProcessor": "processing_arkasr.ArkasrProcessor"}
@@ -334,29 +307,6 @@ def _write_side_files(out: Path, n_mels: int) -> None:
 
 def _write_json(path: Path, value: dict[str, Any]) -> None:
     path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-def small_tokenizer() -> Tokenizer:
-    """A byte-level BPE of some 300 entries in Qwen2's arrangement, with ARK's added tokens."""
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.normalizer = normalizers.NFC()
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(Regex(SPLIT), "isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = BpeTrainer(
-        vocab_size=300,
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator([_SAMPLE] * 2, trainer)
-    for token in [*SPECIAL, *MARKERS, *PROMPT, *CODES]:
-        special = token not in (*MARKERS, *CODES)
-        tokenizer.add_tokens([AddedToken(token, special=special, normalized=False)])
-    return tokenizer
 
 
 def settings(pairs: list[str]) -> Iterator[tuple[str, Any]]:
@@ -385,19 +335,26 @@ def main() -> int:
         metavar="KEY=VALUE",
         help="a key of config.json; whisper_config.KEY for the encoder's",
     )
-    parser.add_argument("--tokenizer", type=Path, default=QWEN2, metavar="DIR")
+    parser.add_argument(
+        "--tokenizer", default="", metavar="NAME",
+        help="a checkpoint's, folder or Hugging Face id, in place of one that is made",
+    )  # fmt: skip
     options = parser.parse_args()
     if options.out.exists():
         print(f"error: {options.out} exists", file=sys.stderr)
         return 1
-    if options.size != "tiny" and not options.tokenizer.is_dir():
-        print(f"error: no tokenizer folder {options.tokenizer}; give --tokenizer", file=sys.stderr)
+    if options.size == "tiny" and options.tokenizer:
+        print("error: tiny has a tokenizer of its own; leave out --tokenizer", file=sys.stderr)
         return 1
-    out = make_checkpoint(
-        options.out, size=options.size, seed=options.seed, shards=options.shards,
-        dtype=options.dtype, outliers=options.outliers, overrides=dict(settings(options.set)),
-        tokenizer_dir=options.tokenizer,
-    )  # fmt: skip
+    try:
+        out = make_checkpoint(
+            options.out, size=options.size, seed=options.seed, shards=options.shards,
+            dtype=options.dtype, outliers=options.outliers, overrides=dict(settings(options.set)),
+            tokenizer=options.tokenizer,
+        )  # fmt: skip
+    except PackageError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
     print(out)
     return 0
 

@@ -1,13 +1,15 @@
 """Random weights of the 0.6B model's shapes in the formats of other engines.
 
     python benchmarks/make_peers.py {genai_int8,genai_int4,llamacpp,ctranslate2,openvino} OUT
+        [--tokenizer DIR]
 
 Runs under a Python that has ``benchmarks/peers.txt``; ``compare.py`` calls it once and keeps what
-it makes. Needs the real tokenizer in ``../shared`` (genai's builder reads one).
+it makes. genai's builder reads a tokenizer: that of the checkpoint in DIR.
 """
 
 from __future__ import annotations
 
+import argparse
 import shutil
 import subprocess
 import sys
@@ -17,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from outside import TOKENIZER_FILES
 from subjects import (
     D_MODEL,
     ENCODER_HEADS,
@@ -31,11 +34,10 @@ from subjects import (
     VOCABULARY,
 )  # fmt: skip
 
-TOKENIZER = Path(__file__).resolve().parent.parent.parent / "shared" / "tokenizer" / "qwen2"
 _HEAD_DIM = HIDDEN // HEADS
 
 
-def genai(out: Path, precision: str) -> None:
+def genai(out: Path, precision: str, tokenizer: Path) -> None:
     """The folder that ``onnxruntime_genai.models.builder`` makes of a Qwen2 checkpoint."""
     import torch
     from transformers import Qwen2Config, Qwen2ForCausalLM
@@ -50,9 +52,9 @@ def genai(out: Path, precision: str) -> None:
         source = Path(scratch) / "checkpoint"
         network: Any = Qwen2ForCausalLM(config)
         network.to(torch.bfloat16).save_pretrained(source)
-        for file in TOKENIZER.glob("*.json"):
-            shutil.copy(file, source)
-        shutil.copy(TOKENIZER / "merges.txt", source)
+        for file in TOKENIZER_FILES:
+            if (tokenizer / file).is_file():
+                shutil.copy(tokenizer / file, source)
         builder = [
             sys.executable,
             "-m",
@@ -175,15 +177,20 @@ def _encoder_tensor(name: str) -> Any:
 
 def main() -> int:
     """Command line."""
-    name, out = sys.argv[1], Path(sys.argv[2])
-    makers = {
-        "genai_int8": lambda: genai(out, "int8"),
-        "genai_int4": lambda: genai(out, "int4"),
-        "llamacpp": lambda: llamacpp(out),
-        "ctranslate2": lambda: ctranslate2(out),
-        "openvino": lambda: openvino(out),
-    }
-    makers[name]()
+    makers = {"llamacpp": llamacpp, "ctranslate2": ctranslate2, "openvino": openvino}
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("name", choices=("genai_int8", "genai_int4", *makers))
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--tokenizer", type=Path, metavar="DIR", help="a checkpoint's, for genai")
+    options = parser.parse_args()
+    if options.name in makers:
+        makers[options.name](options.out)
+    elif options.tokenizer is None or not options.tokenizer.is_dir():
+        raise SystemExit("error: genai's builder reads a tokenizer; give a checkpoint: --tokenizer")
+    else:
+        genai(options.out, options.name.removeprefix("genai_"), options.tokenizer)
     return 0
 
 

@@ -1,12 +1,12 @@
-"""The tokenizer of ARK-ASR-0.6B: golden ids, the prompt, the masks. Needs ``../shared``."""
+"""The tokenizer of ARK-ASR-0.6B: golden ids, the prompt, the masks. Skipped without it."""
 
 from __future__ import annotations
 
 import shutil
 from pathlib import Path
 
+import outside
 import pytest
-from conftest import ROOT
 
 from ark_asr_onnx import PackageError
 from ark_asr_onnx.model.layouts.prompt import prompt_ids
@@ -14,7 +14,7 @@ from ark_asr_onnx.package.contract import Tokens
 from ark_asr_onnx.package.text import Text
 from ark_asr_onnx.package.vocabulary import decoding_tokens
 
-QWEN2 = ROOT.parent / "shared" / "tokenizer" / "qwen2"
+QWEN2 = outside.folder(outside.TOKENIZER, "tokenizer/qwen2")
 pytestmark = pytest.mark.skipif(not QWEN2.is_dir(), reason="the real tokenizer is not here")
 
 # kumard3/scribe, BudEcosystem/WaaV and llama.cpp's models/ggml-vocab-qwen2.gguf.inp / .out
