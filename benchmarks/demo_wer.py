@@ -1,12 +1,12 @@
 """How well does the demo understand unseen speakers, and what does INT8 cost?
 
-    python benchmarks/demo_wer.py --speech ../shared/speech [--model models/demo]
+    python benchmarks/demo_wer.py [--speech DIR] [--model models/demo]
         [--out benchmarks/results/demo_wer.md]
 
 Transcribes every dev clip three times: greedy torch on the checkpoint, an fp32 package that this
 script exports, and the INT8 package. Reports word error rate per folder, how many clips have
 identical tokens, and how far INT8 moves the log-probability of torch's tokens. Exit status 3 when
-INT8 is outside its bars. Needs the corpus folders described in models/demo/README.md.
+INT8 is outside its bars.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from pathlib import Path
 import jiwer
 import onnxruntime
 import torch
+from outside import add_speech
 from tqdm import tqdm
 
 from ark_asr_onnx.audio.sources import read
@@ -116,14 +117,11 @@ def table(groups: dict[str, dict[str, float]]) -> str:
 def main() -> int:
     """Command line."""
     parser = argparse.ArgumentParser(description="Word error rate of the demo, torch to INT8.")
-    parser.add_argument("--speech", type=Path, default=ROOT.parent / "shared" / "speech")
+    add_speech(parser, *(f"{folder}/dev" for folder in FOLDERS))
     parser.add_argument("--model", type=Path, default=DEMO, help="INT8 package of the demo")
     parser.add_argument("--out", type=Path, help="also write the table to this file")
     parser.add_argument("--errors", action="store_true", help="list what INT8 got wrong")
     options = parser.parse_args()
-    if not (options.speech / "sentences" / "dev.jsonl").is_file():
-        print(f"error: {options.speech} holds no sentences/dev.jsonl", file=sys.stderr)
-        return 1
     oracle = TorchEngine.open(DEMO / "checkpoint", pipeline.INSTRUCTION)
     int8 = PackageEngine(options.model)
     with tempfile.TemporaryDirectory() as scratch:

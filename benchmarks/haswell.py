@@ -1,6 +1,7 @@
 """Does a package give the same tokens on a CPU without VNNI? The runtime under qemu's Haswell.
 
     python benchmarks/haswell.py [--model models/demo] [--seconds 0] [--emulator COMMAND]
+        [--speech DIR] [--clips 10]
 
 Products of unsigned and signed bytes saturate on x86 with AVX2 and no VNNI, in some recipes. This
 transcribes real clips natively and under emulation and compares tokens and log-probabilities.
@@ -25,6 +26,7 @@ from pathlib import Path
 import numpy as np
 import soundfile
 from dev_clips import dev_clips
+from outside import add_speech
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -66,7 +68,7 @@ def main() -> int:
     parser.add_argument("--clips", type=int, default=10)
     parser.add_argument("--seconds", type=float, default=0)
     parser.add_argument("--emulator", default=f"qemu-x86_64 -cpu Haswell {sys.executable}")
-    parser.add_argument("--speech", type=Path, default=ROOT.parent / "shared" / "speech")
+    add_speech(parser, "sentences/dev")
     options = parser.parse_args()
     emulator = shlex.split(options.emulator)
     if not shutil.which(emulator[0]):

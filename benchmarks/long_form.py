@@ -1,6 +1,6 @@
 """Hours of audio: are they heard as well as single clips, in constant memory, and how fast?
 
-python benchmarks/long_form.py [--speech ../shared/speech] [--minutes 30] [--hours 3] [--rounds 3]
+python benchmarks/long_form.py [--speech DIR] [--minutes 30] [--hours 3] [--rounds 3]
 
 Sentences of AN4 (``--speech``'s ``sentences/dev``), joined with silences of 0.8 to 2 s, through the
 demo: word error rate against the same clips one by one, how near the segments' times are to where
@@ -30,6 +30,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import soundfile
+from outside import add_speech
 
 ROOT = Path(__file__).resolve().parent.parent
 RATE = 16000
@@ -165,7 +166,7 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("--speech", type=Path, default=ROOT.parent / "shared" / "speech")
+    add_speech(parser, "sentences/dev")
     add("--model", type=Path, default=ROOT / "models" / "demo")
     add("--minutes", type=float, default=30)
     add("--hours", type=float, default=3)

@@ -15,6 +15,7 @@ that. Convolutions and products are what a kind is about:
 
 from __future__ import annotations
 
+import argparse
 import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -24,8 +25,15 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import openvino as ov
-from openvino import opset13 as ops
+
+try:
+    import openvino as ov
+    from openvino import opset13 as ops
+except ModuleNotFoundError as error:
+    if __name__ != "__main__":
+        raise
+    print(__doc__)
+    raise SystemExit(f"error: {error}; take a Python with benchmarks/peers.txt") from None
 
 F32 = npt.NDArray[np.float32]
 Weights = Callable[[str], F32]  # a checkpoint's tensor by its name
@@ -250,10 +258,14 @@ def _rotate(x: Any, tables: tuple[Any, Any]) -> Any:
 
 def main() -> int:
     """``SIZES.npz OUT``: graphs of a network whose tensors, sizes and calibration are in a file."""
-    stored = np.load(sys.argv[1])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("network", help="what openvino_fidelity.py stored")
+    parser.add_argument("out", type=Path)
+    options = parser.parse_args()
+    stored = np.load(options.network)
     sizes = Sizes(**json.loads(str(stored["sizes"])))
     calibration = [stored[name] for name in stored.files if name.startswith("log_mel")]
-    write(sizes, stored.__getitem__, calibration, Path(sys.argv[2]))
+    write(sizes, stored.__getitem__, calibration, options.out)
     return 0
 
 

@@ -1,7 +1,7 @@
 """Does OpenVINO's encoder compute what ours does, and how far off is each of its precisions?
 
     python benchmarks/openvino_fidelity.py --peers-python PYTHON [--layers 2] [--clips 14]
-        [--checkpoint DIR] [--speech ../shared/speech] [--threads 2] [--keep DIR]
+        [--checkpoint DIR] [--speech DIR] [--threads 2] [--keep DIR]
 
 Relative error of the audio embeddings against the tower in torch, fp32: random weights of the true
 width on noise, or with ``--checkpoint`` that network on read speech, calibrated on other clips.
@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import outside
 import torch
 from lab import ROOT, Subject, machine, say
 from real_peers import read_clips
@@ -117,7 +118,7 @@ def arguments() -> argparse.ArgumentParser:
     add("--checkpoint", type=Path, help="a network of ours")
     add("--layers", type=int, default=2, help="of the random network")
     add("--clips", type=int, default=14)
-    add("--speech", type=Path, default=ROOT.parent / "shared" / "speech")
+    add("--speech", default="", metavar="DIR", help=outside.SPEECH_HELP)
     add("--threads", type=int, default=2)
     add("--keep", type=Path, help="leave the graphs here, for real_peers.py")
     return parser
@@ -127,8 +128,9 @@ def main() -> int:
     """Command line."""
     options = arguments().parse_args()
     if options.checkpoint:
+        speech = outside.speech(options.speech, "read/dev")
         tower = load_network(open_checkpoint(options.checkpoint), 1024).tower
-        clips = read_clips(options.speech, options.clips + _N_CALIBRATION)
+        clips = read_clips(speech, options.clips + _N_CALIBRATION)
         n_mels = tower.config.n_mels
         all_mels = [mel.log_mel(sources.read(clip.path), n_mels) for clip in clips]
         calibration, log_mels = all_mels[:_N_CALIBRATION], all_mels[_N_CALIBRATION:]

@@ -1,7 +1,7 @@
 """One pool for all callers, against a checkout in which each call had an engine of its own.
 
     git worktree add ../before COMMIT
-    python benchmarks/pool.py --before ../before [--speech ../shared/speech] [--model models/demo]
+    python benchmarks/pool.py --before ../before [--speech DIR] [--model models/demo]
         [--rounds 7] [--clips 77] [--tokens 0]
 
 Both checkouts open the same package, each in a process of its own, and take turns: one clip alone,
@@ -25,6 +25,8 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+
+from outside import SPEECH_HELP, speech
 
 ROOT = Path(__file__).resolve().parent.parent
 CALLERS = 8
@@ -126,7 +128,7 @@ def main() -> int:
     add = parser.add_argument
     add("--work", type=json.loads, help=argparse.SUPPRESS)
     add("--before", type=Path, help="checkout to compare with")
-    add("--speech", type=Path, default=ROOT.parent / "shared" / "speech")
+    add("--speech", default="", metavar="DIR", help=SPEECH_HELP)
     add("--model", type=Path, default=ROOT / "models" / "demo")
     add("--threads", type=int, default=2)
     add("--rounds", type=int, default=7)
@@ -136,7 +138,7 @@ def main() -> int:
     if options.work:
         work(options.work)
         return 0
-    folder = options.speech / "sentences"
+    folder = speech(options.speech, "sentences/dev") / "sentences"
     rows = [json.loads(line) for line in (folder / "dev.jsonl").read_text("utf-8").splitlines()]
     clips = [str(folder / row["audio"]) for row in rows][: options.clips]
     about = {"model": str(options.model), "clips": clips, "threads": options.threads,

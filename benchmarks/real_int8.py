@@ -1,6 +1,6 @@
 """What does INT8 do to a real network, and what does closeness cost in time?
 
-    python benchmarks/real_int8.py --checkpoint DIR [--speech ../shared/speech] [--clips 18]
+    python benchmarks/real_int8.py --checkpoint DIR [--speech DIR] [--clips 18]
         [--packages auto rows7 blocks8 published] [--rounds 9] [--work DIR]
 
 Packages of one checkpoint with trained weights (``models/real`` makes one) by several recipes. On
@@ -29,7 +29,8 @@ from typing import Any, cast
 
 import numpy as np
 import onnxruntime
-from lab import ROOT, machine, say, work_folder
+from lab import machine, say, work_folder
+from outside import add_speech
 
 from ark_asr_onnx.audio import sources
 from ark_asr_onnx.package import contract
@@ -146,7 +147,7 @@ def main() -> int:
     )
     add = parser.add_argument
     add("--checkpoint", type=Path, required=True)
-    add("--speech", type=Path, default=ROOT.parent / "shared" / "speech")
+    add_speech(parser, "read/dev", "sentences/dev")
     add("--clips", type=int, default=18)
     add("--packages", nargs="+", choices=list(PACKAGES), default=list(PACKAGES))
     add("--rounds", type=int, default=9)

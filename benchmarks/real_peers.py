@@ -1,7 +1,7 @@
 """How do other engines do on the same real weights: seconds, word errors, memory?
 
     python benchmarks/real_peers.py --package DIR --wheels DIR --peers-python PYTHON
-        [--graphs DIR] [--speech ../shared/speech] [--clips 21] [--rounds 3] [--threads 2]
+        [--graphs DIR] [--speech DIR] [--clips 21] [--rounds 3] [--threads 2]
         [--work DIR]
 
 Our package, whose encoder is Whisper base, against faster-whisper (CTranslate2) with Whisper base
@@ -32,7 +32,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from lab import ROOT, Subject, checksum, machine, say, work_folder
+from lab import Subject, checksum, machine, say, work_folder
+from outside import add_speech
 
 from ark_asr_onnx.audio import mel, sources
 from ark_asr_onnx.corpus import scoring
@@ -233,7 +234,7 @@ def arguments() -> argparse.ArgumentParser:
     add("--wheels", type=Path, required=True, help="folder with the two wheels")
     add("--peers-python", type=Path, required=True, help="a Python with benchmarks/peers.txt")
     add("--graphs", type=Path, help="OpenVINO graphs of the same weights")
-    add("--speech", type=Path, default=ROOT.parent / "shared" / "speech")
+    add_speech(parser, "read/dev")
     add("--clips", type=int, default=21)
     add("--rounds", type=int, default=3)
     add("--threads", type=int, default=2)

@@ -1,6 +1,6 @@
 """Do sounds beside the speech change its words? Clicks, bursts and silence around real clips.
 
-    python benchmarks/robust.py [--model models/demo] [--clips 10] [--speech ../shared/speech]
+    python benchmarks/robust.py [--model models/demo] [--clips 10] [--speech DIR]
 
 INT8 activations need scales. Where one scale serves a whole tensor, a loud click takes the digits
 that the speech needed. Here each row of each product has scales of its own. Shown three times, by
@@ -22,6 +22,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 from dev_clips import dev_clips
+from outside import add_speech
 
 import ark_asr_onnx
 from ark_asr_onnx.audio.mel import log_mel
@@ -86,7 +87,7 @@ def main() -> int:
     parser.add_argument("--checkpoint", type=Path, default=ROOT / "models" / "demo" / "checkpoint")
     parser.add_argument("--model", type=Path, default=ROOT / "models" / "demo")
     parser.add_argument("--clips", type=int, default=10)
-    parser.add_argument("--speech", type=Path, default=ROOT.parent / "shared" / "speech")
+    add_speech(parser, "sentences/dev")
     options = parser.parse_args()
     paths = dev_clips(options.speech, options.clips)
     with tempfile.TemporaryDirectory() as scratch:

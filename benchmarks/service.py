@@ -1,6 +1,6 @@
 """The service under load: requests a second, waits, memory, and what attackers try.
 
-    python benchmarks/service.py [--model models/demo] [--speech ../shared/speech]
+    python benchmarks/service.py [--model models/demo] [--speech DIR]
         [--clients 200] [--seconds 60] [--requests 10000] [--attacks]
 
 Starts ``ark-asr serve`` and asks it over loopback: one client alone, ``--clients`` at once for
@@ -32,6 +32,7 @@ from pathlib import Path
 
 import numpy as np
 import soundfile  # pyright: ignore[reportMissingTypeStubs]
+from outside import add_speech
 
 ROOT = Path(__file__).resolve().parent.parent
 BOUNDARY = "ark-asr-benchmark"
@@ -264,7 +265,7 @@ def main() -> int:
     )
     add = parser.add_argument
     add("--model", type=Path, default=ROOT / "models" / "demo")
-    add("--speech", type=Path, default=ROOT.parent / "shared" / "speech")
+    add_speech(parser, "sentences/dev")
     add("--clients", type=int, default=200)
     add("--seconds", type=float, default=60.0)
     add("--requests", type=int, default=10_000)

@@ -408,6 +408,9 @@ SUBJECTS: dict[str, Callable[..., Any]] = {
 
 def main() -> int:
     """Answer questions until stdin ends."""
+    if sys.argv[1:2] in ([], ["-h"], ["--help"]):  # argparse would count in cold starts
+        print(f"{__doc__}\nNAME is one of {', '.join(SUBJECTS)}.")
+        return int(not sys.argv[1:])
     if sys.argv[3:]:  # a whole process for one question, as a user would start it
         print(getattr(SUBJECTS[sys.argv[1]](**json.loads(sys.argv[2])), sys.argv[3])(*sys.argv[4:]))
         return 0

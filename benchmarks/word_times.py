@@ -1,6 +1,6 @@
 """Times of words: how far are starts and ends from where the words were said?
 
-    python benchmarks/word_times.py [--speech ../shared/speech] [--model models/demo]
+    python benchmarks/word_times.py [--speech DIR] [--model models/demo]
         [--sequences 100] [--minutes 30] [--peers-python PYTHON --wheels DIR]
 
 **Spliced**: digits and command words of the dev speakers (``--speech``'s ``digits/dev`` and
@@ -179,13 +179,15 @@ def peer(python: Path, model: Path, waveforms: Sequence[F32]) -> list[list[Timed
 
 def main() -> int:
     """Command line."""
+    import outside
+
     import ark_asr_onnx
 
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("--speech", type=Path, default=ROOT.parent / "shared" / "speech")
+    outside.add_speech(parser, "digits/dev", "words/dev", "sentences/dev")
     add("--model", type=Path, default=ROOT / "models" / "demo")
     add("--sequences", type=int, default=100)
     add("--minutes", type=float, default=30)

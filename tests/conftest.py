@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
+import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import outside
 import pytest
 
 from ark_asr_onnx import Options
 
 ROOT = Path(__file__).resolve().parent.parent
 DEMO = ROOT / "models" / "demo"
-SPEECH = ROOT.parent / "shared" / "speech"  # real speech; absent from a plain clone
+SPEECH = outside.speech("")  # recorded speech; absent from a plain clone
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -130,6 +133,18 @@ class Sample:
 
     path: Path
     text: str
+
+
+@pytest.fixture(scope="session")
+def own_speech(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The demo's sample clips as a folder of speech, made as CONTRIBUTING.md says."""
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    (command,) = re.findall(r"^```sh\n(mkdir .*?)^```$", text, re.MULTILINE | re.DOTALL)
+    folder = tmp_path_factory.mktemp("speech") / "own"
+    samples, own = str(DEMO / "samples"), str(folder)
+    command = command.replace("models/demo/samples", samples).replace("OWN", own)
+    subprocess.run(["sh", "-euc", command], check=True)
+    return folder
 
 
 @pytest.fixture(scope="session")

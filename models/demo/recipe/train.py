@@ -20,9 +20,9 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[3]
-sys.path[:0] = [str(ROOT / "runtime"), str(ROOT / "export")]
+sys.path[:0] = [str(ROOT / name) for name in ("runtime", "export", "benchmarks")]
 
-import numpy as np  # noqa: E402  (the two source roots come first)
+import numpy as np  # noqa: E402  (the source roots come first)
 import torch  # noqa: E402
 import torch.distributed as dist  # noqa: E402
 from checkpoint import (  # noqa: E402
@@ -36,6 +36,7 @@ from checkpoint import (  # noqa: E402
 from disturb import N_MELS, power_spectrum, to_log_mel  # noqa: E402
 from network import Batch, Dropout, Trainee, align, initialise  # noqa: E402
 from optimise import Optimisers, Rates, lr_scale_at  # noqa: E402
+from outside import add_speech  # noqa: E402
 from speech_mix import Clip, Example, SpeechMix, cut_between_words, read_split  # noqa: E402
 from tokenizers import Tokenizer  # noqa: E402
 from torch import Tensor  # noqa: E402
@@ -273,7 +274,8 @@ def _work(rank: int, plan: Plan) -> None:
 def main() -> None:
     """Parse the command line and start the processes."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--speech", type=Path, required=True, help="folder with sentences/ …")
+    folders = ("sentences", "words", "digits")
+    add_speech(parser, *(f"{name}/{split}" for name in folders for split in ("train", "dev")))
     parser.add_argument("--out", type=Path, required=True, help="checkpoint folder")
     parser.add_argument("--minutes", type=float, default=90.0, help="length of the schedule")
     parser.add_argument("--steps", type=int, default=0, help="length in steps, reproducible")
