@@ -623,4 +623,4 @@ def test_options_with_hotwords_are_values() -> None:
     options = Options(hotwords=("a", "b"))
     assert hash(options) == hash(replace(Options(), hotwords=["a", "b"]))
     assert options == replace(Options(), hotwords=["a", "b"])
-    assert type(Options(hotword_strength=np.float32(1.5)).hotword_strength) is float
+    assert type(Options(hotword_strength=cast("Any", np.float32(1.5))).hotword_strength) is float
