@@ -32,6 +32,7 @@ from pathlib import Path
 from typing import Any
 
 import jiwer
+from outside import add_speech
 
 import ark_asr_onnx
 from ark_asr_onnx import Options, Transcriber
@@ -231,15 +232,13 @@ def main() -> int:
     """See the head of the file."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else None)
     parser.add_argument("--model", default=str(ROOT / "models" / "demo"))
-    parser.add_argument("--speech", type=Path, default=ROOT.parent / "shared" / "speech")
+    add_speech(parser, "sentences/dev", "words/dev", "digits/dev")
     parser.add_argument("--sets", nargs="+", choices=SETS, default=["sentences", "words", "digits"])
     parser.add_argument("--every", type=int, default=1, help="use one clip of so many")
     parser.add_argument("--strengths", nargs="+", type=float, default=[0.5, 1, 1.5, 2, 3, 4])
     parser.add_argument("--share", type=float, default=0.1)
     parser.add_argument("--unsaid", type=int, default=100, help="hotwords that nobody says")
     told = parser.parse_args()
-    if not told.speech.is_dir():
-        parser.error(f"{told.speech}: no speech there; give --speech")
     listener = Listener(ark_asr_onnx.load(told.model))
     every: list[Clip] = []
     before: list[str] = []

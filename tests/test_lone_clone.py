@@ -27,6 +27,7 @@ EXPLAINED = {"benchmarks/outside.py", "CONTRIBUTING.md", "tests/test_lone_clone.
 LISTENERS: dict[str, tuple[str, ...]] = {
     "benchmarks/demo_wer.py": (),
     "benchmarks/haswell.py": (),
+    "benchmarks/hotwords.py": (),
     "benchmarks/long_form.py": (),
     "benchmarks/openvino_fidelity.py": ("--peers-python", "x", "--checkpoint", "x"),
     "benchmarks/pool.py": (),
