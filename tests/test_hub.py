@@ -356,5 +356,5 @@ def test_without_a_network_the_message_says_so(server: Hub, tmp_path: Path) -> N
 )
 def test_folders_and_paths_ask_nobody(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
-    monkeypatch.setattr(hub, "_getter", lambda *_, **__: pytest.fail("asked the hub"))
+    monkeypatch.setattr(hub, "getter", lambda *_, **__: pytest.fail("asked the hub"))
     assert hub.resolve(model) == Path(model)
