@@ -2,124 +2,24 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
-import re
 import shutil
-import socket
-import struct
 import subprocess
 import sys
-import threading
-import time
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
 
 import pytest
 from conftest import DEMO, ROOT
+from hub_server import Hub, running
 
 from ark_asr_onnx.package import hub
-
-COMMIT = "a" * 40
-
-
-class Hub:
-    """Repositories in memory, and a log of the requests."""
-
-    def __init__(self) -> None:
-        self.files: dict[str, dict[str, bytes]] = {}
-        self.log: list[str] = []
-        self.cut: set[str] = set()  # files whose first download breaks off half-way
-        self.trouble: str | None = None  # with the encoder's weights, or with everything
-        outer = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_HEAD(self) -> None:
-                outer.answer(self, body=False)
-
-            def do_GET(self) -> None:
-                outer.answer(self, body=True)
-
-            def log_message(self, format: str, *args: Any) -> None:  # noqa: ARG002
-                return
-
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.endpoint = f"http://127.0.0.1:{self.server.server_port}"
-        threading.Thread(target=self.server.serve_forever, daemon=True).start()
-
-    def answer(self, request: BaseHTTPRequestHandler, *, body: bool) -> None:
-        self.log.append(f"{request.command} {request.path}")
-        if self.trouble in ("html", "garbage", "redirect"):
-            self.nonsense(request, body=body)
-            return
-        match = re.fullmatch(r"/([^/]+/[^/]+)/resolve/[^/]+/(.+)", request.path)
-        if match is None or match[1] not in self.files:
-            self.refuse(request, "RepoNotFound")
-            return
-        data = self.files[match[1]].get(match[2])
-        if data is None:
-            self.refuse(request, "EntryNotFound")
-            return
-        is_bad = body and match[2] == "audio.onnx.data" and self.trouble is not None
-        if is_bad and str(self.trouble).isdigit():
-            self.refuse(request, "", int(str(self.trouble)))
-            return
-        begin = 0
-        if wanted := request.headers.get("Range"):
-            begin = int(wanted.removeprefix("bytes=").split("-")[0])
-        request.send_response(206 if begin else 200)
-        request.send_header("ETag", f'"{hashlib.sha256(data).hexdigest()}"')
-        request.send_header("X-Repo-Commit", COMMIT)
-        request.send_header("Accept-Ranges", "bytes")
-        request.send_header("Content-Length", str(len(data) - begin))
-        request.end_headers()
-        if not body:
-            return
-        part = data[begin:]
-        if match[2] in self.cut:
-            self.cut.remove(match[2])
-            part = part[: len(part) // 2]
-        if is_bad:
-            request.wfile.write(part[:1000])
-            request.wfile.flush()
-            request.close_connection = True
-            if self.trouble == "stalled":
-                time.sleep(3)
-            if self.trouble == "reset":
-                linger = struct.pack("ii", 1, 0)
-                request.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
-                request.connection.close()
-            return
-        request.wfile.write(part)
-
-    def nonsense(self, request: BaseHTTPRequestHandler, *, body: bool) -> None:
-        page = b"<html>Welcome to this network. Please log in.</html>"
-        if self.trouble == "garbage":
-            request.wfile.write(b"\0\xff\r\n\r\n")
-            request.close_connection = True
-            return
-        request.send_response(302 if self.trouble == "redirect" else 200)
-        request.send_header("Location", request.path)
-        request.send_header("Content-Length", str(len(page)))
-        request.end_headers()
-        if body:
-            request.wfile.write(page)
-
-    def refuse(self, request: BaseHTTPRequestHandler, code: str, status: int = 404) -> None:
-        request.send_response(status)
-        request.send_header("X-Error-Code", code)
-        request.send_header("Content-Length", "0")
-        request.end_headers()
 
 
 @pytest.fixture
 def server() -> Iterator[Hub]:
-    hub_server = Hub()
-    yield hub_server
-    hub_server.server.shutdown()
-    hub_server.server.server_close()
+    with running() as found:
+        yield found
 
 
 def package_files() -> dict[str, bytes]:
@@ -136,10 +36,9 @@ def transcribe(
 ) -> subprocess.CompletedProcess[str]:
     clip = sorted((DEMO / "samples").glob("*.flac"))[0]
     environment = {
-        **os.environ, "HF_ENDPOINT": server.endpoint, "HF_HOME": str(cache),
-        "HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_TELEMETRY": "1",
+        **os.environ, **server.environment(cache),
         "PYTHONPATH": os.pathsep.join([str(ROOT / "runtime"), os.environ.get("PYTHONPATH", "")]),
-        "NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1", **(variables or {}),
+        **(variables or {}),
     }  # fmt: skip
     begin = [] if limit is None else ["sh", "-c", f'ulimit -f {limit}; exec "$@"', "sh"]
     command = [
