@@ -11,8 +11,7 @@ from . import published
 from .contract import MANIFEST_FILE, REMEDY, manifest_from_json
 from .foreign import read_text
 from .published import RuntimeManifest
-from .repository import Get, Missing, getter, id_of, need
-from .text import TOKENIZER_FILES
+from .repository import Get, Missing, getter, id_of, need, need_tokenizer
 
 
 def resolve(model: str | os.PathLike[str], *, local_files_only: bool = False) -> Path:
@@ -58,7 +57,4 @@ def _collect_published(get: Get, folder: str, manifest: RuntimeManifest) -> None
         inside = (posixpath.normpath(folder + name) for name in names)
         need(get, [name for name in inside if not name.startswith("../")])
     get(folder + published.PREPROCESSOR_FILE)
-    fast, slow = TOKENIZER_FILES
-    if not all(get(folder + name) for name in fast):
-        for name in slow:
-            need(get, [folder + name])
+    need_tokenizer(get, folder)

@@ -12,14 +12,15 @@ import logging
 import os
 import re
 import threading
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from ..errors import PackageError
 from ..forks import NO_FORK
 from .foreign import reason
+from .text import TOKENIZER_FILES
 
 # "owner/name", or "owner/name/folder" for a model inside a repository.
 _ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*(/[\w.-]+)*")
@@ -62,21 +63,112 @@ def id_of(model: str | os.PathLike[str]) -> Id | None:
     return Id(text, f"{owner}/{name}", "".join(f"{part}/" for part in folder))
 
 
-def need(get: Get, names: list[str]) -> None:
-    """The first of some names that exists; one must."""
-    if not any(get(name) for name in names):
-        raise Missing(names[0])
+def need(get: Get, names: list[str]) -> Path:
+    """The first of some files that exists; one must."""
+    for name in names:
+        if path := get(name):
+            return path
+    raise Missing(names[0])
 
 
-def getter(repository: str, *, offline: bool) -> Get:
-    """A function that makes a file of a repository local."""
+def need_tokenizer(get: Get, folder: str) -> None:
+    """The files of a tokenizer, in one of its forms, from a folder of a repository."""
+    fast, slow = TOKENIZER_FILES
+    if not all(get(folder + name) for name in fast):
+        for name in slow:
+            need(get, [folder + name])
+
+
+def getter(repository: str, *, offline: bool, revision: str | None = None) -> Get:
+    """A function that makes a file of a repository local.
+
+    ``revision`` is a branch, a tag or a commit; ``None``: the main branch. Raises
+    :class:`PackageError`, as the function does.
+    """
+    library = _library(repository)
+
+    def get(name: str) -> Path | None:
+        errors = library.errors
+        try:
+            with _told(library, repository, name, revision):
+                found = library.root.hf_hub_download(
+                    repository, name, revision=revision, local_files_only=offline
+                )
+        except errors.LocalEntryNotFoundError as error:
+            if offline:
+                return None
+            raise _unreachable(repository, name, error) from error
+        except errors.EntryNotFoundError:
+            return None
+        return Path(found)
+
+    return get
+
+
+@dataclass(frozen=True, slots=True)
+class Remote:
+    """A file on the hub."""
+
+    bytes: int
+    blob: str  # its name in the cache
+
+
+def remote_files(repository: str, commit: str) -> dict[str, Remote]:
+    """All files of a commit, by name; :class:`PackageError`."""
+    library = _library(repository)
+    what = "the list of its files"
+    try:
+        with _told(library, repository, what, commit):
+            found = library.root.HfApi().model_info(
+                repository,
+                revision=commit,
+                files_metadata=True,
+                timeout=library.constants.HF_HUB_DOWNLOAD_TIMEOUT,
+            )
+            return {
+                file.rfilename: Remote(
+                    int(file.size or 0), str(file.lfs.sha256 if file.lfs else file.blob_id)
+                )
+                for file in found.siblings or ()
+            }
+    except library.errors.EntryNotFoundError as error:
+        raise _unreachable(repository, what, error) from error
+
+
+def missing_bytes(repository: str, commit: str, files: Mapping[str, Remote]) -> int:
+    """How much of some files the cache lacks: what an interrupted download left is there."""
+    library, get = _library(repository), getter(repository, offline=True, revision=commit)
+    name = library.root.file_download.repo_folder_name(repo_id=repository, repo_type="model")
+    blobs = Path(library.constants.HF_HUB_CACHE) / name / "blobs"
+
+    def n_there(remote: Remote) -> int:
+        paths = (blobs / f"{remote.blob}{end}" for end in ("", ".incomplete"))
+        return max((path.stat().st_size for path in paths if path.is_file()), default=0)
+
+    return sum(
+        max(remote.bytes - n_there(remote), 0)
+        for name, remote in files.items()
+        if get(name) is None
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Library:
+    root: Any
+    constants: Any
+    errors: Any
+
+
+def _library(repository: str) -> _Library:
+    """``huggingface_hub``; :class:`PackageError` where it cannot be used."""
     try:
         # Imported here: it costs 0.3 s that a local folder need not pay.
         with NO_FORK:
             import huggingface_hub
             from huggingface_hub import constants, errors
 
-        download = cast("Any", huggingface_hub).hf_hub_download
+        library = _Library(huggingface_hub, constants, errors)
+        _ = library.root.hf_hub_download  # it is loaded by its name
     except Exception as error:  # a variable of its own that makes no sense, a broken installation
         raise PackageError(
             f"{repository}: huggingface_hub cannot be used ({reason(error)}); {_ADVICE}"
@@ -86,31 +178,41 @@ def getter(repository: str, *, offline: bool) -> Get:
             f"{repository}: there is no home directory to keep a model in; set HF_HOME, or give a "
             "folder"
         )
+    return library
 
-    def get(name: str) -> Path | None:
-        try:
-            with _without_its_lines():
-                return Path(download(repository, name, local_files_only=offline))
-        except errors.LocalEntryNotFoundError as error:
-            if offline:
-                return None
-            raise PackageError(
-                f"{repository}: there is no such folder here, and the hub cannot be reached to "
-                f"fetch {name} ({reason(_first_cause(error))}); {_ADVICE}"
-            ) from error
-        except errors.EntryNotFoundError:
-            return None
-        except errors.RepositoryNotFoundError as error:
-            raise PackageError(
-                f"{repository}: no such folder here and no such repository on the hub (or it is "
-                "private: log in with hf auth login)"
-            ) from error
-        except Exception as error:  # also what the library's own libraries raise
-            raise PackageError(
-                f"{repository}: fetching {name} failed ({reason(error)}); {_ADVICE}"
-            ) from error
 
-    return get
+@contextlib.contextmanager
+def _told(library: _Library, repository: str, what: str, revision: str | None) -> Generator[None]:
+    """Turn what the library raises into :class:`PackageError`, but for files that are not there."""
+    errors = library.errors
+    try:
+        with _without_its_lines():
+            yield
+    except errors.EntryNotFoundError:
+        raise
+    except errors.GatedRepoError as error:
+        raise PackageError(
+            f"{repository}: its owner lets in who asks: accept the terms at "
+            f"{library.constants.ENDPOINT}/{repository}, and log in with hf auth login"
+        ) from error
+    except errors.RepositoryNotFoundError as error:
+        raise PackageError(
+            f"{repository}: no such folder here and no such repository on the hub (or it is "
+            "private: log in with hf auth login)"
+        ) from error
+    except errors.RevisionNotFoundError as error:
+        raise PackageError(f"{repository}: the repository has no revision {revision}") from error
+    except Exception as error:  # also what the library's own libraries raise
+        raise PackageError(
+            f"{repository}: fetching {what} failed ({reason(error)}); {_ADVICE}"
+        ) from error
+
+
+def _unreachable(repository: str, what: str, error: BaseException) -> PackageError:
+    return PackageError(
+        f"{repository}: there is no such folder here, and the hub cannot be reached to "
+        f"fetch {what} ({reason(_first_cause(error))}); {_ADVICE}"
+    )
 
 
 def _first_cause(error: BaseException) -> BaseException:
