@@ -304,7 +304,7 @@ def test_a_full_disk_is_refused_before_work_begins(
     checkpoint: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     usage = shutil.disk_usage(checkpoint)._replace(free=1000)
-    monkeypatch.setattr(write.shutil, "disk_usage", lambda _: usage)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
     assert export(checkpoint)[0] == 1
     assert "GB free" in capsys.readouterr().err
 

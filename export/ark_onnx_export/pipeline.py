@@ -46,6 +46,7 @@ from .parity import Parity
 from .probes import F32, builtin_references, builtin_speech, calibration_speech
 from .proof import Rung
 from .smoothing import Fold, Graph
+from .space import export_need, require_space
 from .verify import Heard, Report, Totals
 
 Precision = Literal["int8", "fp32"]
@@ -116,7 +117,8 @@ def export(
     track = progress or (lambda _, items: items)
     checkpoint = open_checkpoint(checkpoint_dir)
     text, tokens = open_text(checkpoint, instruction)
-    write.require_space(out.parent, _needed_bytes(checkpoint, precision))
+    n_values = sum(math.prod(shape) for shape in checkpoint.shapes.values())
+    require_space(export_need(n_values, checkpoint.config.decoder, precision, out.parent))
     chosen = LAYOUTS[layout]
     sizes = _sizes(checkpoint, tokens, prune=prune and layout == "native")
     sounds = _sounds(probes, checkpoint, sizes.max_seconds)
@@ -472,11 +474,3 @@ def _figures(work: _Work, report: Report) -> dict[str, dict[str, float]]:
     }
     graphs = {name: found.figures() for name, found in work.figures.items()}
     return {**graphs, "torch to package": package}
-
-
-def _needed_bytes(checkpoint: Checkpoint, precision: Precision) -> int:
-    """Disk needed at the worst moment: the table, and the larger graph once in fp32."""
-    n_values = sum(math.prod(shape) for shape in checkpoint.shapes.values())
-    decoder = checkpoint.config.decoder
-    n_values += decoder.vocab_size * decoder.hidden_size  # the head, where it is not stored
-    return int(n_values * (4.0 if precision == "fp32" else 3.0)) + (1 << 20)

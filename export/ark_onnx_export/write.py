@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
 from itertools import count
@@ -22,6 +21,7 @@ from ark_asr_onnx.package import contract
 from ark_asr_onnx.package.contract import File, Manifest, file_sha256, manifest_to_json
 
 from .config import require_text
+from .space import require_absent
 
 _INLINE_BYTES = 1024  # smaller weights (constants of shape logic) stay inside the graph
 
@@ -29,8 +29,7 @@ _INLINE_BYTES = 1024  # smaller weights (constants of shape logic) stay inside t
 @contextlib.contextmanager
 def staged(out: Path) -> Iterator[Path]:
     """A staging folder beside ``out`` that becomes it on success and is removed on failure."""
-    if os.path.lexists(out):
-        raise ExportError(f"{out} exists; give another --out or remove it first")
+    require_absent(out)
     require_text(out)
     # The innermost first.
     new_parents = [p for p in out.absolute().parents if not os.path.lexists(p)]
@@ -81,18 +80,6 @@ def _publish(staging: Path, out: Path) -> None:
         raise ExportError(
             f"{out} appeared in the meantime ({error.strerror}); the package is in {kept}"
         ) from error
-
-
-def require_space(directory: Path, n_bytes: int) -> None:
-    """Refuse to start what the disk cannot hold."""
-    parents = (directory, *directory.absolute().parents)
-    existing = next(path for path in parents if os.path.lexists(path))
-    free = shutil.disk_usage(existing).free
-    if free < n_bytes:
-        raise ExportError(
-            f"{existing}: {free / 1e9:.2f} GB free, the export needs about {n_bytes / 1e9:.2f} GB; "
-            "free some or give --out on another disk"
-        )
 
 
 def write_graph(model: ir.Model, path: Path) -> None:
