@@ -26,8 +26,10 @@ from ark_asr_onnx.package.vocabulary import decoding_tokens
 
 from . import shards
 from .config import (
+    CONFIG_FILE,
     ENCODER_ROPE_DIM,
     ENCODER_ROPE_THETA,
+    SIDE_FILES,
     ArkConfig,
     read_object,
     require_text,
@@ -43,12 +45,6 @@ _MADV_PAGEOUT = 21  # of linux/mman.h; loses nothing, unlike MADV_DONTNEED
 # What wrappers of torch put into the names of all that they wrap.
 _WRAPPERS = {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
 _COMPUTED = ("inv_freq", "position_ids")  # the last part of names of tensors that are no weights
-# What says, beside the weights, what a model is: sizes, ids, text, sound.
-_SIDE_FILES = (
-    "config.json", "generation_config.json", "preprocessor_config.json", "processor_config.json",
-    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
-    "vocab.json", "merges.txt",
-)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +75,7 @@ class Checkpoint:
     @property
     def side_files(self) -> list[Path]:
         """The files beside them that say what the model is."""
-        paths = (self.directory / name for name in _SIDE_FILES)
+        paths = (self.directory / name for name in SIDE_FILES)
         return [path for path in paths if path.is_file()]
 
 
@@ -131,7 +127,7 @@ def open_checkpoint(directory: Path) -> Checkpoint:
     if not directory.is_dir():
         raise ExportError(f"checkpoint folder {directory} does not exist")
     require_text(directory)
-    config = ArkConfig.read(directory / "config.json")
+    config = ArkConfig.read(directory / CONFIG_FILE)
     _check_processors(directory, config)
     paths, notes = shards.find(directory)
     shapes: dict[str, tuple[int, ...]] = {}

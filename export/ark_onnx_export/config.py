@@ -22,6 +22,14 @@ ENCODER_ROPE_THETA = 10000.0
 ENCODER_ROPE_DIM = 32
 LAYER_NORM_EPS = 1e-5
 
+CONFIG_FILE = "config.json"
+# What says, beside the weights, what a model is: sizes, ids, text, sound.
+SIDE_FILES = (
+    CONFIG_FILE, "generation_config.json", "preprocessor_config.json", "processor_config.json",
+    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
+    "vocab.json", "merges.txt",
+)  # fmt: skip
+
 # Positions the decoder's RoPE tables cover: 30 s of audio are 385, the rest is for text.
 MAX_POSITIONS = 4096
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import reprlib
+from collections.abc import Callable, Set
 from pathlib import Path
 
 from ark_asr_onnx.errors import ExportError
 
 from .config import read_object
 
-_SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
+INDEX = "model.safetensors.index.json"
+_SINGLE = "model.safetensors"
 _ONE_OF_ONE = "model-00001-of-00001.safetensors"
 _ADAPTERS = ("adapter_model.safetensors", "adapter_model.bin", "adapter_config.json")
 _UNREAD = (".bin", ".ckpt", ".pt", ".pth", ".safetensors")  # what trainers leave beside the weights
@@ -21,38 +23,50 @@ def find(directory: Path) -> tuple[list[Path], list[str]]:
         present = {path.name for path in directory.iterdir()}
     except OSError as error:
         raise ExportError(f"{directory}: cannot be read ({error.strerror})") from error
-    if adapters := sorted(present & {*_ADAPTERS}):
-        raise ExportError(
-            f"{directory / adapters[0]}: an adapter, which is not exported; merge it into the "
-            "model or move it away"
-        )
-    names, notes = _chosen(directory, present)
+    names, notes = choose(directory, present, lambda: directory / INDEX)
     for name in names:
         if not (directory / name).is_file():
             raise ExportError(f"{directory / name} is missing or no file; download it again")
-    if unread := sorted(name for name in present - {*names} if name.endswith(_UNREAD)):
-        notes.append(f"not read: {_listed(unread)}")
     return [directory / name for name in names], notes
 
 
-def _chosen(directory: Path, present: set[str]) -> tuple[list[str], list[str]]:
+def choose(
+    folder: Path | str, present: Set[str], index: Callable[[], Path]
+) -> tuple[list[str], list[str]]:
+    """Which of the files of a folder hold the weights, and notes about the others.
+
+    ``index`` gives the index as a file, if there is one. Raises :class:`ExportError`; a file that
+    the index names may not be there.
+    """
+    if adapters := sorted(present & {*_ADAPTERS}):
+        raise ExportError(
+            f"{folder}/{adapters[0]}: an adapter, which is not exported; merge it into the "
+            "model or move it away"
+        )
+    names, notes = _chosen(folder, present, index)
+    if unread := sorted(name for name in present - {*names} if name.endswith(_UNREAD)):
+        notes.append(f"not read: {_listed(unread)}")
+    return names, notes
+
+
+def _chosen(
+    folder: Path | str, present: Set[str], index: Callable[[], Path]
+) -> tuple[list[str], list[str]]:
     """File names, and what is unusual about them."""
-    if _INDEX in present:
-        names = _indexed(directory / _INDEX)
+    if INDEX in present:
+        names = _indexed(index())
         if _SINGLE in present - {*names}:
             raise ExportError(
-                f"{directory}: {_SINGLE} and {_INDEX} are two sets of weights; move one away"
+                f"{folder}: {_SINGLE} and {INDEX} are two sets of weights; move one away"
             )
         return names, []
     if _SINGLE in present:
         return [_SINGLE], []
     if _ONE_OF_ONE in present:
-        return [_ONE_OF_ONE], [f"no {_INDEX}; {_ONE_OF_ONE} is read"]
+        return [_ONE_OF_ONE], [f"no {INDEX}; {_ONE_OF_ONE} is read"]
     unread = sorted(name for name in present if name.endswith(_UNREAD))
     found = f" (found: {_listed(unread)})" if unread else ""
-    raise ExportError(
-        f"{directory}: no {_SINGLE} and no {_INDEX}; only safetensors are read{found}"
-    )
+    raise ExportError(f"{folder}: no {_SINGLE} and no {INDEX}; only safetensors are read{found}")
 
 
 def _indexed(path: Path) -> list[str]:
