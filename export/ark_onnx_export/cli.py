@@ -12,21 +12,13 @@ import ark_asr_onnx
 from ark_asr_onnx import files
 from ark_asr_onnx.audio.sources import read
 from ark_asr_onnx.errors import ExportError
+from ark_asr_onnx.package.repository import id_of
 
+from . import fetch
 from .config import shown
 from .terminal import guarded, prepare_streams, say, stopped
 
-_EXTRA = (
-    "torch",
-    "onnx",
-    "onnx_ir",
-    "onnxscript",
-    "safetensors",
-    "tqdm",
-    "librosa",
-    "numba",
-    "jiwer",
-)
+_CKPT = "Hugging Face checkpoint: its folder, or an id, which is downloaded once"
 _OUTSIDE_LIMITS, _INTERRUPTED = 3, 130  # exit status
 
 
@@ -50,20 +42,24 @@ def _export_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="ark-onnx-export",
         description="Turn an ARK-ASR checkpoint (safetensors) into an ONNX package for the CPU.",
-        usage="%(prog)s [export] --ckpt DIR [options]",
+        usage="%(prog)s [export] --ckpt CKPT [options]",
         epilog="ark-onnx-export verify compares a package with its checkpoint on your own audio; "
         "see ark-onnx-export verify --help",
     )
     parser.add_argument(
-        "--ckpt", type=Path, required=True, metavar="DIR", help="Hugging Face checkpoint folder"
+        "--ckpt",
+        required=True,
+        metavar="CKPT",
+        help=f"{_CKPT} (OWNER/NAME, OWNER/NAME/FOLDER)",
     )
+    _hub_arguments(parser)
     parser.add_argument(
         "--out",
         type=Path,
         metavar="DIR",
         help="package folder to create (default: NAME-onnx-PRECISION here)",
     )
-    parser.add_argument("--name", help="what the package calls itself (default: DIR's name)")
+    parser.add_argument("--name", help="what the package calls itself (default: the name in CKPT)")
     parser.add_argument(
         "--layout",
         choices=("native", "published"),
@@ -142,11 +138,12 @@ def _verify_parser() -> argparse.ArgumentParser:
     parser.add_argument("--package", type=Path, required=True, metavar="DIR")
     against = parser.add_mutually_exclusive_group(required=True)
     against.add_argument(
-        "--ckpt", type=Path, metavar="DIR", help="the checkpoint, run in torch and fp32"
+        "--ckpt", metavar="CKPT", help="the checkpoint, folder or id, run in torch and fp32"
     )
     against.add_argument(
         "--against", type=Path, metavar="DIR", help="another package, taken as the truth"
     )
+    _hub_arguments(parser)
     parser.add_argument(
         "--audio",
         type=Path,
@@ -168,6 +165,15 @@ def _verify_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _hub_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--revision",
+        metavar="REV",
+        help="branch, tag or commit of an id (default: what the cache holds, else the main branch)",
+    )
+    parser.add_argument("--local-files-only", action="store_true", help="never download")
+
+
 def _positive(text: str) -> int:
     value = int(text)
     if value < 1:
@@ -184,9 +190,11 @@ def _verify(options: argparse.Namespace) -> tuple[int, str]:
     _check_paths(options)
     found = PackageEngine(options.package)
     if options.ckpt:
+        source = _source(options)
         from .oracle import TorchEngine
 
-        expected = TorchEngine.open(options.ckpt, found.manifest.provenance.instruction)
+        instruction = found.manifest.provenance.instruction
+        expected = TorchEngine.open(source.directory, instruction, source.shown)
         weights = expected.origin(found.manifest.provenance)
         for note in expected.notes:
             say(f"note: {shown(note)}")
@@ -220,9 +228,25 @@ def _verify(options: argparse.Namespace) -> tuple[int, str]:
     return status or (0 if report.passed else _OUTSIDE_LIMITS), answer
 
 
+def _source(options: argparse.Namespace, **target: Any) -> fetch.Source:
+    """The checkpoint that is named, fetched if need be."""
+    return fetch.resolve(
+        options.ckpt,
+        revision=options.revision,
+        local_files_only=options.local_files_only,
+        quiet=options.quiet,
+        **target,
+    )
+
+
 def _check_paths(options: argparse.Namespace) -> None:
     """Find mistyped names before models are opened."""
-    for folder in filter(None, (options.package, options.ckpt, options.against)):
+    if options.revision is not None and not options.ckpt:
+        raise ExportError("--revision is of a checkpoint: give --ckpt, or leave it out")
+    folders = [options.package, options.against]
+    if options.ckpt and id_of(options.ckpt) is None:
+        folders.append(Path(options.ckpt))
+    for folder in filter(None, folders):
         if not folder.is_dir():
             raise ExportError(f"folder {folder} does not exist")
     for path in options.audio:
@@ -246,7 +270,6 @@ def _require_writable(path: Path) -> None:
 def _export(options: argparse.Namespace) -> tuple[int, str]:
     from tqdm import tqdm
 
-    from . import pipeline
     from .probes import read_references
     from .stages import Meter
 
@@ -260,27 +283,36 @@ def _export(options: argparse.Namespace) -> tuple[int, str]:
         raise ExportError(f"--recipe {options.recipe} needs no --plan: leave one of them out")
     if options.calib and options.recipe != "auto":
         raise ExportError(f"--recipe {options.recipe} needs no --calib: leave one of them out")
+    probes = [(str(path), read(path)) for path in options.probe]
+    calibration = [(str(path), read(path, end_seconds=30)) for path in options.calib]
+    references = read_references(options.references) if options.references else None
+    kind = "onnx" if options.layout == "native" else options.layout
+    name = Path(options.ckpt).resolve().name  # of an id, too
+    out = options.out or Path(f"{name}-{kind}-{options.precision}")
+    source = _source(options, precision=options.precision, out=out)
+
+    from . import pipeline
+
     meter = Meter()
 
     def progress(label: str, items: Sequence[Any]) -> Iterable[Any]:
         bar = tqdm(items, desc=label, file=sys.stderr, disable=options.quiet, unit="step")
         return meter(label, cast("Sequence[Any]", bar))
 
-    kind = "onnx" if options.layout == "native" else options.layout
-    name = f"{options.ckpt.resolve().name}-{kind}-{options.precision}"
     exported = pipeline.export(
-        options.ckpt,
-        options.out or Path(name),
-        name=options.name,
+        source.directory,
+        out,
+        name=options.name or name,
+        source=source.origin,
         precision=options.precision,
         layout=options.layout,
         embedding=options.embedding,
         instruction=options.instruction or pipeline.INSTRUCTION,
-        probes=[(str(path), read(path)) for path in options.probe],
-        references=read_references(options.references) if options.references else None,
+        probes=probes,
+        references=references,
         recipe=options.recipe,
         target=options.target,
-        calibration=[(str(path), read(path, end_seconds=30)) for path in options.calib],
+        calibration=calibration,
         plan=options.plan,
         allow_degraded=options.allow_degraded,
         progress=progress,

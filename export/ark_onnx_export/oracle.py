@@ -69,13 +69,15 @@ class TorchEngine:
         self.positions = network.decoder.max_positions
 
     @classmethod
-    def open(cls, directory: Path, instruction: str) -> TorchEngine:
-        """Read a checkpoint folder."""
+    def open(cls, directory: Path, instruction: str, shown: str | None = None) -> TorchEngine:
+        """Read a checkpoint folder; ``shown`` is what to call it (default: by its path)."""
         checkpoint = open_checkpoint(directory)
         text, tokens = open_text(checkpoint, instruction)
         positions = min(checkpoint.config.decoder.max_positions, MAX_POSITIONS)
         network = load_network(checkpoint, positions)
-        return cls(checkpoint, network, text, tokens)
+        engine = cls(checkpoint, network, text, tokens)
+        engine.name = f"{shown or directory} (torch fp32)"
+        return engine
 
     def log_mel(self, waveform: F32) -> F32:
         """See :class:`engines.Subject`."""

@@ -86,6 +86,7 @@ def export(
     out: Path,
     *,
     name: str | None = None,
+    source: str | None = None,
     precision: Precision = "int8",
     layout: LayoutName = "native",
     embedding: Literal["fp32", "fp16"] = "fp32",
@@ -102,7 +103,8 @@ def export(
 ) -> Exported:
     """Turn a Hugging Face checkpoint into a package folder ``out``, which must not exist yet.
 
-    ``name`` is for people (default: the checkpoint folder's). ``layout`` is ours or, for upstream's
+    ``name`` is for people (default: the checkpoint folder's), ``source`` says where the checkpoint
+    is from (default: the same). ``layout`` is ours or, for upstream's
     readers and as a baseline, the published one. ``embedding`` is the type of the stored table;
     ``prune`` leaves out rows of table and head that can never be read or chosen. ``probes`` are
     further sounds to compare torch and the package on: names and waveforms ``[n]`` at 16 kHz.
@@ -126,7 +128,7 @@ def export(
     named = name or checkpoint_dir.resolve().name
 
     with write.staged(out) as staging:
-        made = _provenance(checkpoint, instruction)
+        made = _provenance(checkpoint, source, instruction)
         facts = Facts(named, precision, embedding, sizes, tokens, made, files={}, target=target)
         network = load_network(
             checkpoint, sizes.max_positions, lambda names: track("read weights", names)
@@ -432,12 +434,12 @@ def _sizes(checkpoint: Checkpoint, tokens: Tokens, *, prune: bool) -> Sizes:
     )
 
 
-def _provenance(checkpoint: Checkpoint, instruction: str) -> Provenance:
+def _provenance(checkpoint: Checkpoint, source: str | None, instruction: str) -> Provenance:
     tools = {name: metadata.version(name) for name in _TOOLS}
     return Provenance(
         exporter=f"ark-asr-onnx {ark_asr_onnx.__version__}",
         tools={"python": platform.python_version(), **tools},
-        source=checkpoint.directory.resolve().name,
+        source=source or checkpoint.directory.resolve().name,
         source_sha256={path.name: file_sha256(path) for path in checkpoint.files},
         instruction=instruction,
         recipe={},

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import importlib.util
 import io
 import os
 import signal
@@ -63,6 +64,13 @@ def guarded(run: Callable[[], tuple[int, str]]) -> int:
             raise
         say(f"error: {shown(line, 5000)}")
         return 1
+
+
+def require_extra() -> None:
+    """Raise ``ModuleNotFoundError`` before long work, not after it, where the extra is missing."""
+    for name in EXTRA:
+        if importlib.util.find_spec(name) is None:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 
 
 def stopped(stop: KeyboardInterrupt) -> int:

@@ -133,7 +133,7 @@ class Provenance:
 
     exporter: str  # "ark-asr-onnx 0.1.0"
     tools: dict[str, str]  # distribution -> version
-    source: str  # checkpoint folder's name
+    source: str  # checkpoint folder's name; "owner/name@commit" of the Hugging Face hub
     source_sha256: dict[str, str]  # checkpoint file -> checksum
     instruction: str  # the text between the audio and the assistant marker
     recipe: dict[str, str]  # how the weights are stored, and the worst error of one matrix

@@ -12,6 +12,7 @@ import logging
 import os
 import re
 import threading
+import warnings
 from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -150,6 +151,14 @@ def missing_bytes(repository: str, commit: str, files: Mapping[str, Remote]) -> 
         for name, remote in files.items()
         if get(name) is None
     )
+
+
+def hide_bars(repository: str) -> None:
+    """Show no bars of downloads from now on, unless the user's variables ask for them."""
+    library = _library(repository)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that they do
+        library.root.utils.disable_progress_bars()
 
 
 @dataclass(frozen=True, slots=True)
