@@ -81,6 +81,35 @@ def test_a_package_in_a_folder_of_a_repository_is_fetched(server: Hub, tmp_path:
     assert result.returncode == 0, result.stderr
 
 
+def test_the_makers_folder_in_a_repository_is_found_and_what_is_faster_is_said(
+    server: Hub, demo_published_package: Path, tmp_path: Path
+) -> None:
+    files = {f"ark_asr_int8_onnx/{p.name}": p for p in demo_published_package.iterdir()}
+    server.files["someone/ARK"] = {k: p.read_bytes() for k, p in files.items()}
+    server.files["someone/ARK"]["model.safetensors"] = b"not needed"
+    told = (
+        "note: someone/ARK{} holds its makers' package; an export of the checkpoint is faster: "
+        "ark-onnx-export --ckpt someone/ARK\n"
+    )
+    for inside in ("", "/ark_asr_int8_onnx"):
+        result = transcribe(server, tmp_path, f"someone/ARK{inside}")
+        assert (result.returncode, result.stderr) == (0, told.format(inside))
+        assert result.stdout.strip()
+    assert not any("safetensors" in line for line in server.log)
+    result = transcribe(server, tmp_path, str(demo_published_package))
+    assert (result.returncode, result.stderr) == (0, ""), "a folder was opened knowingly"
+
+
+def test_a_gated_repository_says_what_to_do(server: Hub, tmp_path: Path) -> None:
+    server.files["someone/ark-demo"] = package_files()
+    server.refusal = "GatedRepo", 403
+    line = one_line(transcribe(server, tmp_path, "someone/ark-demo"))
+    assert line == (
+        "error: someone/ark-demo: its owner lets in who asks: accept the terms at "
+        f"{server.endpoint}/someone/ark-demo, and log in with hf auth login"
+    )
+
+
 def test_a_download_that_breaks_off_is_resumed(server: Hub, tmp_path: Path) -> None:
     server.files["someone/ark-demo"] = package_files()
     server.cut.add("audio.onnx.data")

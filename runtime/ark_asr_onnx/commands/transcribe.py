@@ -24,6 +24,7 @@ from .. import (
 )
 from ..audio import microphone, pcm, sources
 from ..audio.mel import SAMPLE_RATE
+from ..package.repository import id_of
 from ..writers import WRITERS, Style
 from .inputs import STDIN, expanded
 from .outputs import put_segment, targets, write
@@ -232,6 +233,12 @@ def _open(told: Transcription) -> Transcriber:
     if told.precision not in (None, precision):
         raise PackageError(
             f"the model is {precision}, --main-model-precision asks for {told.precision}"
+        )
+    is_theirs = transcriber.manifest.layout == "published"
+    if is_theirs and (place := id_of(told.settings.model.name)):
+        say(
+            f"note: {place.text} holds its makers' package; an export of the checkpoint is faster: "
+            f"ark-onnx-export --ckpt {place.repository}"
         )
     return transcriber
 
