@@ -34,7 +34,7 @@ class Hub:
         self.cut: set[str] = set()  # files whose first download breaks off half-way
         self.trouble: str | None = None  # with the large file, or with everything
         self.large = "audio.onnx.data"
-        self.sent = 1000  # bytes of it that come, where it breaks off
+        self.sent = 1000  # bytes of it that come, however often it is asked for
         self.list_trouble: str | None = None  # with lists of files
         self.refusal: tuple[str, int] | None = None  # code and status, for all files
         outer = self
@@ -98,7 +98,7 @@ class Hub:
             self.cut.remove(match[3])
             part = part[: len(part) // 2]
         if is_bad:
-            request.wfile.write(part[: self.sent])
+            request.wfile.write(data[begin : self.sent])
             request.wfile.flush()
             request.close_connection = True
             if self.trouble == "stalled":
