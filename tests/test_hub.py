@@ -123,6 +123,7 @@ def test_a_download_that_breaks_off_is_resumed(server: Hub, tmp_path: Path) -> N
     [
         ("someone/absent", [], "no such repository on the hub"),
         ("someone/empty", [], "has no ark_manifest.json or runtime_manifest.json"),
+        ("someone/empty", [], "(export that with ark-onnx-export --ckpt someone/empty)"),
         ("someone/torn", [], "has no decoder.onnx"),
         ("someone/ark-demo", ["--local-files-only"], "not in the cache"),
     ],

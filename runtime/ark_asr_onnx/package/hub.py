@@ -35,7 +35,7 @@ def resolve(model: str | os.PathLike[str], *, local_files_only: bool = False) ->
     except Missing as missing:
         raise PackageError(
             f"{place.text}: the repository has no {missing}; an ONNX package is needed, not the "
-            "safetensors checkpoint (export that with ark-onnx-export)"
+            f"safetensors checkpoint (export that with ark-onnx-export --ckpt {place.repository})"
         ) from missing
 
 
