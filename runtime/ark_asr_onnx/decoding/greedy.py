@@ -30,7 +30,7 @@ class Options:
     retry: bool = True  # once more for text that ended by length or loop, or is empty on speech
     words: bool = False  # also when each word was said
     hotwords: tuple[str, ...] = ()  # words and phrases that are expected
-    hotword_strength: float = 2.5  # nats a word may be less likely than what else was heard
+    hotword_strength: float = 2.0  # nats a word may be less likely than what else was heard
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "hotwords", checked(self.hotwords))
