@@ -323,14 +323,15 @@ def test_subtitles_have_the_size_that_is_asked_for(
 def test_a_model_without_times_of_words_says_so(clip: Path, tiny_package: Path) -> None:
     with served(load=lambda: ark_asr_onnx.load(tiny_package, threads=1)) as without:
         assert without.get("/ready").json["words"] is False
-        found = without.post(OPENAI, {**WORDS, "file": clip})
-        assert found.status == 400
-        assert found.error["param"] == "timestamp_granularities"
-        assert found.error["code"] == "unsupported_value"
-        assert (
-            "gives no times of words; ask for timestamp_granularities=segment"
-            in (found.error["message"])
-        )
+        for more in ({}, {"hotwords": "go"}):
+            found = without.post(OPENAI, {**WORDS, **more, "file": clip})
+            assert found.status == 400
+            assert found.error["param"] == "timestamp_granularities"
+            assert found.error["code"] == "unsupported_value"
+            assert (
+                "gives no times of words; ask for timestamp_granularities=segment"
+                in (found.error["message"])
+            )
         asked = {"file": clip, "response_format": "srt", "max_cue_seconds": "3"}
         found = without.post(OPENAI, asked)
         assert found.status == 400

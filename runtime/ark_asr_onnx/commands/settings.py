@@ -12,7 +12,7 @@ from pathlib import Path
 
 import ark_asr_onnx
 
-from .. import Options, Package, PackageError, Splitting, Transcriber
+from .. import ArkError, Options, Package, PackageError, Splitting, Transcriber
 from ..decoding.hotwords import MAX_STRENGTH
 from ..decoding.second_look import expected
 from ..decoding.slots import DEFAULT_SLOTS
@@ -100,6 +100,8 @@ def _about_hotwords() -> Generator[None]:
     """Say which option a value is of that cannot be."""
     try:
         yield
+    except ArkError:  # some are ValueErrors, too
+        raise
     except ValueError as error:
         raise UsageError(f"--hotwords: {error}") from error
 

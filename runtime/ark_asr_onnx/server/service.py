@@ -132,16 +132,20 @@ class Service:
 
     async def check(self, asked: fields.Request) -> None:
         """Refuse what the model may not write; in a thread, for it may take half a second."""
+        self._require_words(asked)
         try:
             await asyncio.to_thread(self.transcriber.check, self.options(asked))
         except ValueError as error:
             raise Refused(Failure(400, str(error), param="hotwords")) from error
 
+    def _require_words(self, asked: fields.Request) -> None:
+        if asked.needs_words and not self.transcriber.has_words:
+            raise Refused(_no_words(asked))
+
     def work(self, source: BinaryIO, asked: fields.Request) -> Work:
         """Begin to transcribe."""
         limits = self.settings.limits
-        if asked.needs_words and not self.transcriber.has_words:
-            raise Refused(_no_words(asked))
+        self._require_words(asked)
         job = self.transcriber.stream(
             source,
             begin_seconds=asked.begin_seconds,
