@@ -25,7 +25,7 @@ from pathlib import Path
 import jiwer
 import onnxruntime
 import torch
-from outside import add_speech
+from outside import add_speech, rows
 from tqdm import tqdm
 
 from ark_asr_onnx.audio.sources import read
@@ -63,10 +63,8 @@ def transcribe_folder(
 ) -> list[Clip]:
     """All dev clips of one folder through the three engines."""
     clips: list[Clip] = []
-    manifest = (speech / folder / "dev.jsonl").read_text(encoding="utf-8")
-    for line in tqdm(manifest.splitlines(), desc=folder, file=sys.stderr):
-        row = json.loads(line)
-        waveform = read(speech / folder / row["audio"])
+    for row in tqdm(rows(speech, f"{folder}/dev"), desc=folder, file=sys.stderr):
+        waveform = read(row["path"])
         heard = verify.hear(oracle, row["audio"], waveform, MAX_TOKENS)
         judged = {
             e: verify.compare_clip(package, heard, MAX_TOKENS) for e, package in packages.items()

@@ -23,7 +23,6 @@ says as their only hotwords.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -32,7 +31,7 @@ from pathlib import Path
 from typing import Any
 
 import jiwer
-from outside import add_speech
+import outside
 
 import ark_asr_onnx
 from ark_asr_onnx import Options, Transcriber
@@ -48,7 +47,6 @@ SETS = {
 }
 HEADS = ("Adel", "Bron", "Cor", "Dun", "Ester", "Fal", "Gren", "Hal", "Ingol", "Kuber")
 TAILS = ("stadt", "netes", "heim", "wick", "ovic", "mouth", "burgh", "ański", "minster", "jana")
-
 HEAD = (
     "| strength | misheard hotwords | change | errors elsewhere | more | on clips without | steps |"
     "\n|---|---|---|---|---|---|---|"
@@ -123,10 +121,9 @@ def plain(text: str) -> str:
 def clips_of(speech: Path, name: str, every: int) -> list[Clip]:
     """The clips of a set, or every so many of them."""
     folder, split, source = SETS[name]
-    manifest = speech / folder / f"{split}.jsonl"
-    rows = [json.loads(line) for line in manifest.read_text(encoding="utf-8").splitlines()]
-    rows = [row for row in rows if source in ("", row["source"])]
-    return [Clip(str(manifest.parent / row["audio"]), plain(row["text"])) for row in rows[::every]]
+    found = outside.rows(speech, f"{folder}/{split}")
+    chosen = [row for row in found if source in ("", row["source"])][::every]
+    return [Clip(str(row["path"]), plain(row["text"])) for row in chosen]
 
 
 def missed(clip: Clip, heard: str) -> tuple[list[str], int]:
@@ -232,7 +229,7 @@ def main() -> int:
     """See the head of the file."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else None)
     parser.add_argument("--model", default=str(ROOT / "models" / "demo"))
-    add_speech(parser, "sentences/dev", "words/dev", "digits/dev")
+    outside.add_speech(parser, "sentences/dev", "words/dev", "digits/dev")
     parser.add_argument("--sets", nargs="+", choices=SETS, default=["sentences", "words", "digits"])
     parser.add_argument("--every", type=int, default=1, help="use one clip of so many")
     parser.add_argument("--strengths", nargs="+", type=float, default=[0.5, 1, 1.5, 2, 3, 4])

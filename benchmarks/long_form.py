@@ -30,7 +30,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import soundfile
-from outside import add_speech
+from outside import add_speech, rows
 
 ROOT = Path(__file__).resolve().parent.parent
 RATE = 16000
@@ -63,10 +63,9 @@ def sentences(speech: Path) -> list[Sentence]:
     """The dev split of AN4."""
     from ark_asr_onnx.audio import sources
 
-    rows = (speech / "sentences" / "dev.jsonl").read_text(encoding="utf-8").splitlines()
     found: list[Sentence] = []
-    for row in map(json.loads, rows):
-        waveform = sources.read(speech / "sentences" / row["audio"])
+    for row in rows(speech, "sentences/dev"):
+        waveform = sources.read(row["path"])
         found.append(Sentence(waveform, row["text"], *bounds(waveform)))
     return found
 

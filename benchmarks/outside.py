@@ -8,8 +8,10 @@ folder of speech, and how to make one.
 from __future__ import annotations
 
 import argparse
+import json
 import os
 from pathlib import Path
+from typing import Any
 
 SPEECH, TOKENIZER = "ARK_ASR_SPEECH", "ARK_ASR_TOKENIZER"  # environment variables
 # Files of a checkpoint that are its tokenizer; folders have some of them.
@@ -54,6 +56,13 @@ def speech(named: str, *manifests: str) -> Path:
             "CONTRIBUTING.md"
         )
     return path
+
+
+def rows(speech: Path, manifest: str) -> list[dict[str, Any]]:
+    """The rows of a manifest, such as ``read/dev``; ``path`` is where the audio lies."""
+    source = speech / f"{manifest}.jsonl"
+    found = map(json.loads, source.read_text(encoding="utf-8").splitlines())
+    return [{**row, "path": source.parent / row["audio"]} for row in found]
 
 
 def add_speech(parser: argparse.ArgumentParser, *manifests: str) -> None:

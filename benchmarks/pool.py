@@ -26,7 +26,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from outside import SPEECH_HELP, speech
+from outside import SPEECH_HELP, rows, speech
 
 ROOT = Path(__file__).resolve().parent.parent
 CALLERS = 8
@@ -138,9 +138,9 @@ def main() -> int:
     if options.work:
         work(options.work)
         return 0
-    folder = speech(options.speech, "sentences/dev") / "sentences"
-    rows = [json.loads(line) for line in (folder / "dev.jsonl").read_text("utf-8").splitlines()]
-    clips = [str(folder / row["audio"]) for row in rows][: options.clips]
+    manifest = "sentences/dev"
+    found = rows(speech(options.speech, manifest), manifest)
+    clips = [str(row["path"]) for row in found][: options.clips]
     about = {"model": str(options.model), "clips": clips, "threads": options.threads,
              "tokens": options.tokens}  # fmt: skip
     processes = {"here": started(ROOT, about)}

@@ -30,7 +30,7 @@ from typing import Any, cast
 import numpy as np
 import onnxruntime
 from lab import machine, say, work_folder
-from outside import add_speech
+from outside import add_speech, rows
 
 from ark_asr_onnx.audio import sources
 from ark_asr_onnx.package import contract
@@ -58,10 +58,9 @@ def clips(speech: Path, n: int) -> list[Path]:
     """So many clips, two thirds read speech, one third AN4, evenly spread over the speakers."""
     found: list[Path] = []
     for folder, share in (("read", 2), ("sentences", 1)):
-        manifest = speech / folder / "dev.jsonl"
-        rows = [json.loads(line) for line in manifest.read_text(encoding="utf-8").splitlines()]
-        chosen = np.linspace(0, len(rows) - 1, max(1, share * n // 3)).astype(int)
-        found += [manifest.parent / rows[i]["audio"] for i in chosen]
+        paths = [row["path"] for row in rows(speech, f"{folder}/dev")]
+        chosen = np.linspace(0, len(paths) - 1, max(1, share * n // 3)).astype(int)
+        found += [paths[i] for i in chosen]
     return found
 
 

@@ -33,7 +33,7 @@ from typing import Any
 
 import numpy as np
 from lab import Subject, checksum, machine, say, work_folder
-from outside import add_speech
+from outside import add_speech, rows
 
 from ark_asr_onnx.audio import mel, sources
 from ark_asr_onnx.corpus import scoring
@@ -67,11 +67,10 @@ class Clip:
 
 def read_clips(speech: Path, n_clips: int) -> list[Clip]:
     """So many rows of ``read/dev.jsonl``, evenly spread, the longest among them first."""
-    manifest = speech / "read" / "dev.jsonl"
-    rows = [json.loads(line) for line in manifest.read_text(encoding="utf-8").splitlines()]
-    chosen = [rows[i] for i in np.linspace(0, len(rows) - 1, min(n_clips, len(rows))).astype(int)]
-    chosen.sort(key=lambda row: -row["duration_s"])
-    return [Clip(manifest.parent / row["audio"], row["text"]) for row in chosen]
+    found = rows(speech, "read/dev")
+    places = np.linspace(0, len(found) - 1, min(n_clips, len(found))).astype(int)
+    chosen = sorted((found[i] for i in places), key=lambda row: -row["duration_s"])
+    return [Clip(row["path"], row["text"]) for row in chosen]
 
 
 def whisper_folder(wheels: Path, out: Path) -> Path:

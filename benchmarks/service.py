@@ -32,7 +32,7 @@ from pathlib import Path
 
 import numpy as np
 import soundfile  # pyright: ignore[reportMissingTypeStubs]
-from outside import add_speech
+from outside import add_speech, rows
 
 ROOT = Path(__file__).resolve().parent.parent
 BOUNDARY = "ark-asr-benchmark"
@@ -226,10 +226,9 @@ async def attacks(server: Server) -> list[str]:
 
 async def measure(options: argparse.Namespace) -> None:
     """All of it, one after the other."""
-    folder = options.speech / "sentences"
-    rows = [json.loads(line) for line in (folder / "dev.jsonl").read_text("utf-8").splitlines()]
     fields = (("max_new_tokens", str(options.tokens)),) if options.tokens else ()
-    clips = [request((folder / row["audio"]).read_bytes(), *fields) for row in rows]
+    found = rows(options.speech, "sentences/dev")
+    clips = [request(row["path"].read_bytes(), *fields) for row in found]
     server = Server(options.model, "--max-waiting", options.clients, "--threads", 2,
                     "--upload-timeout", 3)  # fmt: skip
     try:

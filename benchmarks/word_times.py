@@ -31,6 +31,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import outside
 import soundfile
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -59,11 +60,9 @@ def spliced(speech: Path, n: int, seed: int = 0) -> list[tuple[F32, list[Timed]]
     chance, noise = random.Random(seed), np.random.default_rng(seed)
     pools: dict[str, list[tuple[str, Path]]] = {}
     for kind in ("digits", "words"):
-        for line in (speech / kind / "dev.jsonl").read_text(encoding="utf-8").splitlines():
-            row = json.loads(line)
+        for row in outside.rows(speech, f"{kind}/dev"):
             if len(row["text"]) > 1:  # no spelled letters
-                clip = row["text"], speech / kind / row["audio"]
-                pools.setdefault(row["speaker"], []).append(clip)
+                pools.setdefault(row["speaker"], []).append((row["text"], row["path"]))
     found: list[tuple[F32, list[Timed]]] = []
     for _ in range(n):
         n_words = chance.randint(3, 6)
@@ -179,8 +178,6 @@ def peer(python: Path, model: Path, waveforms: Sequence[F32]) -> list[list[Timed
 
 def main() -> int:
     """Command line."""
-    import outside
-
     import ark_asr_onnx
 
     parser = argparse.ArgumentParser(
