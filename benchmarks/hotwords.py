@@ -171,7 +171,6 @@ def halves(
         hotwords = often_misheard(clips[1 - one :: 2], heard[1 - one :: 2], share)
         sizes.append(len(hotwords))
         half = clips[one::2]
-        listener.hear(half)
         for strength in totals:
             options = Options()
             if strength and hotwords:
