@@ -14,7 +14,7 @@ from conftest import Sample
 import ark_asr_onnx
 from ark_asr_onnx import DecodeError, Options
 from ark_asr_onnx.decoding import greedy
-from ark_asr_onnx.decoding.greedy import Utterance, choose, token_mask
+from ark_asr_onnx.decoding.greedy import Rules, Utterance, choose, token_mask
 from ark_asr_onnx.package.contract import Tokens
 
 F32 = npt.NDArray[np.float32]
@@ -74,7 +74,7 @@ class Script:
 def run(
     script: Script, max_new_tokens: int = 99, tokens: Tokens = TOKENS, **guards: Any
 ) -> Utterance:
-    utterance = Utterance(tokens, token_mask(tokens, N), max_new_tokens, **guards)
+    utterance = Utterance(Rules(tokens, token_mask(tokens, N), max_new_tokens, **guards))
     utterance.choose(script.prefill(0, PROMPT))
     while utterance.finish_reason is None:
         utterance.choose(script.step(np.array(utterance.ids[-1:]))[0])

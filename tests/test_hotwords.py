@@ -22,6 +22,7 @@ from ark_asr_onnx.arrays import F32
 from ark_asr_onnx.commands import cli
 from ark_asr_onnx.corpus.batch import run_batch
 from ark_asr_onnx.decoding import greedy, second_look
+from ark_asr_onnx.decoding.greedy import Rules
 from ark_asr_onnx.decoding.hotwords import Found, Hotwords, checked, spellings
 from ark_asr_onnx.decoding.second_look import HotwordUtterance
 from ark_asr_onnx.package.contract import Tokens
@@ -118,12 +119,12 @@ def hear(
 ) -> greedy.Utterance:
     """What is written, of the texts that are likely, where phrases are expected."""
     limit = guards.pop("max_new_tokens", 50)
-    utterance = HotwordUtterance(trie(*phrases), strength, CONTROL, MASK, limit, **guards)
+    utterance = HotwordUtterance(Rules(CONTROL, MASK, limit, **guards), trie(*phrases), strength)
     return Model(likely).run(utterance)
 
 
 def plain(likely: dict[tuple[int, ...], float], **guards: Any) -> greedy.Utterance:
-    return Model(likely).run(greedy.Utterance(CONTROL, MASK, 50, **guards))
+    return Model(likely).run(greedy.Utterance(Rules(CONTROL, MASK, 50, **guards)))
 
 
 # What is given -----------------------------------------------------------------------------------
@@ -282,11 +283,11 @@ def test_a_phrase_at_the_begin_and_at_the_end() -> None:
 def test_what_follows_speaks_for_a_phrase_or_against_it() -> None:
     model = Model({GUY_SAID: 0.0, KAI_SAID: -2.5})
     model.after[(HELLO, GUY)] = {SAID: 0.0, SAID_TOO: 0.0}  # 0.7 nats less likely than it looked
-    utterance = HotwordUtterance(trie("Kai"), STRENGTH, CONTROL, MASK, 50)
+    utterance = HotwordUtterance(Rules(CONTROL, MASK, 50), trie("Kai"), STRENGTH)
     assert tuple(model.run(utterance).ids) == KAI_SAID
     model = Model({GUY_SAID: 0.0, KAI_SAID: -1.5})
     model.after[(HELLO, KAI)] = {SAID: 0.0, SAID_TOO: 0.0}
-    utterance = HotwordUtterance(trie("Kai"), STRENGTH, CONTROL, MASK, 50)
+    utterance = HotwordUtterance(Rules(CONTROL, MASK, 50), trie("Kai"), STRENGTH)
     assert tuple(model.run(utterance).ids) == GUY_SAID
 
 
@@ -315,7 +316,7 @@ def test_several_phrases_of_a_text_are_found() -> None:
     model.after[()] = {GUY: 0.0, KAI: -1.0}
     for first in (GUY, KAI):
         model.after[(first, SAID)] = {MILLER: 0.0, MÜLLER: -1.0}
-    utterance = HotwordUtterance(trie("Kai", "Müller"), STRENGTH, CONTROL, MASK, 50)
+    utterance = HotwordUtterance(Rules(CONTROL, MASK, 50), trie("Kai", "Müller"), STRENGTH)
     assert model.run(utterance).ids == [KAI, SAID, MÜLLER, EOS]
 
 
@@ -330,7 +331,7 @@ def test_what_comes_behind_the_meeting_counts_too() -> None:
     assert np.log(len(flat)) + 0.5 < 2.5
     for strength, expected in ((1.0, text), (2.5, (KAI, HELLO, HELLO, GUY, EOS))):
         model.read = []
-        utterance = HotwordUtterance(trie("Kai"), strength, CONTROL, MASK, 50)
+        utterance = HotwordUtterance(Rules(CONTROL, MASK, 50), trie("Kai"), strength)
         assert tuple(model.run(utterance).ids) == expected
 
 
@@ -344,9 +345,7 @@ def test_a_text_that_did_not_end_is_left_for_the_retry() -> None:
     model.after = {(GUY,) * n: {GUY: 0.0, KAI: -0.5} for n in range(60)}
     for max_repeats, reason in ((5, "loop"), (None, "length")):
         model.read, model.n_steps = [], 0
-        utterance = HotwordUtterance(
-            trie("Kai"), STRENGTH, CONTROL, MASK, 40, max_repeats=max_repeats
-        )
+        utterance = HotwordUtterance(Rules(CONTROL, MASK, 40, max_repeats), trie("Kai"), STRENGTH)
         model.run(utterance)
         assert utterance.finish_reason == reason
         assert set(utterance.ids) == {GUY}
@@ -358,7 +357,7 @@ def test_a_phrase_that_leads_nowhere_is_not_taken() -> None:
         model = Model({(GUY, SAID, EOS): 0.0})
         model.after[()] = {GUY: 0.0, KAI: -0.5}
         model.after |= {(KAI, *(MILLER,) * n): {MILLER: 0.0} for n in range(60)}
-        utterance = HotwordUtterance(trie("Kai"), STRENGTH, CONTROL, MASK, limit)
+        utterance = HotwordUtterance(Rules(CONTROL, MASK, limit), trie("Kai"), STRENGTH)
         assert model.run(utterance).ids == [GUY, SAID, EOS]
 
 
@@ -379,7 +378,7 @@ def test_the_work_is_bounded() -> None:
     greedy_steps = len(text) - 1
     heads = ["kai", "guy", "müller", "miller"]
     phrases = [f"{head} {more} said" for head in heads for more in heads]
-    utterance = model.run(HotwordUtterance(trie(*phrases), STRENGTH, CONTROL, MASK, 50))
+    utterance = model.run(HotwordUtterance(Rules(CONTROL, MASK, 50), trie(*phrases), STRENGTH))
     assert utterance.ids == text
     most = second_look._STEPS * len(text) + second_look._FREE_STEPS
     # The last of them may go back to the begin of the text.

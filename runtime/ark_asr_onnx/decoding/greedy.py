@@ -80,28 +80,46 @@ def choose(logits: F32, mask: F32) -> tuple[int, float]:
     return best, -float(np.log(np.exp(masked - masked[best]).sum(dtype=np.float64)))
 
 
-class Utterance:
-    """The tokens of one utterance so far, and whether it has ended.
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """What the text of one utterance may be.
 
     ``mask`` is that of :func:`token_mask`. ``forbid_empty``: the first token is not end of turn,
     unless nothing else may be chosen.
     """
 
-    def __init__(
-        self,
-        tokens: Tokens,
-        mask: F32,
-        max_new_tokens: int,
-        *,
-        max_repeats: int | None = None,
-        forbid_empty: bool = False,
-    ) -> None:
+    tokens: Tokens
+    mask: F32
+    max_new_tokens: int
+    max_repeats: int | None = None
+    forbid_empty: bool = False
+
+    def mask_at(self, n: int) -> F32:
+        """The mask of the id behind ``n`` others."""
+        if n or not self.forbid_empty:
+            return self.mask
+        others = self.mask.copy()
+        others[list(self.tokens.eos)] = -np.inf
+        return others if np.isfinite(others).any() else self.mask
+
+    def ending(self, ids: Sequence[int]) -> tuple[FinishReason | None, int]:
+        """Whether a text has ended, and how many of its ids are before a loop went round again."""
+        if ids[-1] in self.tokens.stop:
+            return "stop", len(ids)
+        if self.max_repeats is not None and (n := loop(ids, self.max_repeats)):
+            return "loop", len(ids) - n
+        return ("length" if len(ids) == self.max_new_tokens else None), len(ids)
+
+
+class Utterance:
+    """The tokens of one utterance so far, and whether it has ended."""
+
+    def __init__(self, rules: Rules) -> None:
         self.ids: list[int] = []
         self.logprobs: list[float] = []  # natural log, among the ids that may be chosen
         self.finish_reason: FinishReason | None = None
         self.n_kept = 0  # ids before a loop went round again
-        self._tokens, self._mask, self._max_new_tokens = tokens, mask, max_new_tokens
-        self._max_repeats, self._forbid_empty = max_repeats, forbid_empty
+        self._rules = rules
 
     @property
     def n_back(self) -> int:
@@ -115,26 +133,10 @@ class Utterance:
 
     def choose(self, logits: F32) -> None:
         """Append the likeliest id for the logits ``[V]``."""
-        token_id, logprob = choose(logits, self._mask_at(len(self.ids)))
+        token_id, logprob = choose(logits, self._rules.mask_at(len(self.ids)))
         self.ids.append(token_id)
         self.logprobs.append(logprob)
-        self.finish_reason, self.n_kept = self._ending(self.ids)
-
-    def _mask_at(self, n: int) -> F32:
-        """The mask of the id behind ``n`` others."""
-        if n or not self._forbid_empty:
-            return self._mask
-        others = self._mask.copy()
-        others[list(self._tokens.eos)] = -np.inf
-        return others if np.isfinite(others).any() else self._mask
-
-    def _ending(self, ids: Sequence[int]) -> tuple[FinishReason | None, int]:
-        """Whether a text has ended, and how many of its ids are before a loop went round again."""
-        if ids[-1] in self._tokens.stop:
-            return "stop", len(ids)
-        if self._max_repeats is not None and (n := loop(ids, self._max_repeats)):
-            return "loop", len(ids) - n
-        return ("length" if len(ids) == self._max_new_tokens else None), len(ids)
+        self.finish_reason, self.n_kept = self._rules.ending(self.ids)
 
 
 def loop(ids: Sequence[int], max_repeats: int) -> int:

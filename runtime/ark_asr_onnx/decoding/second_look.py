@@ -18,10 +18,10 @@ from dataclasses import dataclass, field
 from typing import TypeAlias
 
 from ..arrays import F32
-from ..package.contract import Manifest, Tokens
+from ..package.contract import Manifest
 from ..package.text import Text
 from . import greedy
-from .greedy import Utterance
+from .greedy import Rules, Utterance
 from .hotwords import Hotwords, Node
 
 # A phrase is looked at although its tokens alone are by so many nats too unlikely: what follows may
@@ -72,20 +72,8 @@ class Path:
 class HotwordUtterance(Utterance):
     """An utterance in which phrases are expected; see :class:`.greedy.Utterance`."""
 
-    def __init__(
-        self,
-        hotwords: Hotwords,
-        strength: float,
-        tokens: Tokens,
-        mask: F32,
-        max_new_tokens: int,
-        *,
-        max_repeats: int | None = None,
-        forbid_empty: bool = False,
-    ) -> None:
-        super().__init__(
-            tokens, mask, max_new_tokens, max_repeats=max_repeats, forbid_empty=forbid_empty
-        )
+    def __init__(self, rules: Rules, hotwords: Hotwords, strength: float) -> None:
+        super().__init__(rules)
         self._hotwords, self._strength = hotwords, strength
         self._read: list[int] = []  # by the slot
         self._n_left = 0  # steps of the second look
@@ -109,13 +97,13 @@ class HotwordUtterance(Utterance):
         except StopIteration as end:
             path: Path = end.value
             self.ids, self.logprobs = path.ids, path.logprobs
-            self.finish_reason, self.n_kept = self._ending(path.ids)
+            self.finish_reason, self.n_kept = self._rules.ending(path.ids)
 
     def _decode(self) -> Generator[Wish, F32, Path]:
         logits = yield 0, 0  # those of the prompt come unasked
         text = Path()
         yield from self._finish(text, logits)
-        if self._ending(text.ids)[0] != "stop":
+        if self._rules.ending(text.ids)[0] != "stop":
             return text  # a doubtful one is tried again in another way
         self._n_left = _STEPS * len(text.ids) + _FREE_STEPS
         place = 0
@@ -127,7 +115,7 @@ class HotwordUtterance(Utterance):
     def _finish(self, path: Path, logits: F32) -> Generator[Wish, F32, None]:
         """Append the likeliest tokens until the text ends; ``logits`` are for the first."""
         self._append(path, logits)
-        while self._ending(path.ids)[0] is None:
+        while self._rules.ending(path.ids)[0] is None:
             logits = yield from self._logits_after(path.ids)
             self._append(path, logits)
 
@@ -145,7 +133,7 @@ class HotwordUtterance(Utterance):
 
     def _append(self, path: Path, logits: F32) -> None:
         """Append the likeliest token, beside what phrases offer in its place."""
-        best, logprob = greedy.choose(logits, self._mask_at(len(path.ids)))
+        best, logprob = greedy.choose(logits, self._rules.mask_at(len(path.ids)))
         before = path.ids[-1] if path.ids else None
         firsts = self._hotwords.firsts
         is_near = logits[best] - logits[firsts] <= self._bound(1)
@@ -191,7 +179,7 @@ class HotwordUtterance(Utterance):
             for one in offers:
                 self._extend(path, one.token, one.logprob, [])
             end = len(path.ids)
-            if end >= self._max_new_tokens:
+            if end >= self._rules.max_new_tokens:
                 continue
             logits = yield from self._logits_after(path.ids)
             self._append(path, logits)
@@ -212,7 +200,7 @@ class HotwordUtterance(Utterance):
         whole = sum(text.logprobs[place:])
         n_words = self._n_words(text.ids)
         while True:
-            reason = self._ending(path.ids)[0]
+            reason = self._rules.ending(path.ids)[0]
             if reason is None:
                 meeting = _meeting(path.ids, end, text.ids, place)
             elif reason == "stop":
@@ -227,7 +215,7 @@ class HotwordUtterance(Utterance):
                 if reason is None:
                     logits = yield from self._logits_after(path.ids)
                     yield from self._finish(path, logits)
-                is_whole = self._ending(path.ids)[0] == "stop"
+                is_whole = self._rules.ending(path.ids)[0] == "stop"
                 return is_whole and self._score(path) >= self._score(text)
             most = self._strength * (self._n_words(path.ids) + n_words)
             if said + most < whole or self._n_left <= 0:

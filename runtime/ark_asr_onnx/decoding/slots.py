@@ -6,7 +6,6 @@ slots, only their slots are computed.
 
 from __future__ import annotations
 
-import functools
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
@@ -21,7 +20,7 @@ from ..package.contract import Manifest
 from ..package.text import Text, clean
 from ..transcript import Segment, Word
 from . import greedy, words
-from .greedy import Options, Utterance
+from .greedy import Options, Rules, Utterance
 from .line import Line, Place, Task
 from .second_look import HotwordUtterance
 
@@ -112,16 +111,16 @@ class Slots:
 
     def _utterance(self, place: Place, max_new_tokens: int) -> Utterance:
         options, hotwords = place.line.options, place.line.hotwords
-        kind = Utterance
-        if hotwords is not None:
-            kind = functools.partial(HotwordUtterance, hotwords, options.hotword_strength)
-        return kind(
+        rules = Rules(
             self._manifest.tokens,
             self._mask(options),
             max_new_tokens,
-            max_repeats=options.max_repeats,
-            forbid_empty=place.forbid_empty,
+            options.max_repeats,
+            place.forbid_empty,
         )
+        if hotwords is None:
+            return Utterance(rules)
+        return HotwordUtterance(rules, hotwords, options.hotword_strength)
 
     def step(self) -> None:
         """One token for all; what it takes is shared by their clocks."""
