@@ -42,12 +42,9 @@ def with_times(package: Path, checkpoint: Path, out: Path, depth: float) -> Path
     for path in package.iterdir():
         if path.name not in (contract.MANIFEST_FILE, contract.ALIGN_FILE):
             (out / path.name).hardlink_to(path)
-    prefill = out / contract.PREFILL_FILE
-    source = prefill if prefill.is_file() else out / contract.DECODER_FILE
-    path = out / contract.ALIGN_FILE
     layer = round(depth * manifest["sizes"]["n_layers"]) - 1
     heads = [(layer, head) for head in range(min(_N_HEADS, config["num_attention_heads"]))]
-    align.write(source, path, heads, len(manifest["tokens"]["prefix"]))
+    path = align.write(out, heads, len(manifest["tokens"]["prefix"]))
     manifest["files"][path.name] = {
         "bytes": path.stat().st_size, "sha256": contract.file_sha256(path)
     }  # fmt: skip

@@ -188,8 +188,7 @@ def test_the_graph_looks_where_torch_looks(
     config = network.decoder.config
     heads = [(layer, head) for layer in range(config.n_layers) for head in range(config.n_heads)]
     del heads[1]
-    source = out / (contract.PREFILL_FILE if precision == "columns" else contract.DECODER_FILE)
-    align.write(source, out / contract.ALIGN_FILE, heads[::-1], len(oracle.tokens.prefix))
+    align.write(out, heads[::-1], len(oracle.tokens.prefix))
 
     package = open_package(out)
     package.paths[contract.ALIGN_FILE] = out / contract.ALIGN_FILE

@@ -21,18 +21,21 @@ from ark_asr_onnx.package import contract
 Head = tuple[int, int]  # layer, head
 
 
-def write(source: Path, path: Path, heads: Sequence[Head], audio_begin: int) -> None:
-    """Derive ``path`` from a decoder graph beside it.
+def write(directory: Path, heads: Sequence[Head], audio_begin: int) -> Path:
+    """Derive the graph from those of a package's folder, beside them.
 
     ``audio_begin`` is the position of the first audio row. The output is ``[heads, T, N]``, head by
     head in the order of their layers.
     """
-    model = ir.load(source)
+    prefill = directory / contract.PREFILL_FILE
+    model = ir.load(prefill if prefill.is_file() else directory / contract.DECODER_FILE)
     _Cutter(model, audio_begin).run(sorted(heads))
     RemoveUnusedNodesPass()(model)
     graph = model.graph
     graph.inputs[:] = [value for value in graph.inputs if value.uses()]
+    path = directory / contract.ALIGN_FILE
     ir.save(model, path)
+    return path
 
 
 class _Cutter:

@@ -253,10 +253,7 @@ def _align(
     words = [(text, waveform) for text, waveform in known if len(heads.plain(text)) == 1]
     found = heads.find(oracle, words, work.track)
     if found.heads:
-        prefill = work.directory / contract.PREFILL_FILE
-        source = prefill if prefill.is_file() else work.directory / contract.DECODER_FILE
-        path = work.directory / contract.ALIGN_FILE
-        align.write(source, path, found.heads, len(tokens.prefix))
+        align.write(work.directory, found.heads, len(tokens.prefix))
     else:
         work.notes.append(f"the package cannot tell when words are said: {found.reason}")
     return found
