@@ -108,8 +108,8 @@ class Hotwords:
     """A trie of the spellings of phrases, for a tokenizer and a mask of tokens.
 
     A phrase stands for whole words: it does not begin or end in the middle of one, but that Korean
-    particles may follow. Raises
-    ``ValueError`` for a phrase that the mask does not allow in any spelling.
+    particles may follow. Raises ``ValueError`` for a phrase that the mask does not allow in any
+    spelling.
     """
 
     def __init__(self, phrases: Sequence[str], text: Text, tokens: Tokens, mask: F32) -> None:
