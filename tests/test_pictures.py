@@ -1,0 +1,38 @@
+"""The pictures beside the documents show what is true today."""
+
+from __future__ import annotations
+
+import re
+import runpy
+import xml.etree.ElementTree as ET
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+PICTURES = ROOT / "scripts" / "pictures"
+SVG = "{http://www.w3.org/2000/svg}"
+TIME = re.compile(r"\d\d:\d\d\.\d{3}")  # of a word; another CPU may find one beside it
+
+
+def without_spaces(text: str) -> str:
+    """What is left where lines may be broken anywhere."""
+    return TIME.sub("00:00.000", "".join(text.split()))
+
+
+def test_the_terminal_shows_what_its_commands_print() -> None:
+    pytest.importorskip("rich")
+    recorded = runpy.run_path(str(PICTURES / "terminal.py"))["record"]()
+    drawn = ET.parse(PICTURES / "terminal.svg").getroot()
+    matrix = next(g for g in drawn.iter(f"{SVG}g") if g.get("class", "").endswith("-matrix"))
+    expected = "".join(f"$ {command}\n{output}" for command, output in recorded)
+    assert without_spaces("".join(matrix.itertext())) == without_spaces(expected)
+
+
+@pytest.mark.parametrize("path", sorted(PICTURES.glob("*.svg")), ids=lambda path: path.name)
+def test_a_picture_is_whole_and_loads_nothing(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    root = ET.fromstring(text)
+    assert root.get("viewBox")
+    assert root.find(f"{SVG}title") is not None
+    assert not re.search(r"(?:href|src)\s*=|url\((?!#)|@import", text)
