@@ -29,6 +29,19 @@ def test_the_terminal_shows_what_its_commands_print() -> None:
     assert without_spaces("".join(matrix.itertext())) == without_spaces(expected)
 
 
+def test_the_architecture_is_drawn_by_its_script_and_names_what_exists() -> None:
+    script = runpy.run_path(str(PICTURES / "architecture.py"))
+    assert (PICTURES / "architecture.svg").read_text(encoding="utf-8") == script["draw"]()
+    steps = [(box, "export/ark_onnx_export") for box in script["EXPORT"]]
+    for row in ("AUDIO", "POOL", "RESULTS"):
+        steps += [(box, "runtime/ark_asr_onnx") for box in script[row]]
+    files = [name for name, _ in script["PACKAGE"]]
+    for box, room in steps:
+        assert box.file in files or (ROOT / room / box.file).is_file(), box
+    specified = (ROOT / "runtime" / "PACKAGE.md").read_text(encoding="utf-8")
+    assert [name for name in files if f"`{name}`" not in specified] == []
+
+
 @pytest.mark.parametrize("path", sorted(PICTURES.glob("*.svg")), ids=lambda path: path.name)
 def test_a_picture_is_whole_and_loads_nothing(path: Path) -> None:
     text = path.read_text(encoding="utf-8")
