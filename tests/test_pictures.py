@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 import runpy
 import xml.etree.ElementTree as ET
@@ -11,6 +12,8 @@ import pytest
 from conftest import ROOT
 
 PICTURES = ROOT / "scripts" / "pictures"
+RESULTS = ROOT / "benchmarks" / "results"
+DRAWN = sorted([*PICTURES.glob("*.svg"), *RESULTS.glob("*.svg")])
 SVG = "{http://www.w3.org/2000/svg}"
 TIME = re.compile(r"\d\d:\d\d\.\d{3}")  # of a word; another CPU may find one beside it
 
@@ -42,10 +45,18 @@ def test_the_architecture_is_drawn_by_its_script_and_names_what_exists() -> None
     assert [name for name in files if f"`{name}`" not in specified] == []
 
 
-@pytest.mark.parametrize("path", sorted(PICTURES.glob("*.svg")), ids=lambda path: path.name)
+def test_plots_are_drawn_from_the_tables_as_they_are() -> None:
+    pytest.importorskip("matplotlib")
+    plots = importlib.import_module("plots")
+    for name, picture in plots.PICTURES.items():
+        drawn = (RESULTS / f"{name}.svg").read_text(encoding="utf-8")
+        assert f"<dc:identifier>{picture.checksum()}<" in drawn, "run benchmarks/plots.py"
+
+
+@pytest.mark.parametrize("path", DRAWN, ids=lambda path: path.name)
 def test_a_picture_is_whole_and_loads_nothing(path: Path) -> None:
     text = path.read_text(encoding="utf-8")
     root = ET.fromstring(text)
     assert root.get("viewBox")
     assert root.find(f"{SVG}title") is not None
-    assert not re.search(r"(?:href|src)\s*=|url\((?!#)|@import", text)
+    assert not re.search("(href|src) *= *['\"][^#]|url[(][^#]|@import", text)
