@@ -1,4 +1,4 @@
-"""What is said of an audio that is not all there, or more than it says, or not right."""
+"""Warnings about audio that is incomplete, longer than its header says, or damaged."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ OnWarning: TypeAlias = Callable[[AudioWarning], None]
 
 
 def joined(seconds: Sequence[float]) -> AudioWarning:
-    """That several recordings, of so many seconds, were heard as one."""
+    """The warning that several recordings, of these durations in seconds, were heard as one."""
     each = ", ".join(f"{s:.1f}" for s in seconds[:5]) + (" …" if len(seconds) > 5 else "")
     return AudioWarning(
         "joined",

@@ -1,9 +1,9 @@
-"""Files of chunks that hold samples: how much one claims to hold, and how much there is.
+"""Files made of chunks: how many bytes of samples a header claims, and how many there are.
 
 WAV (RIFF, RIFX, RF64, BW64), W64, AIFF and IFF (FORM), CAF, AU and NIST SPHERE. A header is
-written before its samples, so it is wrong whenever the writer died, could not seek, or wrote more
-than 32 bits count. What is read here is only sizes; libsndfile decodes, from a header that tells it
-the true ones.
+written before its samples, so it is wrong if the writer died, could not seek, or wrote more bytes
+than 32 bits can count. This module reads only sizes; libsndfile decodes, from a header with the
+right sizes.
 
 Sources: Microsoft's "Multimedia Programming Interface and Data Specifications 1.0", EBU Tech 3306,
 Sony's Wave64, Apple's AIFF 1.3 and CAF 1.0, and Sun's ``audio_filehdr(5)``.
@@ -18,21 +18,22 @@ from typing import BinaryIO, Literal
 
 from .excerpt import Piece
 
-# Who writes a WAV into a pipe cannot go back to its header, and leaves nearly 2**31 or 2**32.
+# A WAV written to a pipe has a placeholder size near 2**31 or 2**32: its writer could not seek.
 UNKNOWN_BYTES = (1 << 31) - (1 << 20)
 MAGICS = (b"RIFF", b"RIFX", b"RF64", b"BW64", b"FORM", b"caff", b".snd", b"dns.", b"riff", b"NIST")
-_USUAL = frozenset(  # chunks that follow samples
+_USUAL = frozenset(  # chunks that may follow the samples
     b"LIST INFO id3 ID3 bext fact cue smpl PEAK iXML JUNK PAD FLLR inst plst labl DISP ANNO NAME "
     b"AUTH COMT MARK APPL INST MIDI CHAN chan pakt info free meta summ".split()
 )
-# Where the chunk that describes the samples names a codec, and those that count samples elsewhere.
+# Position of the codec's name in the chunk that describes the samples, and the codecs whose
+# samples have no fixed number of bytes.
 _CODECS = {
     b"COMM": (18, (b"GSM ", b"agsm", b"DWVW")),
     b"desc": (8, (b"alac", b"aac ", b"ima4", b".mp3")),
 }
 _MAX_CHUNKS = 10_000  # before the samples; more is an attack
 _PACKETS_HEADER = 24  # bytes before a CAF's table of packets
-_MAX_PACKETS = 16 << 20  # bytes of it
+_MAX_PACKETS = 16 << 20  # bytes of that table
 _W64_TAIL = b"\x2e\x91\xcf\x11\xa5\xd6\x28\xdb\x04\xc1\x00\x00"
 
 
@@ -40,28 +41,28 @@ _W64_TAIL = b"\x2e\x91\xcf\x11\xa5\xd6\x28\xdb\x04\xc1\x00\x00"
 class Chunks:
     """Where the samples of a recording are, and what its header says about that."""
 
-    pieces: tuple[Piece, ...]  # a file with the right sizes
+    pieces: tuple[Piece, ...]  # of a file with the right sizes
     end: int  # of the recording, in the file
-    claimed: int | None  # bytes of samples; None where the header does not know
-    there: int  # bytes of samples
+    claimed: int | None  # bytes of samples by the header; None: it states none
+    there: int  # bytes of samples in the file
 
 
 @dataclass(frozen=True, slots=True)
 class _Style:
-    """How chunks are written."""
+    """How a format writes its chunks."""
 
     order: Literal["little", "big"]
     id_bytes: int = 4
     size_bytes: int = 4
     align: int = 2
-    holds_header: bool = False  # a size counts its own header
+    holds_header: bool = False  # the size of a chunk includes the chunk's header
 
     @property
     def header(self) -> int:
         return self.id_bytes + self.size_bytes
 
     def read(self, stream: BinaryIO, at: int) -> tuple[bytes, int] | None:
-        """Name and size of the chunk at a position."""
+        """Name and size of the chunk at a position; None at the end."""
         stream.seek(at)
         head = stream.read(self.header)
         if len(head) < self.header:
@@ -70,7 +71,7 @@ class _Style:
         return head[: self.id_bytes], size - self.header * self.holds_header
 
     def after(self, begin: int, size: int) -> int:
-        """Where the next chunk begins if it is padded."""
+        """Position of the next chunk, after padding."""
         return begin + size + -size % self.align
 
 
@@ -80,9 +81,9 @@ _W64 = _Style("little", id_bytes=16, size_bytes=8, align=8, holds_header=True)
 
 
 def find(stream: BinaryIO, at: int, size: int) -> Chunks | None:
-    """The recording that begins at a position of a stream of ``size`` bytes; None for another kind.
+    """The recording at position ``at`` of a stream of ``size`` bytes; None for another format.
 
-    None, too, for one without samples: libsndfile says what is wrong with it.
+    Also None for a recording without samples: libsndfile reports what is wrong with it.
     """
     stream.seek(at)
     head = stream.read(16)
@@ -108,9 +109,9 @@ def _find(
     stream: BinaryIO, at: int, first: int, size: int, style: _Style, wanted: bytes, lead: int = 0
 ) -> Chunks | None:
     """``lead`` is the number of bytes before the samples in their chunk."""
-    wide: int | None = None  # where the size stands that 32 bits cannot hold
+    wide: int | None = None  # position of the size in 64 bits
     claimed: int | None = None
-    begin, is_fixed = 0, True  # whether so many bytes are always so many samples
+    begin, is_fixed = 0, True  # whether every sample has the same number of bytes
     for begin, name, n in _chunks(stream, first, size, style):
         if name in _CODECS:
             stream.seek(begin + _CODECS[name][0])
@@ -150,7 +151,7 @@ def _find(
 
 
 def _replaced(begin: int, end: int, places: dict[int, bytes]) -> tuple[Piece, ...]:
-    """A part of a file with other bytes at some places."""
+    """The file from ``begin`` to ``end``, with other bytes at ``places``."""
     pieces: list[Piece] = []
     for place, data in sorted(places.items()):
         pieces += [(begin, place), data]
@@ -161,7 +162,7 @@ def _replaced(begin: int, end: int, places: dict[int, bytes]) -> tuple[Piece, ..
 def _chunks(
     stream: BinaryIO, at: int, size: int, style: _Style
 ) -> Iterator[tuple[int, bytes, int]]:
-    """Where the content of each chunk begins, its name and its size."""
+    """The position of each chunk's content, its name and its size."""
     for _ in range(_MAX_CHUNKS):
         found = style.read(stream, at)
         if found is None or found[1] < 0:
@@ -174,10 +175,10 @@ def _chunks(
 
 
 def _rest(stream: BinaryIO, end: int, pad: int, size: int, style: _Style) -> int | None:
-    """Where a recording ends whose samples end at ``end``; None if they go on.
+    """Where a recording ends if its samples end at ``end``; None if samples continue there.
 
-    After the samples come chunks up to the end of the file, or another recording, or nothing.
-    Before those, ``pad`` bytes, which some writers leave out.
+    After the samples come chunks up to the end of the file, another recording, or nothing.
+    ``pad`` bytes come first, which some writers leave out.
     """
     for start in sorted({end, end + pad}):
         at = start
@@ -198,9 +199,9 @@ def _rest(stream: BinaryIO, end: int, pad: int, size: int, style: _Style) -> int
 
 
 def has_bad_packets(stream: BinaryIO) -> bool:
-    """Whether the table of packets of a CAF with ALAC is damaged; its place in the stream stays.
+    """Whether the table of packets of a CAF with ALAC is damaged; rewinds the stream.
 
-    Of such a one libsndfile prints lines on standard output.
+    libsndfile prints lines on standard output for such a file.
     """
     size = stream.seek(0, 2)
     stream.seek(0)
@@ -212,7 +213,7 @@ def has_bad_packets(stream: BinaryIO) -> bool:
         stream.seek(found[0] + _PACKETS_HEADER)
         table = stream.read(min(max(0, found[2] - _PACKETS_HEADER), _MAX_PACKETS + 1))
     stream.seek(0)
-    # Numbers of seven bits a byte; the last byte of each is below 128.
+    # Each number is stored with seven bits in a byte; its last byte is below 128.
     is_torn = re.search(rb"[\x80-\xff]{5}|[\x80-\xff]\Z", table) is not None
     return is_torn or len(table) > _MAX_PACKETS
 
@@ -223,7 +224,7 @@ def is_name(head: bytes) -> bool:
 
 
 def is_recording(head: bytes) -> bool:
-    """Whether bytes begin a file that can be read, as far as four of them tell."""
+    """Whether the first four bytes are those of a format that can be read."""
     return head[:4] in (*MAGICS, b"fLaC", b"OggS")
 
 
@@ -244,7 +245,7 @@ def _au(stream: BinaryIO, at: int, size: int, order: Literal["little", "big"]) -
 
 
 def _end(stream: BinaryIO, claimed: int, size: int) -> int:
-    """Where samples end after which nothing can stand but another recording."""
+    """Where samples end in a format in which only another recording can follow them."""
     if claimed >= size:
         return size
     stream.seek(claimed)
@@ -252,7 +253,7 @@ def _end(stream: BinaryIO, claimed: int, size: int) -> int:
 
 
 def _nist(stream: BinaryIO, at: int, size: int) -> Chunks | None:
-    """NIST SPHERE: a text of fixed length that says the number of samples."""
+    """NIST SPHERE: a header of fixed length, in text, states the number of samples."""
     stream.seek(at)
     text = stream.read(1024)
     numbers = {
@@ -260,7 +261,7 @@ def _nist(stream: BinaryIO, at: int, size: int) -> Chunks | None:
         for name, value in re.findall(rb"^(\w+) -i (\d{1,12})$", text, re.MULTILINE)
     }
     begin = at + len(text)
-    is_law = b"ulaw" in text or b"alaw" in text  # some writers say two bytes of those, too
+    is_law = b"ulaw" in text or b"alaw" in text  # some writers state two bytes here, too
     frame = numbers.get(b"channel_count", 1) * (1 if is_law else numbers.get(b"sample_n_bytes", 2))
     if len(text) < 1024 or b"\n   1024\n" not in text or b"sample_count" not in numbers:
         return None

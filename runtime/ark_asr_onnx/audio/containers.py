@@ -1,4 +1,4 @@
-"""What a file is, by its first bytes, and the containers that libsndfile does not open."""
+"""Recognises containers that libsndfile does not open, and decodes their audio."""
 
 from __future__ import annotations
 
@@ -18,24 +18,27 @@ from .account import OnWarning
 from .excerpt import Excerpt
 
 Kind: TypeAlias = Literal["webm", "mp4", "aac", "asf"]
-_PADDING_SECONDS = 0.15  # that an encoder may add, and a decoder may drop
-_IN_MEMORY_BYTES = 32 << 20  # of Opus, some hours; longer ones become a temporary file
+_PADDING_SECONDS = 0.15  # an encoder may add this much, and a decoder may drop it
+_IN_MEMORY_BYTES = 32 << 20  # some hours of Opus; more goes to a temporary file
 _DEMUXERS = {"webm": "matroska,webm", "mp4": "mov,mp4,m4a,3gp,3g2,mj2", "aac": "aac", "asf": "asf"}
 _NAMES = {"webm": "WebM", "mp4": "MP4/M4A (AAC)", "aac": "AAC", "asf": "WMA"}
 
 
 def kind(stream: BinaryIO) -> Kind | None:
-    """Which of them a stream is; None for what is left to libsndfile. Its place stays."""
+    """The container of a stream by its first bytes; None if libsndfile is to read the stream.
+
+    The position of the stream does not change.
+    """
     at = stream.tell()
     head = stream.read(12)
     stream.seek(at)
     if head.startswith(b"\x1a\x45\xdf\xa3"):
         return "webm"
-    if head[4:8] in (b"ftyp", b"moov", b"mdat", b"wide", b"pnot"):  # all but the first: QuickTime's
+    if head[4:8] in (b"ftyp", b"moov", b"mdat", b"wide", b"pnot"):  # all but ftyp: QuickTime's
         return "mp4"
     if head.startswith(b"\x30\x26\xb2\x75\x8e\x66\xcf\x11"):
         return "asf"
-    # ADTS: twelve ones, no layer; where MP3 has one.
+    # ADTS: twelve bits of one, then layer 0; the layer of MP3 is another.
     if len(head) > 2 and head[0] == 0xFF and head[1] & 0xF6 == 0xF0:
         return "aac"
     return None
@@ -47,9 +50,10 @@ def has_media() -> bool:
 
 
 def as_ogg(stream: BinaryIO, name: str, on_warning: OnWarning) -> BinaryIO | None:
-    """A WebM's Opus as an Ogg file, which is closed by whoever asked for it.
+    """The Opus track of a WebM as an Ogg file, which the caller closes.
 
-    None where it has none, and the extra ``media`` can read what it has.
+    None if there is no such track and the extra ``media`` is installed to read another one;
+    without the extra, raises :class:`NoOpusError`.
     """
     at = stream.tell()
     found = tempfile.SpooledTemporaryFile(_IN_MEMORY_BYTES)  # noqa: SIM115
@@ -77,7 +81,7 @@ def blocks(
 ) -> Iterator[tuple[F32, int]]:
     """Samples ``[n, channels]`` as they are stored, and their rate, through the extra ``media``.
 
-    The first audio track counts. Raises :class:`AudioError`, also where the extra is missing.
+    The first audio track is read. Raises :class:`AudioError`, also if the extra is missing.
     """
     if not has_media():
         raise AudioError(
@@ -91,7 +95,7 @@ def blocks(
 
 
 class _Track:
-    """The first audio track of a file, on its way."""
+    """The first audio track of a file while it is decoded."""
 
     def __init__(self, stream: BinaryIO, which: Kind, name: str) -> None:
         self._stream, self._which, self._name = stream, which, name
@@ -101,7 +105,7 @@ class _Track:
         self._reason = ""
 
     def blocks(self) -> Iterator[tuple[F32, int]]:
-        """Samples, and their rate."""
+        """Samples ``[n, channels]``, and their rate in Hz."""
         with NO_FORK:
             import av
 
@@ -112,13 +116,13 @@ class _Track:
                 if not container.streams.audio:
                     raise AudioError(f"{self._name}: holds no audio track")
                 track = container.streams.audio[0]
-                if self._which != "aac":  # whose length is only guessed
+                if self._which != "aac":  # FFmpeg only guesses the length of AAC
                     self._claimed = _seconds(track.duration, track.time_base) or _seconds(
                         container.duration, 1e-6
                     )
                 for packet in container.demux(track):
                     yield from self._decoded(packet, library.AudioResampler, errors)
-        except (errors, UnicodeError) as error:  # of a name within the file
+        except (errors, UnicodeError) as error:  # UnicodeError: of a name within the file
             reason = getattr(error, "strerror", None) or str(error)
             if not self.seconds:
                 raise AudioError(f"{self._name}: not readable as audio ({reason})") from error
@@ -136,7 +140,7 @@ class _Track:
             yield np.ascontiguousarray(samples, np.float32), int(part.sample_rate)
 
     def account(self) -> Iterator[AudioWarning]:
-        """What is missing of what the file says it holds."""
+        """Warnings about audio that is missing or damaged."""
         claimed, seconds = self._claimed, self.seconds
         if claimed is not None and seconds < claimed - _PADDING_SECONDS:
             says = f"its header says {claimed:.2f} s, {seconds:.2f} s are there"
@@ -152,7 +156,7 @@ def _seconds(duration: int | None, unit: Any) -> float | None:
 
 
 def files(stream: BinaryIO, which: Kind) -> tuple[list[BinaryIO], int]:
-    """The files of which a stream is made, and how many bytes more there are (-: are missing)."""
+    """The files in a stream, and how many bytes follow them (negative: are missing)."""
     stream.seek(0, 2)
     size = stream.tell()
     begins, at = _boxes(stream, size) if which == "mp4" else _segments(stream, size, which)

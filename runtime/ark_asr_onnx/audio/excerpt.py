@@ -1,4 +1,4 @@
-"""A part of a file as a file of its own, with some of its bytes replaced; nothing is copied."""
+"""A part of a file as a separate file, with some bytes replaced; nothing is copied."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from collections.abc import Sequence
 from typing import BinaryIO, TypeAlias
 
 Piece: TypeAlias = bytes | tuple[int, int]
-"""Bytes as they are, or those of the file from one position up to another."""
+"""Literal bytes, or the bytes of the file from one position up to another."""
 
 
 class Excerpt(io.RawIOBase):
-    """Pieces of a seekable binary stream one after the other, read as they are asked for."""
+    """Pieces of a seekable binary stream, one after the other, read on demand."""
 
     def __init__(self, stream: BinaryIO, pieces: Sequence[Piece]) -> None:
         self._stream = stream
-        self._pieces: list[tuple[int, int, Piece]] = []  # where each begins and ends in here
+        self._pieces: list[tuple[int, int, Piece]] = []  # begin and end in the excerpt
         self._at = self._size = 0
         for piece in pieces:
             n = len(piece) if isinstance(piece, bytes) else piece[1] - piece[0]
@@ -23,19 +23,19 @@ class Excerpt(io.RawIOBase):
             self._size += n
 
     def readable(self) -> bool:
-        """It is."""
+        """Always true."""
         return True
 
     def seekable(self) -> bool:
-        """It is."""
+        """Always true."""
         return True
 
     def tell(self) -> int:
-        """Where reading goes on."""
+        """The position of the next read."""
         return self._at
 
     def seek(self, offset: int, whence: int = 0) -> int:
-        """As of any file."""
+        """Set the position and return it, as any file does."""
         self._at = max(0, offset + (0, self._at, self._size)[whence])
         return self._at
 

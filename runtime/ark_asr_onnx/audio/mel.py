@@ -1,7 +1,7 @@
 """Whisper's log-mel spectrogram in numpy.
 
 Source: ``transformers``' ``WhisperFeatureExtractor`` for a single clip of natural length: nothing
-is padded to 30 s, the last frame is dropped, and the floor 8 below the maximum is the clip's own.
+is padded to 30 s, the last frame is dropped, and the floor is 8 below the maximum of this clip.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
-from numpy import fft  # which numpy itself imports only when it is used
+from numpy import fft  # numpy itself would import it only at its first use
 
 from ..arrays import F32
 from ..errors import AudioError
@@ -20,7 +20,7 @@ N_FFT = 400  # samples per window, 25 ms
 HOP_LENGTH = 160  # samples between windows, 10 ms
 MIN_SAMPLES = N_FFT // 2 + 1  # reflection by half a window needs one sample more than that
 _FRAMES_PER_BLOCK = 3000  # bounds the memory of the transform, whatever the length
-_FRAMES_PER_PRODUCT = 32  # for larger ones BLAS wakes all its threads, which then spin
+_FRAMES_PER_PRODUCT = 32  # for larger products BLAS wakes all its threads, which then spin
 
 
 def log_mel(waveform: F32, n_mels: int) -> F32:
@@ -38,7 +38,7 @@ def log_mel(waveform: F32, n_mels: int) -> F32:
         )
     padded = np.pad(waveform.astype(np.float32, copy=False), N_FFT // 2, mode="reflect")
     frames = np.lib.stride_tricks.sliding_window_view(padded, N_FFT)[::HOP_LENGTH]
-    frames = frames[: n_frames(n_samples)]  # drops the last one
+    frames = frames[: n_frames(n_samples)]  # drops the last frame
     filters = mel_filters(n_mels)
     window = _hann_window()
     mel = np.empty((n_mels, frames.shape[0]), np.float32)
@@ -55,7 +55,7 @@ def log_mel(waveform: F32, n_mels: int) -> F32:
 
 
 def n_frames(n_samples: int) -> int:
-    """Frames of a waveform of so many samples."""
+    """Number of frames of a waveform with ``n_samples`` samples."""
     return n_samples // HOP_LENGTH
 
 

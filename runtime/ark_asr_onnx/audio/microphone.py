@@ -21,15 +21,15 @@ from .mel import SAMPLE_RATE
 from .sources import python_warning
 
 _BLOCK_SECONDS = 0.032
-_AHEAD_SECONDS = 120.0  # of audio that wait for the model
+_AHEAD_SECONDS = 120.0  # of audio that may wait for the model; more is dropped
 _POLL_SECONDS = 0.25
 _SILENT_SECONDS = 1.5  # without a block: the device is gone
-_FIRST_SECONDS = 5.0  # until the first one: a wireless device takes its time
+_FIRST_SECONDS = 5.0  # until the first block: a wireless device starts slowly
 _WARNING_SECONDS = 10.0  # between two warnings about losses
 
 
 def library() -> Any:
-    """sounddevice; :class:`MissingExtraError` where it or PortAudio is missing."""
+    """The module sounddevice. Raises :class:`MissingExtraError` if it or PortAudio is missing."""
     try:
         import sounddevice  # pyright: ignore[reportMissingImports, reportMissingTypeStubs]
     except (ImportError, OSError) as error:  # OSError: the PortAudio library is missing
@@ -46,14 +46,14 @@ def opened(
     is_over: Callable[[], bool] = lambda: False,
     on_warning: OnWarning | None = None,
 ) -> Generator[tuple[Iterator[npt.NDArray[Any]], int]]:
-    """Arrays ``[n, channels]`` int16 from now on, and their rate; closed at the end of the block.
+    """Record from now on: an iterator of int16 arrays ``[n, channels]``, and their rate in Hz.
 
-    16 kHz and mono where the device has them, else as it has them. What comes while nobody asks is
-    kept for two minutes; of what is lost ``on_warning`` is told, or Python's ``warnings``. The
-    iterator ends with what was heard when ``is_over``. ``device`` is a number or a part of a name
-    as ``python -m sounddevice`` lists them. Raises :class:`MissingExtraError`, and
-    :class:`AudioError` when the device cannot be opened; the iterator raises it when the device
-    stops.
+    The device is closed at the end of the ``with`` block. It records 16 kHz and mono if it can,
+    else with its default rate or more channels. Up to two minutes of audio wait between two reads;
+    losses are reported to ``on_warning``, or to Python's ``warnings``. Once ``is_over`` is true,
+    the iterator gives the audio recorded so far and ends. ``device`` is a number or a part of a
+    name as ``python -m sounddevice`` lists them. Raises :class:`MissingExtraError`, and
+    :class:`AudioError` if the device cannot be opened; the iterator raises it if the device stops.
     """
     sound = library()
     warn = on_warning or functools.partial(python_warning, "the microphone")
@@ -65,13 +65,13 @@ def opened(
             raise _refused(error) from error
         yield heard.blocks(stream, is_over, warn), heard.rate
     finally:
-        with contextlib.suppress(sound.PortAudioError):  # of a device that is gone
+        with contextlib.suppress(sound.PortAudioError):  # the device is gone
             stream.close()
         heard.tell(warn, after_seconds=0.0)
 
 
 def _open(sound: Any, device: int | str | None) -> tuple[Any, _Heard]:
-    """A stream that is not started, and what will hear it."""
+    """A stream that is not started, and its callback."""
     refused: Exception | None = None
     for rate, channels in _kinds(sound, device):
         heard = _Heard(rate, channels)
@@ -88,13 +88,13 @@ def _open(sound: Any, device: int | str | None) -> tuple[Any, _Heard]:
 
 
 def _kinds(sound: Any, device: int | str | None) -> Iterator[tuple[int, int]]:
-    """Rates and channels to try; only what cannot do without is asked what it has."""
+    """Rates and channels to try; the device is queried only if 16 kHz mono was refused."""
     yield SAMPLE_RATE, 1
     try:
         found = sound.query_devices(device, "input")
         own, most = round(found["default_samplerate"]), int(found["max_input_channels"])
     except (sound.PortAudioError, ValueError, OverflowError):
-        return  # why it cannot be opened tells more
+        return  # the error of opening it says more
     numbers = dict.fromkeys(n for n in (1, min(2, most), most) if n)
     for channels in numbers:
         for rate in dict.fromkeys((SAMPLE_RATE, own)):
@@ -110,25 +110,25 @@ def _refused(error: object) -> AudioError:
 
 @dataclass(frozen=True, slots=True)
 class _Losses:
-    """So far."""
+    """Losses since the device was opened."""
 
-    n_overflows: int = 0  # of the device: its driver was not read in time
-    overflow_seconds: float = 0.0  # as far as the device tells when its blocks began
-    dropped_seconds: float = 0.0  # here, where too much waits
+    n_overflows: int = 0  # in the device: its driver was not read in time
+    overflow_seconds: float = 0.0  # 0 if the device does not tell the times of its blocks
+    dropped_seconds: float = 0.0  # in this module, because too much audio was waiting
 
 
 class _Heard:
-    """What PortAudio's thread hears, for whoever asks; it may wait, up to a limit."""
+    """A queue of limited length from PortAudio's thread to the reader."""
 
     def __init__(self, rate: int, channels: int) -> None:
         self.rate, self.channels = rate, channels
         self._blocks: queue.Queue[bytes] = queue.Queue(round(_AHEAD_SECONDS / _BLOCK_SECONDS))
         self._due = 0.0  # time of the device at which the next block should begin; 0: unknown
-        self._losses = self._told = _Losses()  # written by PortAudio's thread; by the reader's
+        self._losses = self._told = _Losses()  # PortAudio's thread writes one, the reader the other
         self._told_at = -math.inf
 
     def __call__(self, data: Any, _: int, when: Any, status: Any) -> None:
-        """A block, called by PortAudio."""
+        """Queue a block; PortAudio calls this."""
         block, losses = bytes(data), self._losses
         seconds = len(block) / (2 * self.channels * self.rate)
         began = float(getattr(when, "inputBufferAdcTime", 0.0))
@@ -149,7 +149,10 @@ class _Heard:
     def blocks(
         self, stream: Any, is_over: Callable[[], bool], warn: OnWarning
     ) -> Iterator[npt.NDArray[Any]]:
-        """Arrays ``[n, channels]`` until the stream ends, which is an :class:`AudioError`."""
+        """Arrays ``[n, channels]`` until ``is_over``.
+
+        Raises :class:`AudioError` if the device stops.
+        """
         silent, limit = 0.0, _FIRST_SECONDS
         n_left: int | None = None
         while n_left != 0:
@@ -160,7 +163,7 @@ class _Heard:
             try:
                 block = self._blocks.get(timeout=_POLL_SECONDS)
             except queue.Empty:
-                silent += _POLL_SECONDS  # not by the clock: this process may have been suspended
+                silent += _POLL_SECONDS  # no clock is read: this process may have been suspended
                 if silent < limit and _is_active(stream):
                     continue
                 raise AudioError(
@@ -171,7 +174,7 @@ class _Heard:
             yield np.frombuffer(block, np.int16).reshape(-1, self.channels)
 
     def tell(self, warn: OnWarning, *, after_seconds: float) -> None:
-        """Warn of what was lost since it was last told, if that is so long ago."""
+        """Warn of losses since the last warning, if that is at least ``after_seconds`` ago."""
         losses, told = self._losses, self._told
         if losses == told or time.monotonic() - self._told_at < after_seconds:
             return
@@ -190,5 +193,5 @@ class _Heard:
 def _is_active(stream: Any) -> bool:
     try:
         return bool(getattr(stream, "active", True))
-    except Exception:  # PortAudio's, of a device that is gone
+    except Exception:  # from PortAudio: the device is gone
         return False

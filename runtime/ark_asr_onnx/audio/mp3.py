@@ -1,8 +1,8 @@
-"""MPEG audio (MP3) as the recordings that follow each other in a file, frame by frame.
+"""The recordings that follow each other in a file of MPEG audio (MP3), found frame by frame.
 
-A header of its own (Xing, Info) says how long a recording is, if it has one and that is right;
-else its length is guessed from the rate of its first frame. Here frames are counted, and libsndfile
-gets a header that is right. Tags, and what else is no frame, are left out.
+A recording may begin with a header (Xing, Info) that states its length, and may be wrong. Without
+one, decoders guess the length from the bit rate of the first frame. This module counts the frames
+and gives libsndfile a header that is right. It leaves out tags and all bytes that are no frames.
 
 Sources: ISO 11172-3, ISO 13818-3; the layout of Xing's header as LAME writes it; ID3v2 and APEv2.
 """
@@ -25,8 +25,8 @@ _BITRATES = {  # kbit/s by version 1 or not, and layer
 }
 _RATES = (44_100, 48_000, 32_000)
 _STEP = 1 << 20
-_FEW = 3  # frames after a recording, that are no other one
-_SEARCHED = 1 << 16  # bytes of something else before the first frame
+_FEW = 3  # after a recording, fewer frames than this are not another one
+_SEARCHED = 1 << 16  # bytes that are searched for the first frame
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,12 +41,12 @@ class Frame:
 
     @property
     def kind(self) -> tuple[int, int, int, bool]:
-        """What stays the same throughout a recording."""
+        """The properties that all frames of a recording share."""
         return self.version, self.layer, self.rate, self.is_mono
 
     @property
     def side_bytes(self) -> int:
-        """Of layer III, between the header and the sound."""
+        """Bytes between the header and the sound, in layer III."""
         return (32, 17)[self.is_mono] if self.version == 3 else (17, 9)[self.is_mono]
 
 
@@ -56,15 +56,15 @@ class Recording:
 
     pieces: tuple[Piece, ...]
     end: int
-    claimed: int | None  # frames, as its header says
-    there: int  # frames
+    claimed: int | None  # frames by its header; None: it states none
+    there: int  # frames in the file
     is_torn: bool  # its last frame is cut off
-    n_skipped: int  # bytes before its end that are no frames and no tags
+    n_skipped: int  # bytes before its end that are neither frames nor tags
 
 
 @lru_cache(maxsize=4096)
 def frame_of(head: bytes) -> Frame | None:
-    """The frame that four bytes begin."""
+    """The frame that begins with these four bytes; None if none does."""
     if len(head) < 4 or head[0] != 0xFF or head[1] < 0xE0:
         return None
     version, layer = head[1] >> 3 & 3, 4 - (head[1] >> 1 & 3)
@@ -81,7 +81,7 @@ def frame_of(head: bytes) -> Frame | None:
 
 
 def begins(head: bytes) -> bool:
-    """Whether bytes begin with two frames that belong together, or one that is all there is."""
+    """Whether bytes begin with two frames that match, or are one whole frame."""
     frame = frame_of(head[:4])
     if frame is None or len(head) < frame.n_bytes:
         return False
@@ -91,10 +91,13 @@ def begins(head: bytes) -> bool:
 
 
 def find(stream: BinaryIO, at: int, size: int) -> Recording | None:
-    """The recording at a position of a stream of ``size`` bytes, after its tags; None for none."""
+    """The recording at position ``at`` of a stream of ``size`` bytes, or after tags there.
+
+    None if there is none.
+    """
     look = _Look(stream, size)
     first: Frame | None = None
-    header: tuple[int, int, int | None] | None = None  # from, to, frames
+    header: tuple[int, int, int | None] | None = None  # begin, end, frames
     pieces: list[tuple[int, int]] = []
     n_frames = n_skipped = 0
     is_torn = False
@@ -107,7 +110,7 @@ def find(stream: BinaryIO, at: int, size: int) -> Recording | None:
                 at += n_bytes
                 continue
             if frame is not None and begins(look(at, frame.n_bytes + 4)):
-                break  # another one, of another rate, say
+                break  # another recording, for example with another sample rate
             place = _next(look, at + 1, size if first is not None else begin + _SEARCHED)
             if place is None:
                 break
@@ -119,7 +122,7 @@ def find(stream: BinaryIO, at: int, size: int) -> Recording | None:
             break
         is_header, claimed = _header(frame, look(at, 64))
         if is_header and first is not None:
-            break  # of the next recording
+            break  # the header of the next recording
         first = first or frame
         if is_header:
             header = at, at + frame.n_bytes, claimed
@@ -150,7 +153,7 @@ class _Look:
         self._begin, self._data = 0, b""
 
     def __call__(self, at: int, n: int) -> bytes:
-        """So many bytes, fewer at the end."""
+        """``n`` bytes at position ``at``, fewer at the end."""
         begin = at - self._begin
         if begin < 0 or (begin + n > len(self._data) and self._begin + len(self._data) < self.size):
             self._stream.seek(at)
@@ -160,7 +163,7 @@ class _Look:
 
 
 def _next(look: _Look, at: int, limit: int) -> int | None:
-    """Where frames begin again."""
+    """Position of the next frame or tag before ``limit``; None if there is none."""
     while at < min(limit, look.size):
         data = look(at, 1 << 16)
         place = data.find(b"\xff")
@@ -180,7 +183,7 @@ def _next(look: _Look, at: int, limit: int) -> int | None:
 
 
 def tag_bytes(head: bytes) -> int:
-    """Length of the ID3v2 tag that ten bytes begin, 0 if they do not."""
+    """Length of the ID3v2 tag that begins with these ten bytes; 0 if none does."""
     if head[:3] != b"ID3" or len(head) < 10 or max(head[6:10]) > 0x7F:
         return 0
     length = sum(byte << shift for byte, shift in zip(head[6:10], (21, 14, 7, 0), strict=True))
@@ -188,7 +191,7 @@ def tag_bytes(head: bytes) -> int:
 
 
 def _tag_bytes(look: _Look, at: int) -> int:
-    """Length of the tag at a position, 0 where there is none."""
+    """Length of the tag at a position; 0 if there is none."""
     head = look(at, 32)
     if head[:3] == b"TAG" and at + 128 <= look.size:
         return 128
@@ -199,7 +202,7 @@ def _tag_bytes(look: _Look, at: int) -> int:
 
 
 def _header(frame: Frame, data: bytes) -> tuple[bool, int | None]:
-    """Whether a frame is the header of a recording, and how many frames that says follow."""
+    """Whether a frame is the header of a recording, and the number of frames that it states."""
     if frame.layer != 3:
         return False, None
     at = 4 + frame.side_bytes
@@ -212,8 +215,8 @@ def _header(frame: Frame, data: bytes) -> tuple[bool, int | None]:
 
 
 def _new_header(head: bytes, n_frames: int) -> bytes:
-    """A frame that says how many follow, for frames such as the one that begins with ``head``."""
-    for bitrate in range(1, 15):  # the smallest that has room
+    """A header that states ``n_frames``, for frames like the one that begins with ``head``."""
+    for bitrate in range(1, 15):  # the smallest frame that has room
         mine = bytes((head[0], head[1] | 1, bitrate << 4 | head[2] & 0x0C, head[3]))
         frame = frame_of(mine)
         if frame is not None and frame.n_bytes >= 4 + frame.side_bytes + 12:

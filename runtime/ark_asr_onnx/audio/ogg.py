@@ -1,6 +1,6 @@
-"""Ogg files as the recordings that follow each other in them, and what is missing of each.
+"""The recordings that follow each other in an Ogg file, and what is missing from each.
 
-Source: RFC 3533. Pages are looked at, not decoded: libsndfile does that.
+Source: RFC 3533. This module reads the headers of pages; libsndfile decodes them.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from .excerpt import Piece
 
 MAGIC = b"OggS"
 _HEADER = 27
-_FIRST, _LAST = 2, 4  # flags of a page: of a stream's first, and of its last
+_FIRST, _LAST = 2, 4  # flags of a stream's first page, and of its last one
 _STEP = 1 << 16
 
 
@@ -23,8 +23,8 @@ class Chain:
     pieces: tuple[Piece, ...]  # whole pages
     end: int
     is_cut: bool  # its last page is missing
-    n_lost: int  # pages that are missing within
-    n_skipped: int  # bytes between its pages that belong to none
+    n_lost: int  # missing pages before its end
+    n_skipped: int  # bytes between its pages that belong to no page
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,9 +36,9 @@ class _Page:
 
 
 def find(stream: BinaryIO, at: int, size: int) -> Chain | None:
-    """The recording whose first page is at a position of a stream of ``size`` bytes."""
+    """The recording at position ``at`` of a stream of ``size`` bytes; None if there is none."""
     pieces: list[tuple[int, int]] = []
-    numbers: dict[int, int] = {}  # of each stream's last page
+    numbers: dict[int, int] = {}  # serial of a stream -> number of its last page
     open_streams: set[int] = set()
     n_lost = n_skipped = 0
     has_data = is_torn = False
@@ -47,7 +47,7 @@ def find(stream: BinaryIO, at: int, size: int) -> Chain | None:
         if page is None or not _is_whole(stream, at, page, size):
             found = _next(stream, at + 1, size)
             if numbers and not open_streams:
-                break  # all of it was there; what follows is something else
+                break  # the recording is complete; something else follows
             if found is None:
                 is_torn, n_skipped = True, n_skipped + (0 if page else size - at)
                 at = size
@@ -87,7 +87,7 @@ def _page(stream: BinaryIO, at: int) -> _Page | None:
 
 
 def _is_whole(stream: BinaryIO, at: int, page: _Page, size: int) -> bool:
-    """Whether a page is all there: after it comes a page, or nothing; else no page within it."""
+    """Whether a page is complete: a page or the end follows it, or no page begins within it."""
     end = at + page.n_bytes
     if end >= size:
         return end == size
@@ -97,7 +97,7 @@ def _is_whole(stream: BinaryIO, at: int, page: _Page, size: int) -> bool:
 
 
 def _next(stream: BinaryIO, at: int, size: int) -> int | None:
-    """Where the next page begins, if there is one."""
+    """Position of the next page; None if there is none."""
     while at < size:
         stream.seek(at)
         data = stream.read(_STEP + len(MAGIC))

@@ -1,4 +1,4 @@
-"""Audio that comes through a pipe: WAV or bare samples, read as they come."""
+"""Audio from a pipe: WAV or raw samples, read as they arrive."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ from .sources import blocks, opens, python_warning
 
 _BLOCK_SECONDS = 0.032
 _MAX_HEADER = 1 << 20  # bytes before the samples of a WAV, and of a chunk after them
-_LOOKED_AT = 4096  # bytes that tell samples from something else
-_FILES = (  # which libsndfile or the extra media can read, or which are certainly no samples
+_LOOKED_AT = 4096  # first bytes, by which samples are told from other data
+_FILES = (  # signatures of formats that can be read, or that are certainly no samples
     *chunks.MAGICS,
     b"fLaC", b"OggS", b"ID3", b"\x1aE\xdf\xa3", b"0&\xb2u", b"#!AMR", b".SoX", b"XoS.", b"2BIT",
     b"NIST", b"PVF1", b" paf", b"fap ", b"MATLAB", b"Creative Voice File", b"MThd", b"%PDF", b"PK",
     b"\x1f\x8b\x08", b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd",
     b"7z\xbc\xaf", b"\x7fELF",
 )  # fmt: skip
-# Words within headers, also of files whose first bytes are damaged.
+# Words within headers; they also identify a file whose first bytes are damaged.
 _WORDS = re.compile(rb"WAVE|fmt |SSND|COMM|desc\0|OpusHead|\x01vorbis|ftyp|moov|mdat|Xing|LAME")
 _HEADER_BYTES = 512
 _DTYPES = {1: "u1", 2: "<i2", 4: "<i4"}
@@ -45,13 +45,13 @@ class Pipe:
         self._head = b""
 
     def head(self, n: int) -> bytes:
-        """The next ``n`` bytes, fewer only at the end; they stay."""
+        """The next ``n`` bytes, fewer only at the end; they remain to be read."""
         while len(self._head) < n and (data := self._stream.read(n - len(self._head))):
             self._head += data
         return self._head[:n]
 
     def read(self, n: int = -1) -> bytes:
-        """As of any binary stream."""
+        """The next ``n`` bytes, as any binary stream gives them."""
         if n < 0:
             data, self._head = self._head + self._stream.read(), b""
             return data
@@ -62,23 +62,23 @@ class Pipe:
 
 @dataclass(frozen=True, slots=True)
 class _Wav:
-    """What the header of a WAV of integers says."""
+    """The header of a WAV with integer samples."""
 
     n_header: int  # bytes before the samples
     rate: int
     channels: int
     width: int  # bytes of a sample
-    n_bytes: float  # of samples; infinite where it does not know
+    n_bytes: float  # of samples; infinite if the header states no size
 
 
 def can_be_read_as_it_comes(pipe: Pipe, rate: int | None = None) -> bool:
-    """Whether it is WAV of integers or bare samples, as far as its first bytes tell.
+    """Whether the pipe holds WAV with integer samples, or raw samples, by its first bytes.
 
-    The user who says a ``rate`` says that they are samples: then only a whole name of a kind of
-    file counts for more.
+    With a ``rate`` the user states that the bytes are raw samples; then only the full signature
+    of a file format proves otherwise.
     """
     if is_wav(pipe):
-        return _wav(pipe) is not None  # libsndfile reads the others, once they are whole
+        return _wav(pipe) is not None  # libsndfile reads other WAVs, once they have arrived whole
     head = pipe.head(_LOOKED_AT)
     if head.startswith(tuple(name for name in _FILES if len(name) >= 4)) or head[4:8] == b"ftyp":
         return False
@@ -90,7 +90,7 @@ def can_be_read_as_it_comes(pipe: Pipe, rate: int | None = None) -> bool:
 
 
 def is_wav(pipe: Pipe) -> bool:
-    """Whether it begins with a WAV header."""
+    """Whether the pipe begins with a WAV header."""
     head = pipe.head(12)
     return head[:4] == b"RIFF" and head[8:] == b"WAVE"
 
@@ -101,12 +101,12 @@ def parts(
     channels: int = 1,
     on_warning: OnWarning | None = None,
 ) -> Iterator[tuple[npt.NDArray[Any], int]]:
-    """Integer arrays ``[n, channels]`` of a few milliseconds each, with their sample rate.
+    """Integer arrays ``[n, channels]`` of 32 ms each, with their sample rate in Hz.
 
-    A stream that begins with a WAV header says its own rate and channels; anything else is taken
-    for signed 16-bit little-endian samples of ``rate`` and ``channels``. A recording of another
-    kind that follows comes as float32, mono, 16 kHz. Raises :class:`AudioError` for a WAV that is
-    no PCM.
+    A stream that begins with a WAV header states its rate and channels; anything else is read as
+    signed 16-bit little-endian samples with ``rate`` (Hz) and ``channels``. If a recording in
+    another format follows, its arrays are float32, mono, 16 kHz. Raises :class:`AudioError` for a
+    WAV that is not PCM.
     """
     if not is_wav(pipe):
         bare = _Wav(0, rate, channels, 2, math.inf)
@@ -156,11 +156,11 @@ def _of_integers(form: bytes, n_header: int, size: int) -> _Wav | None:
 def _samples(
     pipe: Pipe, wav: _Wav, on_warning: OnWarning
 ) -> Iterator[tuple[npt.NDArray[Any], int]]:
-    """Samples of a WAV, and those that come after its header's end of them."""
+    """Samples of a WAV, including those after the end that its header states."""
     second = wav.rate * wav.channels * wav.width
     lengths: list[float] = []  # seconds of each recording
     claimed = left = wav.n_bytes
-    n_bytes = n_other = 0  # and samples of another kind
+    n_bytes = n_other = 0  # bytes of these samples; samples in another format
     while True:
         n_before = n_bytes
         for block in _blocks(pipe, wav, left):
@@ -193,9 +193,9 @@ def _samples(
 
 
 def _go_on(pipe: Pipe, pad: int) -> bool:
-    """Whether samples or another recording follow, after chunks that are no samples.
+    """Whether samples or another recording follow; skips chunks without samples.
 
-    Before those, ``pad`` bytes, which some writers leave out.
+    ``pad`` bytes come before those chunks, which some writers leave out.
     """
     head = pipe.head(8 + pad)
     if not _is_chunk(head) and (len(head) < 8 + pad or _is_chunk(head[pad:])):
@@ -223,7 +223,7 @@ def _blocks(pipe: Pipe, wav: _Wav, left: float) -> Iterator[npt.NDArray[Any]]:
     size = frame * max(1, round(wav.rate * _BLOCK_SECONDS))
     while data := pipe.read(int(min(size, left))):
         left -= len(data)
-        whole = data[: len(data) // frame * frame]  # the last sample may be torn
+        whole = data[: len(data) // frame * frame]  # the last sample may be incomplete
         if wav.width == 3:
             padded = np.zeros((len(whole) // 3, 4), np.uint8)
             padded[:, 1:] = np.frombuffer(whole, np.uint8).reshape(-1, 3)
@@ -235,21 +235,21 @@ def _blocks(pipe: Pipe, wav: _Wav, left: float) -> Iterator[npt.NDArray[Any]]:
 
 
 def _is_adts(head: bytes) -> bool:
-    """Twelve ones and no layer, where MP3 has one."""
+    """Whether AAC (ADTS) begins: twelve bits of one, then layer 0; the layer of MP3 is another."""
     return len(head) > 2 and head[0] == 0xFF and head[1] & 0xF6 == 0xF0
 
 
 def _looks_like_sound(head: bytes) -> bool:
-    """Whether bytes are like samples of 16 bits, and not like text or compressed data.
+    """Whether bytes look like 16-bit samples, and not like text or compressed data.
 
-    Text is far from zero all the time. Compressed data is as loud as can be, and a value says
-    nothing of the next one.
+    The mean of text is far from zero. Compressed data is as loud as possible, and its neighbouring
+    values do not correlate.
     """
     samples = np.frombuffer(head[: len(head) // 2 * 2], "<i2").astype(np.float64) / 32768
     if len(samples) < 64:
         return True
     centred = samples - samples.mean()
     energy = float(np.square(centred).mean())
-    likeness = float((centred[2:] * centred[:-2]).mean())  # of every other one: it may be stereo
+    likeness = float((centred[2:] * centred[:-2]).mean())  # at a distance of two: it may be stereo
     is_noise = energy > 0.16 and abs(likeness) < 0.25 * energy
     return abs(float(samples.mean())) < 0.2 and not is_noise

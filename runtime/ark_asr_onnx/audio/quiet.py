@@ -1,7 +1,8 @@
-"""Keeps what a C library prints on descriptor 2 away from a terminal.
+"""Keeps messages that a C library prints on descriptor 2 off the terminal.
 
-libmpg123 tells of every damaged frame there, and nothing turns that off. Only a program that owns
-its process may move the descriptor, and must have its own messages on another one: the commands do.
+libmpg123 reports every damaged frame there, and has no option to stop that. Only a program that
+owns its process may redirect the descriptor, and it must write its messages to another one, as the
+commands do.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ _state = {"wanted": 0, "users": 0, "saved": -1}
 
 @contextlib.contextmanager
 def allowed() -> Generator[None]:
-    """As long as this is entered, :func:`quiet` does what it says; else nothing."""
+    """Within this context :func:`quiet` discards output; otherwise it does nothing."""
     _state["wanted"] += 1
     try:
         yield
@@ -27,7 +28,7 @@ def allowed() -> Generator[None]:
 
 @contextlib.contextmanager
 def quiet() -> Generator[None]:
-    """What is printed on descriptor 2 meanwhile, by any thread, goes nowhere."""
+    """Discard everything that any thread prints on descriptor 2 within this context."""
     if not _state["wanted"]:
         yield
         return

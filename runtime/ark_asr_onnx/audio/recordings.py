@@ -1,7 +1,7 @@
-"""What a file holds: recordings one after the other, and whether each is whole.
+"""The recordings that follow each other in a file, and whether each is complete.
 
-libsndfile reads the first recording of a file, as far as its header says. This finds all of them,
-and gives it each as a file of its own with a header that is right.
+libsndfile reads the first recording of a file, up to the length that its header states. This module
+finds all recordings, and gives each to libsndfile as a separate file with a header that is right.
 """
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ _BEGINNING = re.compile(
 class Recording:
     """One recording of a file."""
 
-    stream: BinaryIO  # as libsndfile can read it
+    stream: BinaryIO  # in a form that libsndfile reads whole
     end: int  # in the file
-    claimed: int | None = None  # of any unit, by its header; None where that does not know
-    there: int | None = None  # of the same unit; None: the samples, once they are decoded
-    is_cut: bool = False  # its end is missing, whatever a header says
-    faults: tuple[str, ...] = ()  # what is missing within
-    is_known: bool = True  # False: only libsndfile knows this kind
+    claimed: int | None = None  # length by its header, in any unit; None: it states none
+    there: int | None = None  # length in the same unit; None: samples, counted when decoded
+    is_cut: bool = False  # its end is missing, whatever its header states
+    faults: tuple[str, ...] = ()  # damage before its end
+    is_known: bool = True  # False: only libsndfile knows this format
 
 
 def find(stream: BinaryIO, size: int) -> Iterator[Recording]:
     """The recordings of a seekable stream of ``size`` bytes, in order; at least one.
 
-    What follows the last one belongs to none.
+    Bytes after the last recording belong to none.
     """
     at = 0
     while at < size:
@@ -55,7 +55,7 @@ def _find(stream: BinaryIO, at: int, size: int) -> Recording | None:
     if head.startswith(b"ID3"):
         after = at + mp3.tag_bytes(head)
         stream.seek(after)
-        if chunks.is_recording(stream.read(4)):  # a tag where none belongs
+        if chunks.is_recording(stream.read(4)):  # a tag before a format without tags
             return _find(stream, after, size)
     if head.startswith(_FLAC):
         return _flac(stream, at, size)
@@ -85,9 +85,9 @@ def _faults(n_skipped: int) -> tuple[str, ...]:
 
 
 def _flac(stream: BinaryIO, at: int, size: int) -> Recording:
-    """Up to where the next one begins. Its header is made to say nothing of its length.
+    """A recording in FLAC, up to where the next one begins, without the length in its header.
 
-    Then libsndfile reads to the end, also of a recording that is longer than its header says.
+    Then libsndfile reads to the end, even if the recording is longer than its header states.
     """
     stream.seek(at)
     head = stream.read(26)
@@ -102,7 +102,7 @@ def _flac(stream: BinaryIO, at: int, size: int) -> Recording:
 
 
 def _next(stream: BinaryIO, at: int, size: int) -> int:
-    """Where another recording begins, as far as its first bytes cannot be anything else."""
+    """Position of the next recording with unmistakable first bytes; ``size`` if there is none."""
     while at < size:
         stream.seek(at)
         found = _BEGINNING.search(stream.read(_STEP + _OVERLAP))

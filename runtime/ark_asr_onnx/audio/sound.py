@@ -1,4 +1,4 @@
-"""Samples as they come, made one channel, and what cannot be right about them."""
+"""Converts samples to float32, mixes channels to one, and refuses samples that cannot be audio."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ from ..errors import AudioError
 from ..transcript import AudioWarning
 from .account import OnWarning
 
-_LOUDEST = 16.0  # 24 dB above full scale: more is no headroom, but another unit
-_CANCELS = 0.15  # of the energy that channels which have nothing in common leave in their mean
+_LOUDEST = 16.0  # 24 dB above full scale: more is not headroom but another unit
+_CANCELS = 0.15  # share of the energy that uncorrelated channels leave in their mean
 _SILENCE = 1e-8  # energy, -80 dB
-_UNUSED_BITS = 15  # 16-bit samples in a type of 32 have so many
+_UNUSED_BITS = 15  # 16-bit samples in a type of 32 bits leave at least this many unused
 
 
 class Mixer:
-    """Makes one channel of many; one for each audio, called in order."""
+    """Mixes channels to one. Make one for each audio, and call it in order."""
 
     def __init__(self, name: str, warn: OnWarning) -> None:
         self._name, self._warn = name, warn
-        self._alone: int | None = None  # the channel that is heard alone
+        self._alone: int | None = None  # the channel that is used alone
         self._n = 0
 
     def __call__(self, samples: F32, rate: int) -> F32:
-        """The mean ``[n]`` of channels ``[n, channels]``; of such that cancel, the louder one.
+        """The mean ``[n]`` of channels ``[n, channels]``; if they cancel out, the louder one.
 
         Raises :class:`AudioError` for NaN, infinity, and samples that are far from [-1, 1].
         """
@@ -73,18 +73,19 @@ def can_be_sound(samples: F32) -> bool:
 def scaled(samples: npt.NDArray[Any]) -> F32:
     """Samples of any type as float32 in [-1, 1]."""
     if samples.dtype.kind == "f":
-        with np.errstate(over="ignore"):  # becomes infinite, which is reported
+        with np.errstate(over="ignore"):  # such a sample becomes infinite, and is refused later
             return samples.astype(np.float32)
     limits = np.iinfo(samples.dtype)
-    half = (int(limits.max) - int(limits.min) + 1) / 2  # unsigned audio is centred on it
+    half = (int(limits.max) - int(limits.min) + 1) / 2  # the zero of unsigned samples
     centre = half if samples.dtype.kind == "u" else 0
     return ((samples.astype(np.float64) - centre) / half).astype(np.float32)
 
 
 def check_range(array: npt.NDArray[Any]) -> None:
-    """Refuse an array ``[n, channels]`` whose integers use next to none of their range.
+    """Refuse an array ``[n, channels]`` whose integers use almost none of their type's range.
 
-    16-bit samples in a type of 32 or 64 bits would be heard 96 dB too low or more.
+    16-bit samples in a type of 32 or 64 bits would be at least 96 dB too soft. Raises
+    :class:`AudioError`.
     """
     if array.dtype.kind == "f" or array.dtype.itemsize <= 2 or not array.size:
         return
@@ -93,7 +94,7 @@ def check_range(array: npt.NDArray[Any]) -> None:
     centre = (int(limits.max) + 1) // 2 if array.dtype.kind == "u" else 0
     largest = max(abs(lowest - centre), abs(highest - centre))
     if array.dtype.kind == "u" and highest < 1 << 16 and highest:
-        largest = highest  # not centred at all
+        largest = highest  # such samples are not centred in this type
     if 0 < largest <= 1 << (8 * array.dtype.itemsize - 1 - _UNUSED_BITS):
         raise AudioError(
             f"audio array: {array.dtype} samples from {lowest} to {highest} use next to nothing of "

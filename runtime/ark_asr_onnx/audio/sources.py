@@ -1,6 +1,6 @@
-"""Any audio a caller may hold, as a waveform: ``[n]`` float32, mono, 16 kHz.
+"""Audio from any source that a caller has, as a waveform: ``[n]`` float32, mono, 16 kHz.
 
-Decoding is libsndfile's (WAV in every encoding, FLAC, OGG, Opus, MP3, AIFF …), resampling soxr's.
+libsndfile decodes (WAV in every encoding, FLAC, OGG, Opus, MP3, AIFF …), soxr resamples.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ from .sound import Mixer, can_be_sound, check_range, scaled
 _File: TypeAlias = str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryIO
 AudioSource: TypeAlias = _File | npt.NDArray[Any]
 
-_SAMPLE_RATES = range(1_000, 1_000_001)  # Hz; beyond, a header is damaged, and resampling explodes
+_SAMPLE_RATES = range(1_000, 1_000_001)  # Hz; others come from damaged headers, and cost memory
 _BLOCK_SAMPLES = 1 << 20  # of all channels together, in memory at once
-_MAX_CLAIMED = 1 << 48  # samples; a header that claims more does not know
+_MAX_CLAIMED = 1 << 48  # samples; a header that claims more is not believed
 _T = TypeVar("_T")
 _READABLE = (
     "WAV, FLAC, OGG, Opus, WebM/Opus, MP3 and AIFF can be read, MP4/M4A with the extra media; "
@@ -54,13 +54,13 @@ def read(
 ) -> F32:
     """Waveform ``[n]`` float32, mono, 16 kHz, of a path, bytes, binary file object or array.
 
-    Channels are averaged; where they cancel each other, the louder one counts. An array is
+    Channels are averaged; if they cancel each other, the louder one is used. An array is
     ``[n]`` or ``[n, channels]``, floating point in [-1, 1] or integer (scaled by its type's
-    range), and needs ``sample_rate``; the others know their own.
-    ``begin_seconds`` and ``end_seconds`` select a part. ``on_warning`` is told what may be missing
-    or wrong, such as that a file was cut off; without it, Python's ``warnings`` are. Raises
-    :class:`AudioError` for anything that cannot be read, holds no samples, or holds NaN, infinity
-    or samples far from [-1, 1].
+    range), and needs ``sample_rate`` in Hz; the other sources state theirs.
+    ``begin_seconds`` and ``end_seconds`` select a part. ``on_warning`` is called with each warning
+    about audio that may be missing or wrong, such as a file that was cut off; without it, Python's
+    ``warnings`` reports them. Raises :class:`AudioError` for a source that cannot be read, holds no
+    samples, or holds NaN, infinity or samples far from [-1, 1].
     """
     parts = blocks(
         source,
@@ -80,10 +80,10 @@ def blocks(
     end_seconds: float | None = None,
     on_warning: OnWarning | None = None,
 ) -> Iterator[F32]:
-    """What :func:`read` gives, in parts ``[n]`` of about a second, read as they are asked for.
+    """The waveform of :func:`read`, in parts ``[n]`` of about a second, read on demand.
 
-    Also of an iterable of arrays, such as those of a microphone, one part each. The first part is
-    never empty; errors come when the place that they speak of is reached.
+    The source may also be an iterable of arrays, such as those of a microphone: one part each. The
+    first part is never empty. An error is raised when reading reaches the place it concerns.
     """
     try:
         begin = 0.0 if begin_seconds is None else values.seconds("begin_seconds", begin_seconds)
@@ -103,18 +103,18 @@ def mono(
 ) -> Iterator[F32]:
     """Arrays ``[n, channels]``, each with its sample rate, as a waveform in parts, 16 kHz.
 
-    Numbers are as :func:`read` takes them; ``name`` is for messages.
+    Their types and ranges are those of :func:`read`; ``name`` is for messages.
     """
     return _mono_16_khz(((scaled(part), rate) for part, rate in parts), name, 0.0, on_warning)
 
 
 def python_warning(name: str, warning: AudioWarning) -> None:
-    """Tell it of the audio so named, as Python tells warnings."""
+    """Report a warning about the audio of this name through Python's ``warnings``."""
     warnings.warn(f"{name}: {warning.message}", stacklevel=2)
 
 
 def duration(source: AudioSource, sample_rate: int | None = None) -> float | None:
-    """Seconds of audio as the header says; None for a source that would have to be read first."""
+    """Seconds of audio by its header; None for a source that would have to be read first."""
     if isinstance(source, np.ndarray):
         return len(source) / sample_rate if sample_rate and source.ndim else None
     if isinstance(source, (str, os.PathLike)):
@@ -132,12 +132,12 @@ def duration(source: AudioSource, sample_rate: int | None = None) -> float | Non
                 if frames is None:
                     return None
                 seconds += frames / file.samplerate
-        stream.seek(0)  # where reading begins
+        stream.seek(0)  # the caller reads from the beginning
         return seconds
 
 
 def opens(head: bytes) -> bool:
-    """Whether libsndfile takes bytes for the beginning of a file of some kind."""
+    """Whether libsndfile recognises bytes as the beginning of a file."""
     try:
         with quiet(), soundfile.SoundFile(io.BytesIO(head)):
             return True
@@ -152,7 +152,7 @@ def _recordings(stream: BinaryIO, name: str) -> Iterator[Recording]:
 
 
 def _length(one: Recording, file: _Forward) -> int | None:
-    """Samples as a header says them; None where none does."""
+    """Samples of each channel by a header; None if it states none."""
     if file.frames < _MAX_CLAIMED:
         return file.frames
     return one.claimed if one.there is None else None
@@ -192,7 +192,7 @@ def _mono_16_khz(
 
 
 def _rest(resampler: Any) -> Iterator[F32]:
-    """What a resampler still holds."""
+    """The samples that a resampler still holds."""
     rest = cast("F32", resampler.resample_chunk(np.empty(0, np.float32), last=True))
     if len(rest):
         yield rest
@@ -206,7 +206,7 @@ def _native_blocks(
     end: float | None,
     warn: OnWarning,
 ) -> Iterator[tuple[F32, int]]:
-    """Samples ``[n, channels]`` in parts as they are stored, and their rate."""
+    """Samples ``[n, channels]`` in parts, at the rate at which they are stored, and that rate."""
     if isinstance(source, np.ndarray):
         rate = _rate(sample_rate)
         whole = _as_columns(cast("npt.NDArray[Any]", source))
@@ -226,7 +226,7 @@ def _native_blocks(
 
 
 def _is_file(source: object) -> bool:
-    """Whether it is a file, or its name or content."""
+    """Whether a source is a file, the path of one, or the content of one."""
     kinds = (str, os.PathLike, bytes, bytearray, memoryview)
     return isinstance(source, kinds) or hasattr(source, "read")
 
@@ -240,7 +240,7 @@ def _columns_of(part: object, source: object) -> npt.NDArray[Any]:
 def _between(
     parts: Iterable[tuple[npt.NDArray[Any], int]], begin: float, end: float | None
 ) -> Iterator[tuple[npt.NDArray[Any], int]]:
-    """What lies between two times of parts ``[n, channels]``, and their rate."""
+    """The samples of parts ``[n, channels]`` between two times, and their rate."""
     n_before = 0
     for part, rate in parts:
         n_after = n_before + len(part)
@@ -254,7 +254,7 @@ def _between(
 
 
 def describe(source: object) -> str:
-    """What to call a source in a message."""
+    """The name of a source in messages."""
     if isinstance(source, (str, os.PathLike)):
         return os.fspath(cast("str", source))
     if isinstance(source, np.ndarray):
@@ -281,7 +281,7 @@ def _rate(sample_rate: object) -> int:
 
 def _as_columns(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
     """An array in memory as ``[n, channels]``."""
-    array = np.asarray(array)  # of a masked array, the samples below the mask
+    array = np.asarray(array)  # a masked array gives the samples below its mask
     if array.ndim not in (1, 2):
         raise AudioError(f"audio array has shape {array.shape}, expected [n] or [n, channels]")
     if array.ndim == 2 and array.shape[1] > 32:
@@ -312,7 +312,7 @@ def _decode(
 def _decode_files(
     stream: BinaryIO, which: containers.Kind, name: str, warn: OnWarning
 ) -> Iterator[tuple[F32, int]]:
-    """What containers hold that libsndfile does not open; several files may follow each other."""
+    """Samples of containers that libsndfile does not open; several files may follow each other."""
     with _told(name, 0):
         parts, n_more = containers.files(stream, which)
     lengths: list[float] = []
@@ -353,7 +353,7 @@ def _decode_container(
 def _decode_recordings(
     stream: BinaryIO, name: str, begin: float, end: float | None, warn: OnWarning
 ) -> Iterator[tuple[F32, int]]:
-    """What libsndfile opens: one recording, or several one after the other."""
+    """Samples of one recording, or of several that follow each other, through libsndfile."""
     offset, used = 0.0, 0  # seconds and bytes
     lengths: list[float] = []
     for one in _recordings(stream, name):
@@ -364,7 +364,7 @@ def _decode_recordings(
         except AudioError:
             if not lengths:
                 raise
-            break  # it only looked like one
+            break  # these bytes only looked like a recording
         offset += seconds
         lengths.append(seconds)
         used = one.end
@@ -386,7 +386,7 @@ def _decode_recordings(
 def _decode_one(
     one: Recording, name: str, begin: float, end: float | None, offset: float, warn: OnWarning
 ) -> Generator[tuple[F32, int], None, float]:
-    """What lies between two times of a recording that begins at ``offset``; gives its seconds."""
+    """Samples between two times of a recording that begins at ``offset``; returns its seconds."""
     with _decoder(one.stream, name) as file:
         rate = int(file.samplerate)
         first = max(0, _at(begin - offset, rate))
@@ -395,7 +395,7 @@ def _decode_one(
         if length is not None and 0 < length <= first:
             return length / rate
         # GSM 6.10 and some ADPCMs cannot seek. After a seek MP3 loses up to 0.1 s, because a
-        # frame keeps some of its bits in those before it.
+        # frame stores some of its bits in the frames before it.
         at = first if file.can_seek and file.format != "MP3" else 0
         n_most = max(1, _BLOCK_SAMPLES // file.channels)
         claim = _claim(one, file)
@@ -419,7 +419,7 @@ def _decode_one(
 
 
 def _claim(one: Recording, file: _Forward) -> float | None:
-    """Samples of each channel, as the header says."""
+    """Samples of each channel by the header; None if it states none."""
     if one.claimed is None:
         return file.claimed()
     if one.there is None:
@@ -430,11 +430,11 @@ def _claim(one: Recording, file: _Forward) -> float | None:
 def _account(
     one: Recording, file: _Forward, n_samples: int, claim: float | None, reason: str
 ) -> Iterator[AudioWarning]:
-    """What a recording's header says that is not so, and what is missing of it."""
+    """Warnings about a recording that is incomplete, damaged, or not as long as its header says."""
     seconds = n_samples / file.samplerate
     difference = 0.0 if claim is None else claim - n_samples
     if one.claimed is not None and one.there is not None and reason != "no audio":
-        difference = one.claimed - one.there  # exactly; block codecs fill their last block
+        difference = one.claimed - one.there  # exact; a block codec pads its last block
     is_much = abs((claim or 0) - n_samples) > file.samplerate / 20
     unit, scale, digits = ("s", file.samplerate, 2) if is_much else ("samples", 1, 0)
     expected, found = (f"{n / scale:.{digits}f} {unit}" for n in (claim or 0, n_samples))
@@ -455,16 +455,16 @@ def _account(
 
 
 class _Watched:
-    """A stream whose failures are kept.
+    """A stream that keeps its exceptions, to be raised later.
 
-    libsndfile calls it through C, where an exception (also that of Ctrl-C) would be printed and
-    taken for the end of the audio.
+    libsndfile calls it through C, where an exception (also that of Ctrl-C) would be printed, and
+    the audio would seem to end.
     """
 
     def __init__(self, stream: BinaryIO) -> None:
         self._stream = stream
         self.error: BaseException | None = None
-        self.is_at_end = False  # more was asked for than there is
+        self.is_at_end = False  # the last read asked for more bytes than there are
 
     def read(self, size: int = -1) -> bytes:
         data = self._kept(b"", self._stream.read, size)
@@ -486,7 +486,8 @@ class _Watched:
 
 
 _MIDI_DUMP = b"\xf0\x7e"
-# What libsndfile tells of lengths in headers that nothing here reads: samples, or bytes of them.
+# How libsndfile's log writes the length of formats that this package does not parse: samples, or
+# bytes of samples.
 _CLAIMS = {
     "AVR": r"^ *Frames *: (?P<samples>\d+)",
     "MPC2K": r"^ *Frames *: (?P<samples>\d+)",
@@ -500,7 +501,7 @@ _CLAIMS = {
 class _Forward(soundfile.SoundFile):
     """A file that is read from front to back.
 
-    soundfile seeks after every read of a file that can seek, which makes MP3 lose samples.
+    soundfile seeks after every read if the file can seek, which makes MP3 lose samples.
     """
 
     def __init__(self, stream: BinaryIO) -> None:
@@ -515,9 +516,9 @@ class _Forward(soundfile.SoundFile):
         self._check()
 
     def part(self, n: int, claim: float | None) -> tuple[F32, str]:
-        """The next ``[n, channels]`` samples, fewer at the end, and why that came too early.
+        """The next samples ``[n, channels]``, fewer at the end, and the reason for an early end.
 
-        What cannot be decoded after ``claim`` samples is no damage: the audio ended there.
+        Data after ``claim`` samples that cannot be decoded is no damage: the audio ended there.
         """
         found = np.full((n, self.channels), np.nan, np.float32)
         reason = ""
@@ -537,7 +538,7 @@ class _Forward(soundfile.SoundFile):
         return found, reason
 
     def claimed(self) -> int | None:
-        """Samples of each channel, as far as libsndfile tells what the header says of them."""
+        """Samples of each channel by the header, from libsndfile's log; None if that has none."""
         found = self.format in _CLAIMS and re.search(
             _CLAIMS[self.format], self.extra_info, re.MULTILINE | re.DOTALL
         )
@@ -555,24 +556,24 @@ class _Forward(soundfile.SoundFile):
         return super().seekable()
 
     def seekable(self) -> bool:
-        """Not so that soundfile would do it."""
+        """False, so that soundfile does not seek."""
         return False
 
     def seek(self, frames: int, whence: int = 0) -> int:
-        """To a place other than the one where reading would begin."""
+        """Seek, but not to the beginning, where the file already is."""
         return super().seek(frames, whence) if frames else 0
 
 
 @contextmanager
 def _told(name: str, claimed: int, file: _Forward | None = None) -> Generator[None]:
-    """What libsndfile and soundfile raise, as an :class:`AudioError`."""
+    """Raise :class:`AudioError` instead of the errors of libsndfile and soundfile."""
     try:
         yield
     except AudioError:
         raise
     except OSError as error:
         raise AudioError(f"{name}: cannot be read ({error.strerror or error})") from error
-    except (MemoryError, ValueError) as error:  # of the array
+    except (MemoryError, ValueError) as error:  # the array would be too large
         raise AudioError(
             f"{name}: not readable as audio (its header claims {claimed} samples); {_READABLE}"
         ) from error
@@ -592,7 +593,7 @@ def _decoder(stream: BinaryIO, name: str) -> Generator[_Forward]:
         head = stream.read(2)
         stream.seek(0)
         if head == _MIDI_DUMP:
-            # Of a damaged one libsndfile prints lines on standard output.
+            # libsndfile prints lines on standard output for a damaged one.
             raise AudioError(f"{name}: is a MIDI sample dump, which cannot be read; {_READABLE}")
         if chunks.has_bad_packets(stream):
             raise AudioError(f"{name}: its table of packets is damaged; copy it again")
@@ -603,7 +604,7 @@ def _decoder(stream: BinaryIO, name: str) -> Generator[_Forward]:
 
 @contextmanager
 def _opened(source: _File, name: str) -> Generator[BinaryIO]:
-    """A seekable binary stream over the source, refusing what is empty or no file."""
+    """A seekable binary stream over the source. Raises :class:`AudioError` if it is empty."""
     with ExitStack() as owned:
         try:
             stream = _stream(source, owned)
@@ -649,12 +650,15 @@ def _stream(source: _File, owned: ExitStack) -> BinaryIO:
 
 
 def _can_seek(stream: object) -> bool:
-    """A SpooledTemporaryFile, an upload for one, has no seekable() before Python 3.11, and can."""
+    """Whether a stream can seek.
+
+    A SpooledTemporaryFile, such as an upload, can, but has no seekable() before Python 3.11.
+    """
     if not (hasattr(stream, "read") and hasattr(stream, "seek")):
         return False
     try:
         return cast("Any", getattr(stream, "seekable", lambda: True))()
-    except ValueError:  # it is closed, which is told when it is read
+    except ValueError:  # it is closed; reading it raises the error
         return True
 
 

@@ -1,9 +1,9 @@
-"""Audio of any length as windows that one pass of the model can hear.
+"""Splits audio of any length into windows, each for one pass of the model.
 
-Speech closer than a pause makes one window, up to the longest one allowed; the longer a window is,
-the shorter is the pause that ends it. Where speech runs on, it is cut at its quietest point. The
-audio comes in blocks of any size and is forgotten as soon as its window is out: memory does not
-grow with its length.
+Speech that no pause interrupts makes one window, up to the longest one allowed; the longer a window
+is, the shorter is the pause that ends it. Speech without a pause is cut at its quietest point. The
+audio comes in blocks of any size and is dropped as soon as its window is complete, so memory does
+not grow with the length of the audio.
 """
 
 from __future__ import annotations
@@ -19,26 +19,26 @@ from . import level, vad
 from .mel import MIN_SAMPLES, SAMPLE_RATE
 from .vad import CHUNK, Detector
 
-_HYSTERESIS = 0.15  # speech goes on down to so much below the threshold, at most to half of it
-_MIN_GAP = round(0.1 * SAMPLE_RATE)  # shorter dips are within speech
-_FREE = 0.2  # of the longest window: beyond, ever shorter pauses end it
+_HYSTERESIS = 0.15  # speech ends this far below the threshold, but not below half of it
+_MIN_GAP = round(0.1 * SAMPLE_RATE)  # a shorter silence does not end speech
+_FREE = 0.2  # share of the longest window; in a longer one, ever shorter pauses end it
 _QUIET = round(0.1 * SAMPLE_RATE)  # how long a quiet point must be
 _LONG_END = 1 * SAMPLE_RATE  # silence before or after the speech of a short audio
-_SILENT = 1e-3  # of the loudest energy, 30 dB below it
+_SILENT = 1e-3  # share of the highest energy, 30 dB below it
 _DEFAULT_WINDOW_SECONDS = 15.0
 
 
 @dataclass(frozen=True, slots=True)
 class Splitting:
-    """How long audio becomes windows. Override with ``dataclasses.replace``."""
+    """How audio is split into windows. Override with ``dataclasses.replace``."""
 
     window_seconds: float | None = None  # longest window; None: 15 s, or the model's if less
     # Makes a speech detector for one audio; None: windows follow each other without a gap.
     vad: Callable[[], Detector] | None = vad.silero
-    split_short: bool = False  # also audio that fits one window; else that is one
+    split_short: bool = False  # also split audio that fits into one window
     threshold: float = 0.5  # of the probability of speech
-    pause_seconds: float = 0.7  # silence that ends a window; a long one, less
-    min_speech_seconds: float = 0.1  # shorter sounds are no speech
+    pause_seconds: float = 0.7  # silence that ends a window; less ends a long window
+    min_speech_seconds: float = 0.1  # a shorter sound is not speech
     pad_seconds: float = 0.2  # of audio kept on both sides of speech
 
     def __post_init__(self) -> None:
@@ -51,7 +51,10 @@ class Splitting:
             values.seconds(name, getattr(self, name))
 
     def longest(self, max_seconds: float) -> float:
-        """Seconds of the longest window for a model that hears ``max_seconds`` at once."""
+        """Seconds of the longest window for a model that hears ``max_seconds`` at once.
+
+        Raises ``ValueError`` if ``window_seconds`` is longer than that.
+        """
         if self.window_seconds is None:
             return min(_DEFAULT_WINDOW_SECONDS, max_seconds)
         if self.window_seconds > max_seconds:
@@ -66,20 +69,20 @@ class Splitting:
 class Window:
     """A part of the audio for one pass. Times are seconds from the beginning of the audio."""
 
-    waveform: F32  # [n], with what was kept around the speech
+    waveform: F32  # [n], 16 kHz, with the audio kept around the speech
     begin: float  # of the waveform
     start: float  # of the first speech
     end: float  # of the last speech
-    spans: tuple[tuple[float, float], ...] | None = None  # of speech; None: nobody looked
+    spans: tuple[tuple[float, float], ...] | None = None  # of speech; None: no detector was run
 
     @property
     def seconds(self) -> float:
-        """Of the waveform."""
+        """Seconds of the waveform."""
         return len(self.waveform) / SAMPLE_RATE
 
     @property
     def speech_seconds(self) -> float:
-        """Seconds of speech; all of it where nobody looked."""
+        """Seconds of speech; from start to end if the detector was not run."""
         if self.spans is None:
             return self.end - self.start
         return sum(end - start for start, end in self.spans)
@@ -107,8 +110,8 @@ def windows(
 ) -> Iterator[Window]:
     """Windows of an audio that comes in blocks ``[n]``, lazily and in order.
 
-    ``offset`` is the time of the first sample. Audio that fits one window is one, unless
-    ``split_short``; without the silence around it where that is long. Raises ``ValueError`` for
+    ``offset`` is the time of the first sample in seconds. Audio that fits into one window becomes
+    one window, without long silence at its ends, unless ``split_short``. Raises ``ValueError`` for
     windows longer than ``max_seconds``.
     """
     longest = round(splitting.longest(max_seconds) * SAMPLE_RATE)
@@ -132,9 +135,9 @@ def windows(
 
 
 def _only(waveform: F32, splitting: Splitting, offset: float) -> Window:
-    """A short audio as a window: whole, or where its speech is if much else is around that.
+    """A short audio as one window: whole, or only its speech if long silence is around that.
 
-    Its times are those of the first and the last loud sound, as far as nobody looked for speech.
+    If no speech was found or looked for, its times are those of the first and the last loud sound.
     """
     n, loud = len(waveform), _loud(waveform)
     has_long_ends = max(loud[0], n - loud[1]) >= _LONG_END
@@ -151,8 +154,8 @@ def _only(waveform: F32, splitting: Splitting, offset: float) -> Window:
 
 
 def _loud(waveform: F32) -> tuple[int, int]:
-    """Where it begins and ends to be loud, if it is anywhere; else all of it."""
-    # What is left behind the last whole chunk belongs to that.
+    """Begin and end of the loud part, in samples; of the whole waveform if none is loud."""
+    # The rest after the last whole chunk is added to that chunk.
     borders = np.append(np.arange(max(1, len(waveform) // CHUNK)) * CHUNK, len(waveform))
     energy = np.add.reduceat(np.square(level.centred(waveform)), borders[:-1]) / np.diff(borders)
     loud = np.flatnonzero(energy > _SILENT * energy.max())
@@ -162,7 +165,7 @@ def _loud(waveform: F32) -> tuple[int, int]:
 
 
 class Splitter:
-    """Blocks in, windows out, as soon as they are complete."""
+    """Takes blocks and gives windows, as soon as they are complete."""
 
     def __init__(self, splitting: Splitting, max_seconds: float, offset: float = 0.0) -> None:
         self._longest = round(splitting.longest(max_seconds) * SAMPLE_RATE)
@@ -173,17 +176,17 @@ class Splitter:
         self._silence = max(splitting.threshold - _HYSTERESIS, splitting.threshold / 2)
         self._detector = splitting.vad() if splitting.vad else None
         self._ear = level.Ear()
-        # All positions are samples from the first one on.
-        self._kept = np.empty(0, np.float32)  # what may still be part of a window
-        self._base = 0  # where it begins
-        self._seen = 0  # how far the detector has listened
+        # All positions are in samples, from the first sample of the audio.
+        self._kept = np.empty(0, np.float32)  # samples that may still be part of a window
+        self._base = 0  # where they begin
+        self._seen = 0  # how far the detector has run
         self._floor = 0  # where the next window may begin
-        self._spans: list[tuple[int, int]] = []  # speech of the window that is open
-        self._speech_from: int | None = None  # speech that goes on
-        self._quiet_from: int | None = None  # where it may have ended
+        self._spans: list[tuple[int, int]] = []  # speech of the open window
+        self._speech_from: int | None = None  # where the current speech began
+        self._quiet_from: int | None = None  # where that speech may have ended
 
     def push(self, block: F32) -> list[Window]:
-        """Windows that are complete with this block ``[n]``."""
+        """Windows that this block ``[n]`` completes."""
         self._kept = np.concatenate((self._kept, block))
         found: list[Window] = []
         while self._seen + CHUNK <= self._base + len(self._kept):
@@ -205,14 +208,14 @@ class Splitter:
         return found
 
     def open_window(self) -> Window | None:
-        """What there is of a window that is not yet complete, without changing anything."""
+        """The window that is not yet complete, as far as it is known; changes nothing."""
         spans = list(self._spans)
         if self._speech_from is not None:
             spans.append((self._speech_from, self._seen))
         return self._cut(spans, self._seen) if spans else None
 
     def _chunk(self, chunk: F32) -> list[Window]:
-        """Listen to the next chunk."""
+        """Run the detector on the next chunk; gives the windows that it completes."""
         begin, end = self._seen, self._seen + CHUNK
         self._seen = end
         probability = self._detector(self._ear(chunk)) if self._detector else 1.0
@@ -233,13 +236,13 @@ class Splitter:
         return found
 
     def _pause_after(self, end: int) -> float:
-        """Silence that ends the open window: least where it is nearly as long as one may be."""
+        """Samples of silence that end the open window: the longer the window, the fewer."""
         length = (end - self._spans[0][0]) / self._longest
         share = min(max((length - _FREE) / (1 - _FREE), 0.0), 1.0)
         return self._pause + share * (_MIN_GAP - self._pause)
 
     def _too_long(self, end: int) -> list[Window]:
-        """End the window before the speech that goes on, or cut that, once all is too much."""
+        """Close the window before the current speech, or cut that, once all would be too long."""
         assert self._speech_from is not None
         first = self._spans[0][0] if self._spans else self._speech_from
         if end + self._pad - max(first - self._pad, self._floor) <= self._longest:
@@ -255,13 +258,13 @@ class Splitter:
 
     def _close_span(self, end: int) -> None:
         assert self._speech_from is not None
-        is_rest = self._speech_from == self._floor and self._floor > 0  # of speech that was cut
+        is_rest = self._speech_from == self._floor and self._floor > 0  # after a cut
         if end > self._speech_from and (is_rest or end - self._speech_from >= self._min_speech):
             self._spans.append((self._speech_from, end))
         self._speech_from = self._quiet_from = None
 
     def _window(self, before: int) -> Window:
-        """The open window, which ends before some position; the next one begins after it."""
+        """Close the open window, which ends at ``before`` at the latest."""
         window = self._cut(self._spans, before)
         self._floor = round((window.begin - self._offset) * SAMPLE_RATE) + len(window.waveform)
         self._spans = []
@@ -284,7 +287,7 @@ class Splitter:
         return self._kept[begin - self._base : end - self._base]
 
     def _forget(self) -> None:
-        """Drop what no window can hold any more."""
+        """Drop samples that no later window can contain."""
         first = self._spans[0][0] if self._spans else self._speech_from
         needed = max(self._floor, (self._seen if first is None else first) - self._pad)
         if needed > self._base:

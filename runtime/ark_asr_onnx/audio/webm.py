@@ -1,4 +1,4 @@
-"""Opus out of WebM and Matroska, which browsers record, repacked into Ogg, which libsndfile reads.
+"""Repacks Opus from WebM and Matroska, which browsers record, into Ogg, which libsndfile reads.
 
 Sources: RFC 8794 (EBML), RFC 9559 (Matroska), RFC 7845 (Opus in Ogg), RFC 6716, section 3.1 (the
 duration of a packet), RFC 3533 (Ogg pages).
@@ -22,7 +22,7 @@ _ENTERED = {_SEGMENT, _TRACKS, _CLUSTER, _BLOCK_GROUP}  # their children are wal
 _TRACK_ENTRY, _SIMPLE_BLOCK, _BLOCK, _DISCARD_PADDING = 0xAE, 0xA3, 0xA1, 0x75A2
 _TRACK_NUMBER, _CODEC_ID, _CODEC_PRIVATE, _ENCODINGS = 0xD7, 0x86, 0x63A2, 0x6D80
 _LARGEST = 1 << 20  # bytes of a block or of a track's description; Opus packets have some hundred
-_RATE = 48_000  # granules a second, whatever was encoded
+_RATE = 48_000  # granules a second, at any sample rate
 _PACKETS_PER_PAGE = 50
 _LARGEST_PACKET = 255 * 255 - 1  # that fits into one page
 _MAX_NAMES = 5  # of codecs in a message
@@ -38,7 +38,7 @@ class _Cut(Exception):
 
 
 class _Over(Exception):
-    """What follows the last element is none."""
+    """The bytes after the last element are not an element."""
 
     def __init__(self, n_bytes: int) -> None:
         super().__init__()
@@ -56,8 +56,8 @@ class _Track:
 def to_ogg(stream: BinaryIO, name: str, on_warning: OnWarning) -> Iterator[bytes]:
     """The first Opus track of a WebM or Matroska stream as Ogg, page by page.
 
-    A recording that was cut off gives what is there, with a warning. Raises :class:`NoOpusError`,
-    and :class:`AudioError` for one that is damaged or encrypted.
+    A recording that was cut off gives its packets up to there, with a warning. Raises
+    :class:`NoOpusError`, and :class:`AudioError` for a stream that is damaged or encrypted.
     """
     packets = _packets(stream, name, on_warning)
     head = next(packets)[0]
@@ -75,7 +75,7 @@ def to_ogg(stream: BinaryIO, name: str, on_warning: OnWarning) -> Iterator[bytes
 
 
 def end_of(stream: BinaryIO, at: int) -> int | None:
-    """Where the file that begins at a position ends; None if none does, or it does not say."""
+    """End of the file that begins at a position; None without a file, or if its size is unknown."""
     whole = stream.seek(0, 2)
     end = at
     try:
@@ -96,7 +96,7 @@ def end_of(stream: BinaryIO, at: int) -> int | None:
 
 
 def _packets(stream: BinaryIO, name: str, on_warning: OnWarning) -> Generator[tuple[bytes, int]]:
-    """OpusHead, then every packet, and how many of its samples are to be dropped at its end."""
+    """OpusHead, then every packet, each with the number of samples to drop at its end."""
     track: _Track | None = None
     others: list[str] = []
     last: bytes | None = None
@@ -137,9 +137,9 @@ def _packets(stream: BinaryIO, name: str, on_warning: OnWarning) -> Generator[tu
 
 
 def _elements(stream: BinaryIO, name: str) -> Iterator[tuple[int, bytes]]:
-    """Elements that matter, wherever they stand, and their content."""
+    """The elements that are needed, at any depth, and their content."""
     wanted = {_TRACK_ENTRY, _SIMPLE_BLOCK, _BLOCK, _DISCARD_PADDING}
-    end = 0  # of everything that says how long it is
+    end = 0  # of all elements whose size is known
     while (first := stream.read(1)) != b"":
         at = stream.tell() - 1
         try:
@@ -165,7 +165,7 @@ def _elements(stream: BinaryIO, name: str) -> Iterator[tuple[int, bytes]]:
 
 
 def _number(first: bytes, stream: BinaryIO, *, keeps_marker: bool, most: int, name: str) -> int:
-    """A number of variable length; -1 for a size that is not known."""
+    """A number of variable length; -1 for an unknown size."""
     length = 9 - first[0].bit_length()
     if length > most:
         raise AudioError(f"{name}: damaged WebM, no element where one should begin; copy it again")
@@ -185,7 +185,7 @@ def _exactly(stream: BinaryIO, n: int) -> bytes:
 
 
 def _skip(stream: BinaryIO, n: int) -> None:
-    """Over content that does not matter; it must be there."""
+    """Skip content that is not needed; raises :class:`_Cut` if the stream ends within it."""
     at = stream.tell()
     if stream.seek(0, 2) < at + n:
         raise _Cut
@@ -193,7 +193,7 @@ def _skip(stream: BinaryIO, n: int) -> None:
 
 
 def _children(payload: bytes) -> Iterator[tuple[int, bytes]]:
-    """Elements within an element that was read; ends where they are damaged."""
+    """The elements within an element that was read; stops at a damaged one."""
     at = 0
     while at < len(payload):
         length = 9 - payload[at].bit_length()
@@ -223,7 +223,7 @@ def _track(payload: bytes) -> _Track:
 
 
 def _block(payload: bytes, track: int, name: str) -> list[bytes]:
-    """The packets of a block, if it is of a track."""
+    """The packets of a block; none if the block belongs to another track."""
     length = 9 - payload[0].bit_length() if payload else 9
     if len(payload) < length + 3 or length > 8:
         raise AudioError(f"{name}: damaged WebM, a block without content; copy it again")
@@ -241,7 +241,7 @@ def _block(payload: bytes, track: int, name: str) -> list[bytes]:
 
 
 def _laced(content: bytes, lacing: int) -> list[bytes]:
-    """Several packets in one block: of equal size (4), or with their sizes as Xiph or EBML do."""
+    """The packets of one block: of equal size (4), or with sizes in the way of Xiph (2) or EBML."""
     n, at = content[0] + 1, 1
     sizes: list[int] = []
     if lacing == 4:
@@ -287,7 +287,7 @@ def _page(packets: list[bytes], granule: int, sequence: int, flags: int = 0) -> 
     lacing = b"".join(b"\xff" * (len(p) // 255) + bytes([len(p) % 255]) for p in packets)
     head = struct.pack("<4sBBqII", b"OggS", 0, flags, max(granule, 0), 0x41524B, sequence)
     rest = bytes([len(lacing)]) + lacing + b"".join(packets)
-    # Ogg's checksum is that of zlib on reversed bits, begun at zero.
+    # Ogg's checksum is that of zlib on reversed bits, with zero as its initial value.
     raw = zlib.crc32((head + b"\0\0\0\0" + rest).translate(_REVERSED), 0xFFFFFFFF) ^ 0xFFFFFFFF
     checksum = int(f"{raw:032b}"[::-1], 2)
     return head + struct.pack("<I", checksum) + rest
