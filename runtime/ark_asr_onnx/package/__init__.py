@@ -1,1 +1,1 @@
-"""What a package is: its contract, the published folder, where it is found, its tokenizer."""
+"""A package: its contract, the published folder, the places where it is found, its tokenizer."""

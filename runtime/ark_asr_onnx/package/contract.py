@@ -1,6 +1,6 @@
-"""The package format: what exporter and runtime both know. ``runtime/PACKAGE.md`` says it in words.
+"""The package format that exporter and runtime share; ``runtime/PACKAGE.md`` describes it.
 
-Knows names and the manifest; reads no graph and no weights. Standard library only.
+This module knows names and the manifest; it reads no graph and no weights. Standard library only.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from ..errors import PackageError
 from .foreign import is_plain, parse_json, reason, shown, shown_name
 
 _LARGEST = sys.float_info.max
-# Beyond them a number is damage, not a model.
+# A number beyond these limits comes from damage, not from a model.
 _MAX_SIZE = 1 << 24
 _LIMITS = {
     **dict.fromkeys(("n_layers", "num_layers"), 1024),
@@ -33,18 +33,18 @@ SCHEMA = 1  # raised when a reader of the old schema would misread a new package
 MANIFEST_FILE = "ark_manifest.json"
 AUDIO_FILE = "audio.onnx"
 DECODER_FILE = "decoder.onnx"
-PREFILL_FILE = "prefill.onnx"  # only where the decoder's weights allow a faster one for prompts
-ALIGN_FILE = "align.onnx"  # only where heads were found that tell the times of words
+PREFILL_FILE = "prefill.onnx"  # only if the decoder's weights allow a faster one for prompts
+ALIGN_FILE = "align.onnx"  # only if heads were found that tell the times of words
 TOKENIZER_FILE = "tokenizer.json"
 PREFIX_FILE = "prefix_fp32.data"
 AUDIO_NARROW_FILE = "audio_narrow.onnx"  # the audio graph for CPUs that the check below finds
-CPU_CHECK_FILE = "cpu_check.onnx"  # only where some CPUs would saturate sums of products of bytes
+CPU_CHECK_FILE = "cpu_check.onnx"  # only if some CPUs would saturate sums of products of bytes
 
 TARGETS = ("any", "vnni", "avx2", "arm64")
 PRECISIONS = ("int8", "int4", "fp16", "fp32")
 EMBEDDINGS = ("fp32", "fp16")
 
-REMEDY = "copy the package or export it again"  # the end of most messages about a damaged one
+REMEDY = "copy the package or export it again"  # the end of most messages about a damaged package
 
 # Graph inputs and outputs of the native layout.
 LOG_MEL = "log_mel"
@@ -53,9 +53,9 @@ INPUTS_EMBEDS = "inputs_embeds"
 SEQLENS_K = "seqlens_k"
 TOTAL_SEQUENCE_LENGTH = "total_sequence_length"
 LOGITS = "logits"
-POSITIONS = "positions"  # [T] of the rows of ``inputs_embeds``
+POSITIONS = "positions"  # [T], one for each row of ``inputs_embeds``
 AUDIO_END = "audio_end"  # [1] position after the last audio row
-ATTENTION = "attention"  # [heads, T, N] to the audio rows
+ATTENTION = "attention"  # [heads, T, N], from each position to the audio rows
 
 # The check multiplies ``codes [16, 64]``, all 255, by weights of 127: a CPU that adds products of
 # bytes in 16 bits gives less than this in ``sums [16, 16]``.
@@ -87,7 +87,7 @@ def external_data_file(graph_file: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Sizes:
-    """Numbers the runtime needs before it opens a graph."""
+    """The sizes that the runtime needs before it opens a graph."""
 
     n_mels: int  # mel bands
     merge_factor: int  # encoder frames per audio token
@@ -96,10 +96,10 @@ class Sizes:
     n_layers: int  # decoder layers
     n_kv_heads: int
     head_dim: int
-    vocab_size: int  # ids the tokenizer and the blocked ranges speak of
+    vocab_size: int  # ids of the tokenizer and of the blocked ranges
     n_embeddings: int  # rows of the embedding table: the lowest ids, up to the last one needed
-    n_logits: int  # ids the decoder scores: the lowest ones, up to the last that may be chosen
-    max_positions: int  # most positions the decoder can hold
+    n_logits: int  # ids that the decoder scores: the lowest, up to the last that may be chosen
+    max_positions: int  # the most positions that the decoder can hold
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +129,7 @@ class File:
 
 @dataclass(frozen=True, slots=True)
 class Provenance:
-    """How the package was made; for people and reports, never for decisions at run time."""
+    """How the package was made; for people and reports, never for decisions at runtime."""
 
     exporter: str  # "ark-asr-onnx 0.1.0"
     tools: dict[str, str]  # distribution -> version
@@ -150,7 +150,7 @@ class Manifest:
     model_type: str  # "arkasr"
     precision: str  # "int8" or "fp32"
     embedding: str  # "fp32" or "fp16"
-    target: str  # kind of CPU on which the numbers are right; "any": on all
+    target: str  # kind of CPU on which the results are right; "any": all kinds
     min_onnxruntime: str  # oldest release that runs the graphs
     sizes: Sizes
     tokens: Tokens
@@ -165,7 +165,10 @@ def manifest_to_json(manifest: Manifest) -> str:
 
 
 def manifest_from_json(text: str, where: str = MANIFEST_FILE) -> Manifest:
-    """Parse a manifest; :class:`PackageError` names the key that is missing, unknown or wrong."""
+    """Parse a manifest.
+
+    Raises :class:`PackageError`, which names the key that is missing, unknown or wrong.
+    """
     try:
         raw = parse_json(text)
     except ValueError as error:
@@ -256,7 +259,7 @@ def check_values(manifest: Manifest, where: str) -> None:
 
 
 def _check_files(files: dict[str, File], where: str) -> None:
-    """Refuse names that lead out of the folder, on any system, and lists without end."""
+    """Refuse names that lead out of the folder on any system, and more files than a package has."""
     for name in files:
         if not is_plain(name):
             raise PackageError(
@@ -267,7 +270,7 @@ def _check_files(files: dict[str, File], where: str) -> None:
 
 
 def _decode(kind: Any, value: Any, where: str) -> Any:
-    """``value`` from JSON as the annotated type ``kind``; nothing is converted or ignored."""
+    """A JSON value as the type ``kind``; refuses any other type and any unknown key."""
     if kind is float and type(value) in (int, float) and abs(value) <= _LARGEST:
         return float(value)
     if kind is object or (type(value) is kind and kind is not float):

@@ -1,8 +1,8 @@
-"""Which other files an ONNX graph reads its weights from, without the ``onnx`` library.
+"""Finds the files from which an ONNX graph reads its weights, without the ``onnx`` library.
 
-A graph names them itself, so that a package could read what its manifest does not list. What is
-read here is protobuf: a field is a key (number and kind) and a value; a value with a length is
-bytes, text or another message. Only messages that can hold a tensor are looked into.
+The graph itself names these files, so it could read one that the manifest does not list. The format
+is protobuf: a field is a key (number and kind) and a value; a value with a length is bytes, text or
+another message. Only messages that can hold a tensor are parsed.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from .foreign import is_plain, reason, shown
 
 _MAX_FIELDS = 1_000_000  # a decoder of 0.6B has some ten thousand
 _MAX_NAME_BYTES = 4096
-# Kinds of values; groups, two others, are of long ago.
+# Kinds of values; two others, for groups, are obsolete.
 _VARINT, _BYTES = 0, 2
 _FIXED = {1: 8, 5: 4}  # bytes
 
-# By message: which field is which message. From onnx.proto.
+# For each message, the fields that are messages; from onnx.proto.
 _MESSAGES = {
     "model": {7: "graph", 20: "training", 25: "function"},
     "training": {1: "graph", 2: "graph"},
@@ -34,13 +34,14 @@ _MESSAGES = {
     "sparse": {1: "tensor", 2: "tensor"},
     "tensor": {13: "entry"},
 }  # fmt: skip
-_KEY, _VALUE = 1, 2  # of an entry, two texts
+_KEY, _VALUE = 1, 2  # fields of an entry, both texts
 
 
 def check_data_files(path: Path, listed: Container[str] | None = None) -> set[str]:
-    """Refuse a graph that reads what is outside its folder, or not ``listed``; what it reads.
+    """The files that a graph reads its weights from.
 
-    Raises :class:`PackageError`, for what is no graph, too, and ``OSError``.
+    Raises :class:`PackageError` if one is outside the folder or not ``listed``, or if the file is
+    no graph, and ``OSError``.
     """
     try:
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as graph:
@@ -84,11 +85,11 @@ def _locations(graph: mmap.mmap) -> Iterator[str]:
 def _fields(graph: mmap.mmap, at: int, end: int) -> Iterator[tuple[int, int, int]]:
     """Number, and begin and end of the value, of each field of a message.
 
-    No field is longer than what holds it, so that none is looked at twice in one place.
+    A field that is longer than its message is refused, so no byte is parsed twice at one depth.
     """
     while at < end:
         key, at = _varint(graph, at, end)
-        number, kind, begin = (key & 0xFFFFFFFF) >> 3, key & 7, at  # as readers cut it
+        number, kind, begin = (key & 0xFFFFFFFF) >> 3, key & 7, at  # as other readers do
         if kind == _BYTES:
             length, begin = _varint(graph, at, end)
             at = begin + length
@@ -104,7 +105,7 @@ def _fields(graph: mmap.mmap, at: int, end: int) -> Iterator[tuple[int, int, int
 
 
 def _varint(graph: mmap.mmap, at: int, end: int) -> tuple[int, int]:
-    """A whole number of seven bits a byte, lowest first, and where it ends."""
+    """An integer, stored with seven bits in a byte, lowest first, and its end."""
     value = 0
     for shift in range(0, 70, 7):
         if at >= end:

@@ -1,4 +1,4 @@
-"""Small files that somebody else wrote, read within bounds. Standard library only."""
+"""Reads small files from unknown authors, within bounds. Standard library only."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from typing import Any, cast
 from ..errors import PackageError
 
 _MAX_JSON_BYTES = 4 << 20  # a manifest has a few thousand
-_MAX_DIGITS = 20  # of a whole number; more take long to read, and no size has them
+_MAX_DIGITS = 20  # of an integer; more take long to read, and no size has so many
 
 _NO_MEMORY = re.compile(r"bad_alloc|[Aa]llocat|[Oo]ut of memory|not enough memory")
 _NO_THREADS = re.compile(r"start new thread|pthread_create|Resource temporarily unavailable")
@@ -25,25 +25,25 @@ _short.maxstring = _short.maxother = 100
 
 
 def shown(value: Any) -> str:
-    """A value as a message shows it: escaped, and short whatever it is."""
+    """A value for a message: escaped and shortened."""
     return _short.repr(value)
 
 
 def shown_name(name: str) -> str:
-    """A name as a message shows it: as it is, if it fits."""
+    """A name for a message: unchanged if it is short and printable, else as :func:`shown`."""
     return name if name.isprintable() and len(name) <= 100 else shown(name)
 
 
 def check_memory(n_bytes: int) -> None:
-    """``OSError`` where so much memory cannot be had; asking costs nothing.
+    """Raise ``OSError`` if so much memory cannot be allocated; the check itself uses none.
 
-    Without memory some libraries end the process, or wait for a thread that never comes.
+    Without memory some libraries end the process, or wait for a thread that never starts.
     """
     mmap.mmap(-1, n_bytes).close()
 
 
 def shortage(error: BaseException) -> str | None:
-    """What the system ran out of, and what to do, if that is what an error tells of."""
+    """If an error means a lack of memory or threads, a message with the remedy; else None."""
     text = str(error)
     if isinstance(error, MemoryError) or _NO_MEMORY.search(text):
         return "too little memory; free some, or allow more"
@@ -53,7 +53,7 @@ def shortage(error: BaseException) -> str | None:
 
 
 def reason(error: BaseException) -> str:
-    """What an error of a library says, in a short line."""
+    """The message of a library's error, in one short line."""
     text = getattr(error, "strerror", None) or " ".join(str(error).split())
     if len(text) > 200:
         text = f"{text[:200]} …"
@@ -61,7 +61,7 @@ def reason(error: BaseException) -> str:
 
 
 def is_plain(name: str) -> bool:
-    """Whether a name is that of a file in a folder or below it, on any system."""
+    """Whether a name stays within its folder, on any system."""
     if not name.isprintable() or len(name) > 255 or set(name) & set('\\:*?"<>|'):
         return False
     return name == posixpath.normpath(name) and name.partition("/")[0] not in ("", ".", "..")
@@ -70,7 +70,7 @@ def is_plain(name: str) -> bool:
 def check_size(path: Path, remedy: str, max_bytes: int) -> int:
     """The size of a file, bytes.
 
-    Raises :class:`PackageError` for what is too large, and for a pipe, which would be waited for.
+    Raises :class:`PackageError` for a file that is too large, and for a pipe, which would block.
     """
     try:
         found = path.stat()
@@ -86,18 +86,18 @@ def check_size(path: Path, remedy: str, max_bytes: int) -> int:
 
 
 def read_text(path: Path, remedy: str) -> str:
-    """UTF-8 text of a small file; :class:`PackageError`."""
+    """UTF-8 text of a small file. Raises :class:`PackageError`."""
     n_bytes = check_size(path, remedy, _MAX_JSON_BYTES)
     try:
         with path.open("rb") as stream:
-            content = stream.read(n_bytes)  # of some in /proc, which say 0, nothing
-        return content.decode().removeprefix("\ufeff")  # some editors begin files with a mark
+            content = stream.read(n_bytes)  # nothing of files in /proc, whose size is 0
+        return content.decode().removeprefix("\ufeff")  # some editors write a byte order mark
     except (OSError, UnicodeDecodeError) as error:
         raise PackageError(f"{path}: cannot be read ({reason(error)}); {remedy}") from error
 
 
 def read_object(path: Path, remedy: str) -> dict[str, object]:
-    """A JSON object; :class:`PackageError` for anything else."""
+    """The JSON object in a file. Raises :class:`PackageError` for anything else."""
     text = read_text(path, remedy)
     try:
         found = parse_json(text)
@@ -109,10 +109,10 @@ def read_object(path: Path, remedy: str) -> dict[str, object]:
 
 
 def parse_json(text: str) -> Any:
-    """A value from JSON; ``ValueError`` for anything that two readers might read differently."""
+    """A value from JSON. Raises ``ValueError`` if two readers might read it differently."""
     try:
         found = json.loads(text, object_pairs_hook=_unique, parse_int=_whole_number)
-        json.dumps(found, ensure_ascii=False).encode()  # half a surrogate pair is no character
+        json.dumps(found, ensure_ascii=False).encode()  # half a surrogate pair cannot be encoded
     except RecursionError as error:
         raise ValueError("too deeply nested") from error
     return found

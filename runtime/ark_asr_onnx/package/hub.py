@@ -1,4 +1,4 @@
-"""A model named by a folder or by a Hugging Face id, as a local folder."""
+"""Finds the local folder of a model that is given as a folder or as a Hugging Face id."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from .repository import Get, Missing, getter, id_of, need, need_tokenizer
 
 
 def resolve(model: str | os.PathLike[str], *, local_files_only: bool = False) -> Path:
-    """The local folder of a model: the one given, or the one an id was downloaded to.
+    """The local folder of a model: the given one, or the one to which an id was downloaded.
 
-    Raises :class:`PackageError` when an id cannot be fetched. A path that is no folder is
-    returned as it is, for :func:`open_package` to explain.
+    Raises :class:`PackageError` if an id cannot be fetched. A path that is no folder is
+    returned unchanged; :func:`open_package` then raises the error.
     """
     place = id_of(model)
     if place is None:
@@ -40,7 +40,7 @@ def resolve(model: str | os.PathLike[str], *, local_files_only: bool = False) ->
 
 
 def _collect(get: Get, inside: str) -> Path:
-    """Fetch what a package needs, and return its folder."""
+    """Fetch the files that a package needs, and return its folder."""
     for folder in (inside,) if inside else published.REPOSITORY_FOLDERS:
         if manifest := get(folder + MANIFEST_FILE):
             for name in manifest_from_json(read_text(manifest, REMEDY), str(manifest)).files:

@@ -1,4 +1,4 @@
-"""Opening a package: what kind of folder is this, is it whole, and where are its files."""
+"""Opens a package: finds its layout, checks that it is complete, and finds its files."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from .external import check_data_files
 from .foreign import read_text, reason, shortage
 from .text import TOKENIZER_FILES
 
-# Small files (graphs, tokenizer) are hashed at every opening; weights only when asked, because
-# reading 1.7 GB to open a memory-mapped package would cost more than the opening.
+# Small files (graphs, tokenizer) are hashed at every opening; weights only on request, because
+# reading 1.7 GB would take longer than opening a memory-mapped package.
 ALWAYS_HASHED_BYTES = 8 << 20
 _MAX_GRAPH_BYTES = 64 << 20  # without its weights
 
@@ -26,8 +26,8 @@ class Package:
 
     directory: Path
     manifest: Manifest
-    paths: dict[str, Path]  # file name, or what it is in a published folder -> where it lies
-    prepared: Claim | None = None  # of the prepared folder in which its graphs lie packed
+    paths: dict[str, Path]  # file name, or role in a published folder -> path
+    prepared: Claim | None = None  # on the prepared folder that holds its packed graphs
 
     @property
     def has_checksums(self) -> bool:
@@ -36,21 +36,21 @@ class Package:
 
     @property
     def tokenizer_dir(self) -> Path:
-        """The folder of its tokenizer; :class:`PackageError` when none is listed."""
+        """The folder of its tokenizer. Raises :class:`PackageError` if none is listed."""
         for names in TOKENIZER_FILES:
             if names[0] in self.paths:
                 return self.paths[names[0]].parent
         raise PackageError(f"{self.directory}: the manifest lists no tokenizer; {REMEDY}")
 
     def path(self, name: str) -> Path:
-        """Where a file of the package lies; :class:`PackageError` when it is not listed."""
+        """The path of a file of the package. Raises :class:`PackageError` if it is not listed."""
         if name not in self.paths:
             raise PackageError(f"{self.directory}: the manifest lists no file {name!r}; {REMEDY}")
         return self.paths[name]
 
 
 def is_package(folder: Path) -> bool:
-    """Whether a folder looks like a package, of ours or published."""
+    """Whether a folder looks like a package, native or published."""
     return (folder / MANIFEST_FILE).is_file() or published.find(folder) is not None
 
 
@@ -59,8 +59,8 @@ def open_package(
 ) -> Package:
     """Read and check a package: a folder, or a Hugging Face id that is downloaded once.
 
-    Sizes are always compared with the manifest, checksums of files up to 8 MiB too; ``verify``
-    hashes the large ones as well. Raises :class:`PackageError` with the file and the remedy.
+    Sizes, and checksums of files up to 8 MiB, are always compared with the manifest; ``verify``
+    also hashes larger files. Raises :class:`PackageError` with the file and the remedy.
     """
     root = hub.resolve(model, local_files_only=local_files_only)
     try:

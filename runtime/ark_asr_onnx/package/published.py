@@ -1,8 +1,7 @@
 """The folder that the makers of ARK-ASR publish (``ark_asr_int8_onnx``): its contract.
 
-File names, JSON keys, graph inputs and outputs, and where its folders put things, each once: the
-reader, the hub and the exporter take them from here. Fields that are read from JSON are named as
-its keys.
+The reader, the hub and the exporter take file names, JSON keys, graph inputs and outputs, and the
+structure of the folder from here. Fields that are read from JSON have the names of their keys.
 """
 
 from __future__ import annotations
@@ -21,21 +20,21 @@ from .vocabulary import INSTRUCTION, decoding_tokens
 
 RUNTIME_MANIFEST = "runtime_manifest.json"
 PREPROCESSOR_FILE = "preprocessor_config.json"
-MODEL_FOLDER = "model/"  # where a folder may keep everything but what is in build/
-# Where repositories keep the folder.
+MODEL_FOLDER = "model/"  # may hold all files but those in build/
+# Places of the folder in repositories.
 REPOSITORY_FOLDERS = ("", MODEL_FOLDER, "ark_asr_int8_onnx/", f"ark_asr_int8_onnx/{MODEL_FOLDER}")
-# The decoder's sizes are in "<decoder>.json", or in what the published script looks for.
+# The decoder's sizes are in "<decoder>.json", or in a file that the published script reads.
 DECODER_FILES = ("llm_kv_fp32_qwen_native.json", "llm_kv_fp32.json")
 _BUILD_FOLDERS = ("", "build/", "../build/")  # of the decoder's sizes, from the model folder
 _HALF_EMBEDDING = "embedding_fp16.data"
 EMBEDDING_GRAPH = "embedding_fp32.onnx"
 
-MAX_SECONDS = 30.0  # what the published script hears at once
-_N_MELS = 128  # where no preprocessor file says it
+MAX_SECONDS = 30.0  # the longest audio that the published script reads
+_N_MELS = 128  # if there is no preprocessor file
 _MODEL_TYPE = "arkasr"
 _REMEDY = "fetch it again"
 
-# What a folder consists of.
+# The roles of the files.
 ENCODER = "encoder"
 ADAPTER = "adapter"
 DECODER = "decoder"
@@ -52,33 +51,33 @@ _T = TypeVar("_T")
 
 
 def cache_names(n_layers: int) -> list[str]:
-    """Caches among the decoder's inputs, layer by layer, key before value."""
+    """The decoder's cache inputs, layer by layer, key before value."""
     return [f"cache_{part}_{i}" for i in range(n_layers) for part in ("key", "value")]
 
 
 def delta_names(n_layers: int) -> list[str]:
-    """New cache rows among the outputs, in the order of :func:`cache_names`."""
+    """The decoder's outputs with new cache rows, in the order of :func:`cache_names`."""
     return [f"{part}_delta_{i}" for i in range(n_layers) for part in ("key", "value")]
 
 
 def past_names(n_layers: int) -> list[str]:
-    """The past among the inputs of a re-export seen in the wild, in that order, too."""
+    """The cache inputs of another export that is in use, in the same order."""
     return [f"past_{part}_{i}" for i in range(n_layers) for part in ("key", "value")]
 
 
 def present_names(n_layers: int) -> list[str]:
-    """What becomes of the past, among that re-export's outputs."""
+    """The cache outputs of that export, in the same order."""
     return [f"present_{part}_{i}" for i in range(n_layers) for part in ("key", "value")]
 
 
 @dataclass(frozen=True, slots=True)
 class RuntimeManifest:
-    """``runtime_manifest.json``, as far as it is read."""
+    """The keys of ``runtime_manifest.json`` that are read."""
 
     audio_encoder_default: str  # file names
     audio_adapter_default: str
     llm_default: str
-    embedding_default: str  # of the graph: its data lie beside it
+    embedding_default: str  # the graph; its data file is beside it
     audio_merge_factor: int
     audio_token_id: int
     im_end_token_id: int
@@ -86,13 +85,13 @@ class RuntimeManifest:
 
     @property
     def decoder_stem(self) -> str:
-        """The decoder's file name without its ending."""
+        """The decoder's file name without its suffix."""
         return PurePosixPath(self.llm_default).stem
 
     def wanted(self) -> dict[str, tuple[str, ...]]:
-        """What a folder must hold, as names from where the manifest lies; the first there counts.
+        """The files that a folder must hold: for each role the possible paths; the first one counts.
 
-        A tokenizer belongs to it too, see :class:`Text`.
+        Paths are relative to the manifest. A tokenizer is needed as well, see :class:`Text`.
         """
         embedding = PurePosixPath(self.embedding_default).with_suffix(".data").name
         names = [f"{self.decoder_stem}.json", *DECODER_FILES]
@@ -107,7 +106,7 @@ class RuntimeManifest:
 
 @dataclass(frozen=True, slots=True)
 class DecoderSizes:
-    """``llm_kv_*.json``, as far as it is read."""
+    """The keys of ``llm_kv_*.json`` that are read."""
 
     hidden_size: int
     num_layers: int
@@ -126,7 +125,7 @@ def find(root: Path) -> Path | None:
 
 
 def read_manifest(path: Path) -> RuntimeManifest:
-    """``runtime_manifest.json``; :class:`PackageError` names the key that is wrong."""
+    """``runtime_manifest.json``. Raises :class:`PackageError`, which names the wrong key."""
     found = _fields(RuntimeManifest, read_object(path, _REMEDY), path)
     names = (found.audio_encoder_default, found.audio_adapter_default, found.llm_default)
     for name in (*names, found.embedding_default):
@@ -136,9 +135,9 @@ def read_manifest(path: Path) -> RuntimeManifest:
 
 
 def translate(root: Path, model_dir: Path) -> tuple[Manifest, dict[str, Path]]:
-    """A folder's manifest, and its files by what they are.
+    """A folder's manifest, and its files by role.
 
-    :class:`PackageError` names the file and what is wrong.
+    Raises :class:`PackageError`, which names the file and the problem.
     """
     where = model_dir / RUNTIME_MANIFEST
     raw = read_manifest(where)
@@ -210,7 +209,7 @@ def _decoder_sizes(path: Path) -> tuple[DecoderSizes, int]:
 
 
 def _n_mels(model_dir: Path) -> int:
-    """Mel bands, which the manifest leaves to the feature extractor's configuration."""
+    """Number of mel bands, from the feature extractor's configuration."""
     path = model_dir / PREPROCESSOR_FILE
     value = read_object(path, _REMEDY).get("feature_size") if path.is_file() else _N_MELS
     return cast("int", _typed(value, "int", path, "feature_size"))
@@ -227,7 +226,7 @@ def _first(model_dir: Path, names: tuple[str, ...], where: Path) -> Path:
 
 
 def _rows(blob: Path, hidden: int) -> int:
-    """Vocabulary size from the blob's size; its name tells the width of a number."""
+    """Vocabulary size, from the size of the embedding file; its name gives the number's width."""
     width = 2 if "fp16" in blob.stem else 4
     n_bytes = blob.stat().st_size
     if n_bytes == 0 or n_bytes % (hidden * width):
@@ -239,14 +238,14 @@ def _rows(blob: Path, hidden: int) -> int:
 
 
 def _fields(kind: type[_T], raw: Mapping[str, Any], where: Path) -> _T:
-    """The keys that a dataclass has, with the types that it says."""
+    """A dataclass from JSON; every key must have the type of its field."""
     fields = dataclasses.fields(cast("Any", kind))
     given = [f for f in fields if raw.get(f.name) is not None or f.default is dataclasses.MISSING]
     return kind(**{f.name: _typed(raw.get(f.name), str(f.type), where, f.name) for f in given})
 
 
 def _typed(value: object, kind: str, where: Path, key: str) -> object:
-    """A value from JSON, if it is of a type as it is written in a dataclass."""
+    """A value from JSON, checked against the type of a dataclass field."""
     if isinstance(value, list):
         items = cast("list[object]", value)
         is_right = kind == "list[int]" and all(type(item) is int for item in items)

@@ -1,8 +1,8 @@
-"""Repositories of the Hugging Face hub: which one a text means, and their files, made local.
+"""Repositories of the Hugging Face hub: parses their ids, and downloads their files.
 
-All goes through ``huggingface_hub``, which ``tokenizers`` brings along and which is imported only
-then. What the cache holds is used without asking the network; what it lacks is downloaded, file
-by file, resuming where an earlier download broke off.
+All access goes through ``huggingface_hub``, a dependency of ``tokenizers``, which is imported only
+then. Files in the cache are used without a request to the network; missing ones are downloaded,
+file by file, resuming where an earlier download broke off.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ _ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*(/[\w.-]+)*")
 
 _ADVICE = "check the network and the variables HF_* and *_PROXY, or give a folder"
 
-Get = Callable[[str], Path | None]  # a file of the repository, made local; None: it has none
+Get = Callable[[str], Path | None]  # a file's name -> its local path; None: no such file
 
 
 class Missing(Exception):
-    """A needed file is not there; its text is the name."""
+    """A needed file is missing; the text of the exception is the file's name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,9 +45,9 @@ class Id:
 
 
 def id_of(model: str | os.PathLike[str]) -> Id | None:
-    """The place on the hub that a model names; ``None``: it is a path, there or not.
+    """The place on the hub that ``model`` names; None if it is a path, existing or not.
 
-    A local folder wins. Raises :class:`PackageError` for a path that cannot be looked at.
+    A local folder takes precedence. Raises :class:`PackageError` for a path that cannot be read.
     """
     path = Path(model)
     text = os.fspath(model)
@@ -65,7 +65,7 @@ def id_of(model: str | os.PathLike[str]) -> Id | None:
 
 
 def need(get: Get, names: list[str]) -> Path:
-    """The first of some files that exists; one must."""
+    """The first of some files that exists. Raises :class:`Missing` if none does."""
     for name in names:
         if path := get(name):
             return path
@@ -73,7 +73,7 @@ def need(get: Get, names: list[str]) -> Path:
 
 
 def need_tokenizer(get: Get, folder: str) -> None:
-    """The files of a tokenizer, in one of its forms, from a folder of a repository."""
+    """Fetch the files of a tokenizer, in either form, from a folder of a repository."""
     fast, slow = TOKENIZER_FILES
     if not all(get(folder + name) for name in fast):
         for name in slow:
@@ -81,10 +81,10 @@ def need_tokenizer(get: Get, folder: str) -> None:
 
 
 def getter(repository: str, *, offline: bool, revision: str | None = None) -> Get:
-    """A function that makes a file of a repository local.
+    """A function that downloads a file of a repository and gives its local path.
 
-    ``revision`` is a branch, a tag or a commit; ``None``: the main branch. Raises
-    :class:`PackageError`, as the function does.
+    ``revision`` is a branch, a tag or a commit; None: the main branch. Raises
+    :class:`PackageError`, and so does the function.
     """
     library = _library(repository)
 
@@ -115,7 +115,7 @@ class Remote:
 
 
 def remote_files(repository: str, commit: str) -> dict[str, Remote]:
-    """All files of a commit, by name; :class:`PackageError`."""
+    """All files of a commit, by name. Raises :class:`PackageError`."""
     library = _library(repository)
     what = "the list of its files"
     try:
@@ -137,7 +137,7 @@ def remote_files(repository: str, commit: str) -> dict[str, Remote]:
 
 
 def missing_bytes(repository: str, commit: str, files: Mapping[str, Remote]) -> int:
-    """How much of some files the cache lacks: what an interrupted download left is there."""
+    """Bytes of these files that are still to be downloaded; parts in the cache are subtracted."""
     library, get = _library(repository), getter(repository, offline=True, revision=commit)
     name = library.root.file_download.repo_folder_name(repo_id=repository, repo_type="model")
     blobs = Path(library.constants.HF_HUB_CACHE) / name / "blobs"
@@ -154,10 +154,10 @@ def missing_bytes(repository: str, commit: str, files: Mapping[str, Remote]) -> 
 
 
 def hide_bars(repository: str) -> None:
-    """Show no bars of downloads from now on, unless the user's variables ask for them."""
+    """Show no progress bars of downloads from now on, unless the user's variables ask for them."""
     library = _library(repository)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that they do
+        warnings.simplefilter("ignore")  # the library warns if the user's variables do
         library.root.utils.disable_progress_bars()
 
 
@@ -169,16 +169,16 @@ class _Library:
 
 
 def _library(repository: str) -> _Library:
-    """``huggingface_hub``; :class:`PackageError` where it cannot be used."""
+    """``huggingface_hub``. Raises :class:`PackageError` if it cannot be used."""
     try:
-        # Imported here: it costs 0.3 s that a local folder need not pay.
+        # Imported here: it takes 0.3 s, which a local folder does not need.
         with NO_FORK:
             import huggingface_hub
             from huggingface_hub import constants, errors
 
         library = _Library(huggingface_hub, constants, errors)
-        _ = library.root.hf_hub_download  # it is loaded by its name
-    except Exception as error:  # a variable of its own that makes no sense, a broken installation
+        _ = library.root.hf_hub_download  # this attribute is loaded lazily
+    except Exception as error:  # one of its variables is wrong, or its installation is broken
         raise PackageError(
             f"{repository}: huggingface_hub cannot be used ({reason(error)}); {_ADVICE}"
         ) from error
@@ -192,7 +192,7 @@ def _library(repository: str) -> _Library:
 
 @contextlib.contextmanager
 def _told(library: _Library, repository: str, what: str, revision: str | None) -> Generator[None]:
-    """Turn what the library raises into :class:`PackageError`, but for files that are not there."""
+    """Raise :class:`PackageError` for the library's errors, except for missing files."""
     errors = library.errors
     try:
         with _without_its_lines():
@@ -211,7 +211,7 @@ def _told(library: _Library, repository: str, what: str, revision: str | None) -
         ) from error
     except errors.RevisionNotFoundError as error:
         raise PackageError(f"{repository}: the repository has no revision {revision}") from error
-    except Exception as error:  # also what the library's own libraries raise
+    except Exception as error:  # also from the libraries that it uses
         raise PackageError(
             f"{repository}: fetching {what} failed ({reason(error)}); {_ADVICE}"
         ) from error
@@ -225,15 +225,15 @@ def _unreachable(repository: str, what: str, error: BaseException) -> PackageErr
 
 
 def _first_cause(error: BaseException) -> BaseException:
-    """What an error was raised for."""
+    """The root cause of an error."""
     return error if error.__cause__ is None else _first_cause(error.__cause__)
 
 
 @contextlib.contextmanager
 def _without_its_lines() -> Generator[None]:
-    """Keep the library from telling of every further try of this thread: our errors tell the end.
+    """Keep the library from logging this thread's retries; the errors report the outcome.
 
-    Handlers of the host's own are left alone.
+    Handlers that the host program has installed are not changed.
     """
     here = threading.get_ident()
 

@@ -1,4 +1,4 @@
-"""Text and token ids: the tokenizer of a folder, and the clean-up of what the model wrote."""
+"""Text and token ids: the tokenizer of a folder, and the clean-up of the model's output."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ QWEN2_SPLIT = (
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 
-# Which files hold a tokenizer: the first ones, or those of older folders.
+# The files that hold a tokenizer: tokenizer.json, or those of older folders.
 TOKENIZER_FILES = ((TOKENIZER_FILE,), ("vocab.json", "merges.txt", "added_tokens.json"))
 
 _MAX_BYTES = 16 << 20  # of each file of a tokenizer
-_LONGEST_TOKEN = 10_000  # letters
-_TIMES = 25  # as much memory as its bytes takes reading a tokenizer
-_MEMORY = 16 << 20  # that anything may take
+_LONGEST_TOKEN = 10_000  # characters
+_TIMES = 25  # bytes of memory for each byte of a tokenizer file
+_MEMORY = 16 << 20  # bytes that any call may need
 
 _TURN_ENDS = ("<|user|>", "<|assistant|>", "<|im_end|>")
 _TEXT_STARTS = "<|text|>"
@@ -38,7 +38,7 @@ _LEADING = " \t\r\n\f\v,.;:!?-"
 
 
 def _byte_characters() -> dict[str, int]:
-    """Byte-level BPE writes a byte as a character: itself where it can be printed.
+    """The character for each byte in byte-level BPE: a printable one stands for itself.
 
     Source: ``bytes_to_unicode`` of GPT-2's encoder.
     """
@@ -65,7 +65,7 @@ class Text:
         self._tokenizer = _read(self.path) if has_fast else _build(directory)
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Text with special tokens kept; bytes that are no UTF-8 become U+FFFD."""
+        """The text of ids, with special tokens; bytes that are no UTF-8 become U+FFFD."""
         return _told(
             lambda: self._tokenizer.decode(list(ids), skip_special_tokens=False),
             self.path,
@@ -73,7 +73,7 @@ class Text:
         )
 
     def token_bytes(self, ids: Sequence[int]) -> bytes:
-        """What ids stand for; a token may be a part of a character."""
+        """The bytes of ids; a token may be a part of a character."""
         return b"".join(map(self._bytes_of, ids))
 
     @cached_property
@@ -90,7 +90,7 @@ class Text:
             return token.encode()
 
     def encode(self, text: str) -> tuple[int, ...]:
-        """Ids of a text, nothing added; special tokens in it are recognised."""
+        """Ids of a text without additions; special tokens in the text are recognised."""
         encoding = _told(
             lambda: self._tokenizer.encode(text, add_special_tokens=False),
             self.path,
@@ -99,7 +99,7 @@ class Text:
         return tuple(encoding.ids)
 
     def id(self, token: str) -> int:
-        """Id of one token; :class:`PackageError` when there is none."""
+        """Id of one token. Raises :class:`PackageError` if there is none."""
         found = self._tokenizer.token_to_id(token)
         if found is None:
             raise PackageError(f"{self.path}: the tokenizer has no token {token}")
@@ -125,15 +125,15 @@ class Text:
 
 
 def _told(read: Callable[[], Any], where: Path, what: str, n_bytes: int = 0) -> Any:
-    """What a function of tokenizers gives, for which it may need so much memory.
+    """The result of a function of tokenizers that may need ``n_bytes`` of memory.
 
-    Raises :class:`PackageError` for whatever goes wrong.
+    Raises :class:`PackageError` for every error.
     """
     try:
         check_memory(n_bytes + _MEMORY)
         return read()
     except BaseException as error:
-        # It raises nothing narrower than Exception, and, where Rust panics, something wider.
+        # The library raises plain Exception, and a BaseException if its Rust code panics.
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
         found = shortage(error) or f"{what} ({reason(error)}); {REMEDY}"
@@ -146,7 +146,7 @@ def _read(path: Path) -> Any:
 
     def read() -> Any:
         text = path.read_text("utf-8").removeprefix("\ufeff")
-        if max(map(len, text.split('"'))) > _LONGEST_TOKEN:  # the library would work for minutes
+        if max(map(len, text.split('"'))) > _LONGEST_TOKEN:  # the library would need minutes
             raise ValueError(f"a text of more than {_LONGEST_TOKEN} letters in it")
         return kind.from_str(text)
 
@@ -154,15 +154,15 @@ def _read(path: Path) -> Any:
 
 
 def _size(path: Path) -> int:
-    """The size of a file; :class:`PackageError` for one that may not be read."""
+    """The size of a file. Raises :class:`PackageError` if it must not be read."""
     n_bytes = check_size(path, REMEDY, _MAX_BYTES)
-    if not n_bytes:  # some in /proc say so, and block
+    if not n_bytes:  # such files in /proc may block
         raise PackageError(f"{path}: not a tokenizer file (it is empty); {REMEDY}")
     return n_bytes
 
 
 def _build(directory: Path) -> Any:
-    """A Qwen2 tokenizer from its slow files."""
+    """A Qwen2 tokenizer from ``vocab.json``, ``merges.txt`` and ``added_tokens.json``."""
     vocab, merges = directory / "vocab.json", directory / "merges.txt"
     n_bytes = 0
     for path in (vocab, merges):
@@ -221,10 +221,10 @@ def _added_tokens(directory: Path) -> dict[str, int]:
 
 
 def clean(raw: str) -> str:
-    """Transcript as a reader wants it, from the raw decoded text.
+    """The clean transcript of the raw decoded text.
 
-    Source: the inference script of ``open-audio-opd``. Keep what stands before the first turn
-    marker and after ``<|text|>``, delete codec and content markers, collapse whitespace, drop
+    Source: the inference script of ``open-audio-opd``. Keeps the text before the first turn
+    marker and after ``<|text|>``, deletes codec and content markers, collapses whitespace, drops
     leading punctuation.
     """
     ends = [at for at in map(raw.find, _TURN_ENDS) if at >= 0]

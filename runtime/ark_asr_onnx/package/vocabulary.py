@@ -1,4 +1,4 @@
-"""What a tokenizer says about decoding: the prompt's ids, the stop set and the block set."""
+"""Derives from a tokenizer: the ids of the prompt, the stop set and the blocked set."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ def decoding_tokens(
 ) -> Tokens:
     """Prompt ids and id sets of a model with ``vocab_size`` logits.
 
-    Blocked are all special tokens, all added tokens of the shape ``<…>`` and all ids without a
-    token; only end of turn escapes. Source of the rule: the published inference script and model
-    card. Raises :class:`PackageError` when tokenizer and model do not belong together.
+    All special tokens, all added tokens of the form ``<…>`` and all ids without a token are
+    blocked, except end of turn. Source of the rule: the published inference script and model
+    card. Raises :class:`PackageError` if tokenizer and model do not belong together.
     """
     if text.size > vocab_size:
         raise PackageError(
@@ -61,7 +61,7 @@ def decoding_tokens(
 
 
 def open_end(blocked: set[int], size: int) -> int:
-    """The lowest id from which on every id is blocked."""
+    """The lowest id such that it and all higher ids are blocked."""
     first = size
     while first - 1 in blocked:
         first -= 1
