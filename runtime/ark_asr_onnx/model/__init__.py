@@ -1,1 +1,1 @@
-"""An opened model: the seam, graphs, and the layouts that a package can have."""
+"""An opened model: the seam, graphs, and the layouts of packages."""

@@ -1,4 +1,4 @@
-"""Does this CPU add products of bytes exactly? Those without VNNI, and not of ARM's, do not."""
+"""Whether this CPU adds products of bytes exactly; x86 CPUs without VNNI do not."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from .graph import Graph
 
 
 def adds_exactly(check: Path) -> bool:
-    """Whether the graph ``check``, a package's ``cpu_check.onnx``, gives the true sums here.
+    """Whether the graph ``check``, a package's ``cpu_check.onnx``, gives the exact sums here.
 
-    Raises :class:`PackageError` when it cannot be run.
+    Raises :class:`PackageError` if it cannot be run.
     """
     graph = Graph(check, threads=1)
     graph.expect({contract.CODES: contract.CODES_SHAPE}, [contract.SUMS])

@@ -22,15 +22,15 @@ from . import ort
 Shape = tuple[int | str | None, ...]
 Range = tuple[int, int]  # of addresses, the end not included
 
-_ONE_MAPS = threading.Lock()  # what is mapped of a file while a graph is opened is the graph's
+_ONE_MAPS = threading.Lock()  # so that mappings that appear while a graph is opened belong to it
 
-# A sum and its LayerNorm as one operator take four times as long as two; a sum and its GELU, three.
+# One operator for a sum and its LayerNorm takes four times as long as two; for a sum and its GELU,
+# three times.
 _SLOWER_FUSIONS = ["SkipLayerNormFusion", "BiasGeluFusion"]
 _MAPPING = re.compile(r"([0-9a-f]+)-([0-9a-f]+) \S+ \S+ \S+ \d+ *(.*)")
 _MADV_DONTNEED = 4
 _REMEDIES = {
-    # Links are followed only to the folder where the graph itself really lies, and by 1.24.1 not at
-    # all.
+    # onnxruntime follows links only into the folder where the graph really is; 1.24.1 follows none.
     "escapes model directory": "its weights are a symbolic link: link the whole folder instead of "
     "single files, or upgrade onnxruntime if the folder is Hugging Face's cache",
     "requires procfs": "mount /proc, or install an older onnxruntime",
@@ -47,10 +47,10 @@ def require_onnxruntime(oldest: str) -> None:
 
 
 def open_graphs(paths: Sequence[Path], threads: int, *, is_prepared: bool = False) -> list[Graph]:
-    """Open several graphs side by side: most of the work of opening one leaves a core idle.
+    """Open several graphs in parallel, since opening one graph mostly uses a single core.
 
-    Prepared ones are opened one after the other: nothing is packed, and only the last one's
-    weights, which opening reads, are left in memory.
+    Prepared graphs are opened one after the other: they need no packing, and each one's weights,
+    which opening reads, are released before the next one is opened.
     """
     if not is_prepared:
         with ThreadPoolExecutor(len(paths)) as pool:
@@ -66,8 +66,8 @@ def open_graphs(paths: Sequence[Path], threads: int, *, is_prepared: bool = Fals
 def pack(path: Path, out: Path, threads: int) -> None:
     """Write a graph to ``out`` and its weights beside it, optimised and packed for this CPU.
 
-    What is written is right for this CPU and this version of onnxruntime alone. Raises
-    :class:`PackageError` for a graph that cannot be opened, ``OSError`` where it cannot be written.
+    The result is right only for this CPU and this version of onnxruntime. Raises
+    :class:`PackageError` if the graph cannot be opened, ``OSError`` if it cannot be written.
     """
     options = _options(threads)
     options.optimized_model_filepath = str(out)
@@ -82,7 +82,7 @@ def pack(path: Path, out: Path, threads: int) -> None:
             _open(path, options)
         except PackageError as error:
             if shortage(error.__cause__ or error) is None:
-                _open(path, _options(threads))  # if it is the graph that is wrong, it says so
+                _open(path, _options(threads))  # raises the error if the graph is wrong
                 raise OSError("onnxruntime could not write them; is there room?") from error
             raise
 
@@ -90,7 +90,7 @@ def pack(path: Path, out: Path, threads: int) -> None:
 class Graph:
     """An opened graph: named arrays in, named arrays out. Safe to call from several threads.
 
-    ``is_prepared``: its weights are mapped from the file beside it, and can be given back.
+    ``is_prepared``: its weights are mapped from the file beside it, and can be released.
     """
 
     def __init__(self, path: Path, threads: int, *, is_prepared: bool = False) -> None:
@@ -106,7 +106,7 @@ class Graph:
         self.outputs = {o.name: tuple(o.shape) for o in self._session.get_outputs()}
 
     def expect(self, inputs: Mapping[str, Shape], outputs: Sequence[str]) -> None:
-        """Refuse a graph whose interface differs; in a shape ``None`` stands for any size."""
+        """Raise :class:`PackageError` for another interface; None in a shape is any size."""
         for names, found in ((list(inputs), self.inputs), (outputs, self.outputs)):
             if set(names) != set(found):
                 odd = sorted(set(names) ^ set(found))[0]
@@ -124,19 +124,19 @@ class Graph:
                 )
 
     def run(self, feeds: Mapping[str, Array], outputs: Sequence[str]) -> list[Array]:
-        """Output arrays, in the order asked for."""
+        """The arrays of ``outputs``, in that order. Raises :class:`DecodeError`."""
         try:
             return self._session.run(list(outputs), dict(feeds))
         except Exception as error:
             raise _failed(self.path.name, error) from error
 
     def give_back(self) -> None:
-        """Unmap the pages of the weights of a prepared graph; they come back when they are read.
+        """Release the pages of a prepared graph's weights; reading the weights maps them again.
 
-        They stay in the system's page cache while it has room. Nothing happens outside Linux.
+        They stay in the system's page cache while it has room. Does nothing outside Linux.
         """
-        # Only what this graph has mapped: another one's may go, and its addresses with it, between
-        # looking and doing.
+        # Only mappings of this graph: those of another may be closed, and their addresses used
+        # again, before madvise is called.
         touched = _without(self._mapped, _untouched_mappings(self._data))
         for begin, end in _without(self._mapped, touched):
             ctypes.CDLL(None).madvise(
@@ -149,9 +149,9 @@ class Graph:
 
 
 class Binding:
-    """A call whose arrays are bound: the caller writes inputs and reads outputs in its own memory.
+    """A call with bound arrays: the caller writes inputs and reads outputs in its own memory.
 
-    One array may be input and output at once (the KV cache). Not for several threads.
+    One array may be both input and output (the KV cache). Not safe to use from several threads.
     """
 
     def __init__(
@@ -172,7 +172,7 @@ class Binding:
         self._io.bind_cpu_input(name, array)
 
     def __call__(self) -> None:
-        """Run; :class:`DecodeError` when the graph refuses."""
+        """Run the graph. Raises :class:`DecodeError`."""
         try:
             self._session.run_with_iobinding(self._io)
         except Exception as error:
@@ -180,7 +180,7 @@ class Binding:
 
 
 def _untouched_mappings(file: str) -> list[Range]:
-    """Where this process has mapped a file and has not written to it."""
+    """The mappings of a file by this process that it has not written to."""
     try:
         with Path("/proc/self/smaps").open(encoding="utf-8", errors="replace") as stream:
             lines = stream.read().splitlines()
@@ -191,7 +191,7 @@ def _untouched_mappings(file: str) -> list[Range]:
     for line in lines:
         if match := _MAPPING.match(line):
             found = (int(match[1], 16), int(match[2], 16)) if match[3] == file else None
-        elif found and line.startswith("Anonymous:"):  # pages that were written, now our own
+        elif found and line.startswith("Anonymous:"):  # pages that were written, now private
             if line.split()[1] == "0":
                 ranges.append(found)
             found = None
@@ -199,7 +199,7 @@ def _untouched_mappings(file: str) -> list[Range]:
 
 
 def _without(ranges: Sequence[Range], others: Sequence[Range]) -> list[Range]:
-    """What of some ranges is in none of others."""
+    """The parts of ``ranges`` that are in none of ``others``."""
     left = list(ranges)
     for first, last in others:
         cut = [((begin, min(end, first)), (max(begin, last), end)) for begin, end in left]
@@ -211,8 +211,8 @@ def _options(threads: int) -> Any:
     options = ort.library.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 4  # failures reach the caller as exceptions
-    # Threads wait in a loop where work comes at once: within a call, and until the next token.
-    # Then they sleep; older releases would go on for tens of milliseconds, or stop at once.
+    # Threads spin only while work follows at once: within a call, and until the next token. Then
+    # they sleep. Older releases would spin for tens of milliseconds, or not at all.
     if ort.release(ort.version()) >= (1, 26):
         options.add_session_config_entry("session.intra_op.spin_duration_us", "2000")
     else:
@@ -229,7 +229,7 @@ def _open(path: Path, options: Any) -> Any:
             disabled_optimizers=_SLOWER_FUSIONS,
             read_config_from_model=0,
         )
-    except Exception as error:  # each failure is a class of its own, or what C++ threw
+    except Exception as error:  # the failures have no common class
         if found := shortage(error):
             raise PackageError(f"{path}: cannot open this graph: {found}") from error
         remedy = next((told for found, told in _REMEDIES.items() if found in str(error)), REMEDY)
@@ -240,5 +240,5 @@ def _open(path: Path, options: Any) -> Any:
 
 
 def _failed(name: str, error: Exception) -> DecodeError:
-    """What a graph that runs could not do."""
+    """The error of a run of a graph."""
     return DecodeError(f"{name}: {shortage(error) or reason(error)}")

@@ -1,4 +1,4 @@
-"""onnxruntime, imported here alone: without its telemetry, and without its lines on stderr."""
+"""Imports onnxruntime without its telemetry and its lines on stderr; no other module does so."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import sys
 from collections.abc import Generator
 from typing import Any, cast
 
-# What onnxruntime's C++ says while it is imported: of GPUs, of telemetry, of CPUs it does not know.
+# Lines that onnxruntime prints during its import: about GPUs, telemetry, unknown CPUs.
 _OF_ONNXRUNTIME = re.compile(
     rb"\[[VIWEF]:onnxruntime|^onnxruntime .*warning:|\[Telemetry\]|\b(Error|Warning) in cpuinfo:"
 )
@@ -17,10 +17,10 @@ _OF_ONNXRUNTIME = re.compile(
 
 @contextlib.contextmanager
 def _lines_of_others() -> Generator[None]:
-    """Hold back what the process writes to stderr; then pass on what is not of onnxruntime.
+    """Hold back what the process writes to stderr; then pass on all lines but onnxruntime's.
 
-    Its logger can be told to be silent only after the import. If the import ends the process, what
-    it said of that is lost.
+    Its logger can be silenced only after the import. If the import ends the process, the lines
+    that explain it are lost.
     """
     try:
         if sys.platform != "linux":
@@ -44,23 +44,23 @@ def _lines_of_others() -> Generator[None]:
                 others = others[os.write(2, others) :]
 
 
-# Before the import: onnxruntime 1.32 opens a database, looks up a host, and has threads for that.
+# Before the import: onnxruntime 1.32 opens a database, looks up a host, and starts threads for it.
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 with _lines_of_others():
     import onnxruntime  # pyright: ignore[reportMissingTypeStubs]
 
 library = cast("Any", onnxruntime)  # ships no types
-library.disable_telemetry_events()  # all that can be done where the host imported it before us
+library.disable_telemetry_events()  # for a host program that imported onnxruntime before
 
 
 class Session(library.InferenceSession):
-    """A session that tells of failures by exceptions, not on stdout, and does not try again."""
+    """A session that reports failures as exceptions, not on stdout, and does not retry."""
 
     _enable_fallback = property(lambda _: False, lambda _, __: None)
 
 
 def version() -> str:
-    """The installed onnxruntime's version."""
+    """The version of the installed onnxruntime."""
     return str(library.__version__)
 
 

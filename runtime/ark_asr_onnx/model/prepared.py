@@ -1,8 +1,9 @@
-"""Graphs as onnxruntime has optimised and packed them for one machine, mapped instead of packed.
+"""Graphs that onnxruntime has optimised and packed for one machine, kept in files.
 
-A package's weights lie in the order of the matrix; multiplication wants them in an order of the
-CPU's. Usually every opening packs them anew, into memory of its own. A *prepared folder* keeps the
-packed ones in a file: opening maps it; its pages are shared by processes and can be given back.
+A package stores weights in the order of the matrix; multiplication needs them packed in an order
+that depends on the CPU. Usually every opening packs them again, into private memory. A *prepared
+folder* keeps packed weights in a file: opening maps it, processes share its pages, and the pages
+can be released.
 """
 
 from __future__ import annotations
@@ -27,15 +28,15 @@ from ..package.foreign import read_object, reason
 from ..package.opening import ALWAYS_HASHED_BYTES, Package
 from . import graph, ort
 
-_FORMAT = 2  # raised when what is written, or how, changes
+_FORMAT = 2  # raised when the content or the format of a prepared folder changes
 _INDEX_FILE = "prepared.json"
-_UNUSED_SECONDS = 30 * 86400.0  # since a folder was opened: the time of change of the folder itself
+_UNUSED_SECONDS = 30 * 86400.0  # since the folder's mtime, set when it is opened
 _SAMPLES, _SAMPLE_BYTES = 16, 4096
 
 
 @dataclass(frozen=True, slots=True)
 class _Origin:
-    """What a prepared folder was made from, and for; another one must not use it."""
+    """The package, onnxruntime and CPU that a prepared folder was made for; no other may use it."""
 
     package: str
     onnxruntime: str
@@ -50,15 +51,15 @@ class _Origin:
 def prepare(
     package: Package, names: Sequence[str], directory: Path, threads: int, *, verify: bool = False
 ) -> Package:
-    """The package with its graphs ``names`` taken from ``directory``, made there if need be.
+    """The package with its graphs ``names`` from ``directory``, where they are made if needed.
 
-    What is there is used only if it was made from this package, by this onnxruntime, for this CPU,
-    and is whole: by its sizes and checksums. Large files are hashed where their times of change
-    are not those with which they were last seen whole, or to ``verify``. Else it is made again, by
-    one process, for which others wait. Raises :class:`PackageError` when it cannot be written.
+    An existing prepared folder is used only if it was made from this package, by this onnxruntime,
+    for this CPU, and if its sizes and checksums are right. Large files are hashed only if their
+    mtime has changed since the last check, or to ``verify``. Otherwise one process makes the folder
+    again while others wait. Raises :class:`PackageError` if it cannot be written.
     """
     try:
-        files.sweep(directory)  # also where nothing is written: who was killed may have finished it
+        files.sweep(directory)  # always: a process that was killed may have left files
         sources = {} if package.has_checksums else _sources(package, names)
         origin = _origin(package, sources)
         home = directory / origin.key
@@ -80,7 +81,7 @@ def prepare(
 
 
 def _sources(package: Package, names: Sequence[str]) -> dict[str, Path]:
-    """The files that the graphs consist of, by what they are."""
+    """The files that the graphs consist of, by role."""
     found: dict[str, Path] = {}
     for name in names:
         path = package.path(name)
@@ -91,10 +92,10 @@ def _sources(package: Package, names: Sequence[str]) -> dict[str, Path]:
 
 
 def _origin(package: Package, sources: dict[str, Path]) -> _Origin:
-    """This package, this library and this CPU.
+    """The origin for this package, this onnxruntime and this CPU.
 
-    A package without checksums is known by samples, so that others of the same sizes have folders
-    of their own; whether it is the same is decided by the checksums in the index.
+    A package without checksums is identified by samples of its files, so that packages of the same
+    sizes get different folders; the checksums in the index then decide whether it is the same.
     """
     digest = hashlib.sha256()
     if package.has_checksums:
@@ -110,7 +111,7 @@ def _origin(package: Package, sources: dict[str, Path]) -> _Origin:
 
 
 def _cpu() -> str:
-    """Kind of CPU, with its features; where the system does not list those, this computer."""
+    """Kind of CPU, with its features; if the system does not list those, the computer's name."""
     kind = f"{platform.system()} {platform.machine()}"
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
@@ -123,7 +124,7 @@ def _cpu() -> str:
 def _claim(
     home: Path, names: Sequence[str], origin: _Origin, sources: dict[str, Path], *, verify: bool
 ) -> files.Claim | None:
-    """A hold on a prepared folder that is there, is right and is whole; None for any other."""
+    """A claim on a prepared folder that exists, fits and is complete; None for any other."""
     try:
         claim = files.Claim(home, _INDEX_FILE)
         index = _read(home / _INDEX_FILE)
@@ -136,7 +137,7 @@ def _claim(
         }
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
-    with contextlib.suppress(OSError):  # it may be for reading alone
+    with contextlib.suppress(OSError):  # the folder may be read-only
         if any(index[key] != seen[key] for key in seen):
             _write(home / _INDEX_FILE, index | seen)
         os.utime(home)
@@ -144,9 +145,9 @@ def _claim(
 
 
 def _seen(paths: dict[str, Path], expected: Any, *, verify: bool) -> dict[str, Any]:
-    """What an index says of files, at the times of change that they have now.
+    """The entries of an index for files, with their present mtimes.
 
-    Raises ``ValueError`` for files that are not as they were.
+    Raises ``ValueError`` for files that have changed.
     """
     found: dict[str, Any] = {}
     for what, path in paths.items():
@@ -159,7 +160,7 @@ def _seen(paths: dict[str, Path], expected: Any, *, verify: bool) -> dict[str, A
 
 
 def _stamp(path: Path) -> dict[str, int]:
-    """Size and time of change; whole seconds are what archives and images keep of it."""
+    """Size and mtime of a file; in whole seconds, as archives and images keep it."""
     found = path.stat()
     if not stat.S_ISREG(found.st_mode):  # reading it might never end
         raise ValueError(f"{path} is no file")
@@ -174,7 +175,7 @@ def _make(
     sources: dict[str, Path],
     threads: int,
 ) -> None:
-    """Write the graphs beside their place and rename the folder: what exists is whole."""
+    """Write the graphs beside their place and rename the folder, so that it is always complete."""
     with files.staging(home.parent) as new:
         for name in names:
             graph.pack(package.path(name), new / _file(name), threads)
@@ -198,10 +199,10 @@ def _described(paths: dict[str, Path]) -> dict[str, dict[str, int | str]]:
 
 
 def _remove_stale(home: Path, index: dict[str, Any]) -> None:
-    """Remove what the package's folder no longer needs on this CPU, unless it is in use.
+    """Remove prepared folders that this package no longer needs on this CPU, unless in use.
 
-    That is what was made from an earlier state of it; and what another onnxruntime made, which
-    may be that of another environment, when it was not opened for a month.
+    These were made from an earlier state of the package, or by another onnxruntime. The latter may
+    belong to another environment, and are removed only after a month without use.
     """
     for path in home.parent.glob(f"*/{_INDEX_FILE}"):
         with contextlib.suppress(OSError, ValueError):
@@ -214,7 +215,7 @@ def _remove_stale(home: Path, index: dict[str, Any]) -> None:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """An index; raises ``ValueError`` or ``OSError``."""
+    """An index. Raises ``ValueError`` or ``OSError``."""
     return cast("dict[str, Any]", read_object(path, "remove this folder"))
 
 
@@ -223,5 +224,5 @@ def _write(path: Path, content: dict[str, Any]) -> None:
 
 
 def _file(name: str) -> str:
-    """A prepared graph's file name, whatever the package calls it."""
+    """The file name of a prepared graph, from its name in the package."""
     return f"{Path(name).stem}.onnx"

@@ -1,4 +1,4 @@
-"""A model that is opened when it is needed and let go of when it is not."""
+"""Opens a model when it is needed, and closes it when it is not."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ _T = TypeVar("_T")
 
 
 class Resident(Generic[_T]):
-    """Holds what ``open_it`` gives while it is in use and ``idle_seconds`` longer (None: for good).
+    """Keeps the object from ``open_it`` while it is in use and ``idle_seconds`` afterwards.
 
-    Safe to use from several threads; the first user opens, the others wait for it.
+    None: until :meth:`close`. Safe to use from several threads; the first user opens the object,
+    the others wait for that.
     """
 
     def __init__(self, open_it: Callable[[], _T], idle_seconds: float | None = None) -> None:
@@ -34,22 +35,21 @@ class Resident(Generic[_T]):
         self._timer: threading.Timer | None = None
 
     def after_fork(self) -> None:
-        """In a child, where the threads of what was opened do not run: open it anew when needed.
+        """In a forked child: open the object again when needed, since its threads do not run here.
 
-        The old one is kept, also from the end of the interpreter: to let go of it is to wait for
-        its threads.
+        The old object is never freed, because freeing it would wait for those threads.
         """
         keep(self._held)
         self._begin()
 
     @property
     def is_open(self) -> bool:
-        """Whether it is in memory now."""
+        """Whether the object is in memory now."""
         return self._held is not None
 
     @contextmanager
     def use(self) -> Generator[_T]:
-        """Open it if need be and keep it for the block; :class:`ClosedError` after ``close``."""
+        """Keep the object open in this context. Raises :class:`ClosedError` after ``close``."""
         held = self.take()
         try:
             yield held
@@ -58,7 +58,7 @@ class Resident(Generic[_T]):
             self.give_back()
 
     def take(self) -> _T:
-        """As :meth:`use`, until :meth:`give_back`."""
+        """The object, kept open until :meth:`give_back`. Raises :class:`ClosedError`, as ``use``."""
         with self._lock:
             if self._closed:
                 raise ClosedError("this transcriber was closed; load the model again")
@@ -69,7 +69,7 @@ class Resident(Generic[_T]):
             return self._held
 
     def give_back(self) -> None:
-        """Once for each :meth:`take`."""
+        """End the use that began with :meth:`take`; call it once for each."""
         with self._lock:
             self._users -= 1
             if self._closed:
@@ -77,18 +77,18 @@ class Resident(Generic[_T]):
             elif not self._users and self._idle_seconds is not None:
                 self._timer = threading.Timer(self._idle_seconds, self._let_go)
                 self._timer.daemon = True
-                with contextlib.suppress(RuntimeError):  # no more threads: until the next time
+                with contextlib.suppress(RuntimeError):  # no more threads: keep until next time
                     self._timer.start()
 
     def close(self) -> None:
-        """Let go of it for good: at once, or when its last user is done."""
+        """Free the object: now, or when its last user is done. It cannot be opened again."""
         with self._lock:
             self._closed = True
             self._stop_timer()
             self._drop()
 
     def _let_go(self) -> None:
-        """What the timer does; a timer that was stopped too late finds itself replaced."""
+        """Free the object when the timer ends, unless another timer has replaced it."""
         with self._lock:
             if self._timer is threading.current_thread():
                 self._timer = None
@@ -105,5 +105,5 @@ class Resident(Generic[_T]):
 
 
 def keep(thing: object) -> None:
-    """Never let go of it, also at the end of the interpreter."""
+    """Never free an object, not even at the end of the interpreter."""
     ctypes.pythonapi.Py_IncRef(ctypes.py_object(thing))

@@ -1,6 +1,6 @@
 """The seam between a layout and everything above it: audio in, ids in, logits out.
 
-What a prompt is, and how ids become embeddings, is a layout's business.
+The prompt, and the embedding of ids, belong to the layout.
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ from ..arrays import F32, I64
 
 
 class Decoding(Protocol):
-    """Utterances being decoded together: owns their KV caches, and dies with them."""
+    """Utterances that are decoded together; owns their KV caches."""
 
     def prefill(self, slot: int, audio_embeds: F32) -> F32:
         """Read the prompt around ``audio_embeds [1, N, H]`` into a slot.
 
-        Gives the logits ``[V]`` of its last position. The next call may overwrite them.
+        Returns the logits ``[V]`` of its last position. The next call may overwrite them.
         """
         ...
 
@@ -28,24 +28,24 @@ class Decoding(Protocol):
         ...
 
     def move(self, source: int, target: int) -> None:
-        """Let one slot go on with the utterance of another, which it replaces."""
+        """Move the utterance of slot ``source`` to slot ``target``, whose utterance is dropped."""
         ...
 
     def rewind(self, slot: int, n: int) -> None:
-        """Let a slot forget the last ``n`` of the ids that were appended to it."""
+        """Remove the last ``n`` ids that were appended to a slot."""
         ...
 
     def align(self, slot: int, ids: I64, n_audio: int) -> F32:
-        """Where it looked for each id ``[T]`` of the text in a slot, of the first T it has.
+        """Attention to the audio for each of the first T ids ``[T]`` of the text in a slot.
 
-        Gives ``[heads, T, N]``: the attention of some heads to the ``n_audio`` rows of the audio,
-        which sum up to 1. Only where the model :attr:`~Model.can_align`.
+        Returns ``[heads, T, N]``: the attention of some heads to the N = ``n_audio`` audio rows;
+        each distribution sums to 1. Call it only if the model :attr:`~Model.can_align`.
         """
         ...
 
 
 class Model(Protocol):
-    """A package ready to run: loaded weights without state of any utterance, shared by threads."""
+    """A package that is ready to run: weights without state of utterances, shared by threads."""
 
     @property
     def capacity(self) -> int:
@@ -59,11 +59,11 @@ class Model(Protocol):
 
     @property
     def can_align(self) -> bool:
-        """Whether it can tell where in the audio it looked."""
+        """Whether :meth:`Decoding.align` works."""
         ...
 
     def n_prompt(self, n_frames: int) -> int:
-        """Positions of the prompt for so many mel frames."""
+        """Positions of the prompt for ``n_frames`` mel frames."""
         ...
 
     def encode(self, log_mel: F32) -> F32:

@@ -1,18 +1,18 @@
-"""How many threads: the physical cores that this process may use."""
+"""The number of threads: the physical cores that this process may use."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
 
-_MAX_DEFAULT_THREADS = 8  # decoding is limited by memory, more threads only wait
+_MAX_DEFAULT_THREADS = 8  # decoding is limited by memory bandwidth; more threads only wait
 
 
 def default_threads() -> int:
-    """Physical cores of this process's affinity, at most its cgroup's quota, at most 8.
+    """Physical cores in this process's affinity, at most its cgroup's quota and at most 8.
 
-    Two threads on one core share its multipliers and its path to memory. Where the system does not
-    tell which logical CPUs share a core (outside Linux), each counts.
+    Two threads on one core share its multipliers and its path to memory. If the system does not
+    say which logical CPUs share a core (outside Linux), each logical CPU counts.
     """
     cpus = _allowed_cpus()
     cores = {_core(cpu, Path("/sys")) for cpu in cpus}
@@ -27,7 +27,7 @@ def _allowed_cpus() -> set[int]:
 
 
 def _core(cpu: int, sys: Path) -> str:
-    """What a logical CPU's core is called: the list of its threads, or the CPU itself."""
+    """A name for the core of a logical CPU: the list of its threads, or the CPU itself."""
     threads = sys / f"devices/system/cpu/cpu{cpu}/topology/thread_siblings_list"
     return _text(threads) or f"cpu{cpu}"
 
@@ -42,7 +42,7 @@ def _quota(membership: Path, root: Path) -> float:
             continue
         base = root if version_2 else root / "cpu"
         folder = base / path.lstrip("/")
-        # Each group is bound by those above it. In a container the path may be the host's.
+        # Each group is limited by those above it. In a container the path may be the host's.
         for group in [folder, *folder.parents]:
             limits.append(_limit_2(group) if version_2 else _limit_1(group))
             if group == base:

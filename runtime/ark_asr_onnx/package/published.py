@@ -89,7 +89,7 @@ class RuntimeManifest:
         return PurePosixPath(self.llm_default).stem
 
     def wanted(self) -> dict[str, tuple[str, ...]]:
-        """The files that a folder must hold: for each role the possible paths; the first one counts.
+        """The files that a folder must hold: for each role the possible paths, best first.
 
         Paths are relative to the manifest. A tokenizer is needed as well, see :class:`Text`.
         """

@@ -1,4 +1,4 @@
-"""The ways a package can store the model. Nothing above this dictionary knows there are several."""
+"""The layouts of packages. No code above this dictionary depends on which one a package has."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class Layout:
     """How to open a package of one layout."""
 
     build: Callable[[Package, int], Model]  # package and threads
-    graphs: Callable[[Package], tuple[str, ...]]  # the graphs that it opens, as Package.path has it
+    graphs: Callable[[Package], tuple[str, ...]]  # the graphs that it opens, for Package.path
 
 
 LAYOUTS = {

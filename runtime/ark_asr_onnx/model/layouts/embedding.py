@@ -1,4 +1,4 @@
-"""The embedding table as a memory map: rows are read when an id is looked up, never the whole."""
+"""The embedding table as a memory map: only the rows of the looked-up ids are read."""
 
 from __future__ import annotations
 
@@ -35,5 +35,5 @@ class Embedding:
             raise PackageError(f"{path}: cannot be mapped: {found}") from error
 
     def __call__(self, ids: I64) -> F32:
-        """Rows ``[1, L, hidden]`` float32 for ids ``[L]``; a copy the caller owns."""
+        """Rows ``[1, L, hidden]`` float32 for ids ``[L]``; a copy that the caller owns."""
         return self._table[ids].astype(np.float32)[None]

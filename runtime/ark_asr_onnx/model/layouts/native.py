@@ -1,7 +1,7 @@
-"""Our layout: one audio graph, and a decoder that attends over a KV buffer it shares with us.
+"""The native layout: one audio graph, and a decoder whose KV cache is a buffer of this module.
 
-``GroupQueryAttention`` takes past and present at the same address and then writes only the new
-rows, so nothing is copied from step to step. A slot is the slice ``[b : b + 1]`` of the buffer.
+``GroupQueryAttention`` gets past and present at the same address and then writes only the new
+rows, so no step copies the cache. A slot is the slice ``[b : b + 1]`` of the buffer.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from ..graph import Binding, Graph, Shape, open_graphs
 from .embedding import Embedding
 from .prompted import PromptedModel
 
-# From so many frames on, the encoder's pages are given back after use: reading them again takes
-# less than a hundredth of the time.
+# After audio of at least this many frames, the encoder's pages are released: reading them again
+# takes less than a hundredth of the time.
 _LONG_AUDIO = 1000
 _CALL = (contract.INPUTS_EMBEDS, contract.SEQLENS_K, contract.TOTAL_SEQUENCE_LENGTH)
-# A prompt of fewer positions is through the decoder itself as soon.
+# For a prompt of fewer positions the decoder graph is as fast as the prefill graph.
 _LONG_PROMPT = 96
 
 
@@ -38,7 +38,7 @@ def graphs(package: Package) -> tuple[str, ...]:
 
 
 def _audio_file(package: Package) -> str:
-    """The audio graph whose products this CPU adds exactly; without one, refuse the package."""
+    """The audio graph that is exact on this CPU. Raises :class:`PackageError` if there is none."""
     if contract.CPU_CHECK_FILE not in package.paths:
         return contract.AUDIO_FILE
     if adds_exactly(package.path(contract.CPU_CHECK_FILE)):
@@ -56,7 +56,7 @@ def build(package: Package, threads: int) -> PromptedModel:
     manifest = package.manifest
     sizes = manifest.sizes
     if manifest.target not in ("any", "avx2"):
-        package.path(contract.CPU_CHECK_FILE)  # must be there
+        package.path(contract.CPU_CHECK_FILE)  # raises if it is not listed
     # The audio graph last: encoding comes first.
     paths = [package.path(name) for name in graphs(package)]
     decoder, *others, audio = open_graphs(paths, threads, is_prepared=bool(package.prepared))
@@ -89,7 +89,7 @@ def build(package: Package, threads: int) -> PromptedModel:
 
 
 def _check_decoder(graph: Graph, sizes: Sizes) -> None:
-    """Refuse a decoder graph that is not as the manifest says."""
+    """Raise :class:`PackageError` for a decoder graph that differs from the manifest."""
     outputs = [contract.LOGITS, *contract.present_names(sizes.n_layers)]
     graph.expect(_cache_inputs(sizes), outputs)
     n_logits = graph.outputs[contract.LOGITS][-1]
@@ -132,16 +132,16 @@ def _read_prefix(package: Package) -> F32:
 
 
 class Aligner:
-    """The graph that tells where the decoder looked; opened when it is first asked for."""
+    """The graph that gives the decoder's attention to the audio; opened at its first use."""
 
     def __init__(self, open_graph: Callable[[], Graph], sizes: Sizes) -> None:
         self._open, self._sizes = open_graph, sizes
 
     @functools.cached_property
     def graph(self) -> Graph:
-        """Raises :class:`PackageError` for one that is not as the manifest says."""
+        """The opened graph. Raises :class:`PackageError` if it differs from the manifest."""
         graph, expected = self._open(), _cache_inputs(self._sizes)
-        # Only the layers up to the last one that is looked at.
+        # The graph ends at the last layer whose attention is used.
         past = [name for name in contract.past_names(self._sizes.n_layers) if name in graph.inputs]
         inputs = {name: expected[name] for name in (*_CALL, *past)}
         inputs |= {contract.POSITIONS: (None,), contract.AUDIO_END: (1,)}
@@ -155,7 +155,7 @@ class Aligner:
 class NativeDecoder:
     """The decoder graph and its sizes; see :class:`.prompted.EmbedsDecoder`."""
 
-    max_slots = 64  # a step over more than that gains nothing on a CPU
+    max_slots = 64  # on a CPU a step over more slots gains nothing
 
     def __init__(
         self,
@@ -193,10 +193,10 @@ class NativeDecoding:
         self._present = contract.present_names(sizes.n_layers)
         self._logits = np.empty((slots, 1, sizes.n_logits), np.float32)
         self._embeds = np.empty((slots, 1, sizes.hidden_size), np.float32)
-        self._seqlens = np.zeros(slots, np.int32)  # positions held, less one after each call
+        self._seqlens = np.zeros(slots, np.int32)  # positions held, minus one after each call
         self._total = np.zeros((), np.int32)
         self._lengths = np.zeros(slots, np.int32)
-        self._steps: dict[int, Binding] = {}  # by how many slots go on
+        self._steps: dict[int, Binding] = {}  # number of active slots -> call
 
     def prefill(self, slot: int, inputs_embeds: F32) -> F32:
         """See :class:`.prompted.EmbedsDecoding`."""
@@ -204,7 +204,7 @@ class NativeDecoding:
         length = n_cached + inputs_embeds.shape[1]
         if length > self._positions:
             raise DecodeError(f"prompt of {length} positions, the cache holds {self._positions}")
-        # fp32, from the export: what attends to the first token attends to the true one.
+        # In fp32, from the export: attention to the first token must not see a rounded one.
         self._cache[:, slot, :, :n_cached] = self._prefix
         self._lengths[slot] = n_cached
         rest = inputs_embeds
@@ -217,7 +217,7 @@ class NativeDecoding:
     def _append(
         self, graph: Graph, slot: int, inputs_embeds: F32, outputs: dict[str, Array]
     ) -> None:
-        """Run positions ``[1, L, H]`` after those that a slot holds."""
+        """Run positions ``[1, L, H]`` after those in a slot."""
         call = self._bind(graph, slice(slot, slot + 1), outputs)
         call.set(contract.INPUTS_EMBEDS, np.ascontiguousarray(inputs_embeds))
         self._lengths[slot] += inputs_embeds.shape[1]
@@ -249,7 +249,7 @@ class NativeDecoding:
         self._lengths[target] = length
 
     def rewind(self, slot: int, n: int) -> None:
-        """See :class:`.prompted.EmbedsDecoding`; the next rows are written over those behind."""
+        """See :class:`.prompted.EmbedsDecoding`; later rows overwrite the removed ones."""
         self._lengths[slot] -= n
 
     def align(self, slot: int, inputs_embeds: F32, first: int, audio_end: int) -> F32:
@@ -260,11 +260,11 @@ class NativeDecoding:
         n_heads = aligner.graph.outputs[contract.ATTENTION][0]
         assert isinstance(n_heads, int)
         attention = np.empty((n_heads, n, n_audio), np.float32)
-        inputs: dict[str, Array] = {  # kept here: what is bound is only pointed at
+        inputs: dict[str, Array] = {  # kept alive here: a binding holds only pointers
             contract.POSITIONS: np.arange(first, first + n, dtype=np.int64),
             contract.AUDIO_END: np.array([audio_end], np.int64),
         }
-        # The rows are written again as they are, so that those behind them can attend to them.
+        # The rows are written again unchanged, so that later rows can attend to them.
         call = self._bind(
             aligner.graph,
             slice(slot, slot + 1),
@@ -283,7 +283,7 @@ class NativeDecoding:
         outputs: dict[str, Array],
         inputs: Mapping[str, Array] | None = None,
     ) -> Binding:
-        """A call over some slots, with their caches and lengths bound in place."""
+        """A call for a range of slots, with their caches and lengths bound in place."""
         caches = [cache[part] for cache in self._cache]
         past = zip(self._past, caches, strict=True)
         present = zip(self._present, caches, strict=True)

@@ -1,4 +1,4 @@
-"""A decoder of embeddings as a model of :mod:`ark_asr_onnx.model.seam`: with a prompt."""
+"""Makes a model of :mod:`ark_asr_onnx.model.seam` from a decoder of embeddings and a prompt."""
 
 from __future__ import annotations
 
@@ -17,31 +17,31 @@ class EmbedsDecoding(Protocol):
     """As :class:`ark_asr_onnx.model.seam.Decoding`, fed with embeddings."""
 
     def prefill(self, slot: int, inputs_embeds: F32) -> F32:
-        """Read a prompt ``[1, L, H]``, without the cached positions before it; logits ``[V]``."""
+        """Read a prompt ``[1, L, H]``, without its cached positions; returns logits ``[V]``."""
         ...
 
     def step(self, inputs_embeds: F32) -> F32:
-        """Append one position ``[B, 1, H]`` to each of the first B slots; logits ``[B, V]``."""
+        """Append one position ``[B, 1, H]`` to the first B slots; returns logits ``[B, V]``."""
         ...
 
     def move(self, source: int, target: int) -> None:
-        """Let one slot go on with the utterance of another, which it replaces."""
+        """Move the utterance of slot ``source`` to slot ``target``, whose utterance is dropped."""
         ...
 
     def rewind(self, slot: int, n: int) -> None:
-        """Let a slot forget the last ``n`` positions that were appended to it."""
+        """Remove the last ``n`` positions that were appended to a slot."""
         ...
 
     def align(self, slot: int, inputs_embeds: F32, first: int, audio_end: int) -> F32:
-        """Attention ``[heads, T, N]`` to the audio of rows ``[1, T, H]`` that a slot holds.
+        """Attention ``[heads, T, N]`` to the audio, from rows ``[1, T, H]`` of a slot.
 
-        ``first`` is the position of the first of them, ``audio_end`` that after the audio.
+        ``first`` is the position of the first row, ``audio_end`` the one after the audio.
         """
         ...
 
 
 class EmbedsDecoder(Protocol):
-    """Loaded weights of a decoder that reads embeddings."""
+    """The weights of a decoder that reads embeddings."""
 
     @property
     def capacity(self) -> int:
@@ -59,14 +59,14 @@ class EmbedsDecoder(Protocol):
         ...
 
     def start(self, slots: int, positions: int) -> EmbedsDecoding:
-        """Caches for so many utterances of so many positions, cached ones included."""
+        """Caches for ``slots`` utterances of ``positions`` positions, cached ones included."""
         ...
 
 
 class PromptedModel:
     """See :class:`ark_asr_onnx.model.seam.Model`.
 
-    ``n_cached`` positions of the prompt's prefix are in the decoder already.
+    The decoder already holds the first ``n_cached`` positions of the prompt's prefix.
     """
 
     def __init__(
@@ -96,19 +96,19 @@ class PromptedModel:
         return PromptedDecoding(self, self.decoder.start(slots, positions))
 
     def text_embeds(self, ids: I64) -> F32:
-        """What the rows ``[1, T, H]`` read that predict the ids ``[T]`` of a text."""
+        """The input rows ``[1, T, H]`` that predict the ids ``[T]`` of a text."""
         return self.embed(np.concatenate((self._tokens.suffix[-1:], ids[:-1])))
 
     def audio_end(self, n_audio: int) -> int:
-        """The position after so many audio rows."""
+        """The position after ``n_audio`` audio rows."""
         return len(self._tokens.prefix) + n_audio
 
     def n_positions(self, n_audio: int) -> int:
-        """Positions of the prompt for so many audio rows."""
+        """Positions of the prompt for ``n_audio`` audio rows."""
         return prompt.n_positions(self._tokens, n_audio)
 
     def inputs_embeds(self, audio_embeds: F32) -> F32:
-        """The prompt around ``audio_embeds``, ``[1, L, H]``, without what is cached."""
+        """The prompt around ``audio_embeds``, ``[1, L, H]``, without its cached positions."""
         return prompt.splice(self._tokens, audio_embeds, self.embed, self.n_cached)
 
 

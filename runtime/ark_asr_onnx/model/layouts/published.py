@@ -1,9 +1,9 @@
-"""Upstream's layout: two audio graphs with a merge between them, and a cache fed whole.
+"""Upstream's layout: two audio graphs with a merge between them, and a decoder fed all its cache.
 
-Two kinds of decoder are told apart by their inputs. The published one takes every cache buffer
-``[1, P, n_kv_heads, head_dim]`` (sequence-major) at each call and gives back the new rows, which
-we write in place. A re-export seen in the wild takes ``past_key_i [1, n_kv_heads, past, head_dim]``
-and gives back the whole present.
+There are two kinds of decoder, which differ in their inputs. The published one takes every cache
+buffer ``[1, P, n_kv_heads, head_dim]`` (sequence-major) at each call and returns the new rows,
+which this module writes into the buffer. Another export that is in use takes ``past_key_i
+[1, n_kv_heads, past, head_dim]`` and returns the whole present.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ def _check_logits(graph: Graph, sizes: Sizes) -> None:
 
 
 class _OneSlot(abc.ABC):
-    """One utterance; see :class:`.prompted.EmbedsDecoding`."""
+    """A single slot; see :class:`.prompted.EmbedsDecoding`."""
 
     def prefill(self, slot: int, inputs_embeds: F32) -> F32:
         """See :class:`.prompted.EmbedsDecoding`."""
@@ -116,15 +116,15 @@ class _OneSlot(abc.ABC):
 
     @abc.abstractmethod
     def _empty(self) -> None:
-        """Forget what was read."""
+        """Empty the cache."""
 
     @abc.abstractmethod
     def _forget(self, n: int) -> None:
-        """Forget the last ``n`` positions."""
+        """Remove the last ``n`` positions."""
 
     @abc.abstractmethod
     def _call(self, inputs_embeds: F32) -> F32:
-        """Read ``[1, n, hidden]``; the last position's logits ``[1, V]``."""
+        """Append rows ``[1, n, hidden]``; returns the last position's logits ``[1, V]``."""
 
 
 class StaticDecoder:
@@ -192,7 +192,7 @@ class StaticDecoding(_OneSlot):
 
 
 class GrowingDecoder:
-    """The re-exported decoder; see :class:`.prompted.EmbedsDecoder`."""
+    """The decoder of the other export; see :class:`.prompted.EmbedsDecoder`."""
 
     max_slots = 1
     can_align = False
@@ -220,7 +220,7 @@ class GrowingDecoder:
 
 
 class GrowingDecoding(_OneSlot):
-    """Past arrays, replaced by the present ones after each call."""
+    """Past arrays, which the present arrays replace after each call."""
 
     def __init__(self, decoder: GrowingDecoder) -> None:
         self._decoder = decoder
@@ -259,7 +259,7 @@ def _check_room(slots: int, positions: int, capacity: int) -> None:
 
 
 def _static_size(graph: Graph, name: str, axis: int) -> int:
-    """A fixed axis of an input, or an error that names what was found."""
+    """The size of a fixed axis of an input. Raises :class:`PackageError` if it is not fixed."""
     shape = graph.inputs.get(name)
     if shape is None:
         raise PackageError(f"{graph.path}: no input {name!r}; this is no ARK-ASR decoder")
