@@ -1,4 +1,4 @@
-"""A clip on its way to the model: opened, counted, and cut into windows."""
+"""Prepares a clip for the model: opens it, counts its samples, and cuts it into windows."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ..transcript import AudioWarning
 from .clock import Clock
 from .line import End, Line, Task
 
-_LOUD = 0.05  # peak of sound that is worth a warning when nothing is heard in it
+_LOUD = 0.05  # peak of audio without a text that deserves a warning
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +30,7 @@ class Clip:
 
 
 class Take:
-    """A clip on its way: its windows, and how much of it was read."""
+    """A clip that is being read: its windows, and how much of it was read."""
 
     def __init__(
         self,
@@ -41,9 +41,9 @@ class Take:
     ) -> None:
         if max_seconds is not None:
             values.positive("max_seconds", max_seconds)
-        splitting.longest(model_seconds)  # refused now, not when the first window is asked for
+        splitting.longest(model_seconds)  # raises now, not when the first window is read
         self.clip, self.splitting, self.model_seconds = clip, splitting, model_seconds
-        self.clock, self.decoding = Clock(), Clock()  # of whoever reads, and of the pool
+        self.clock, self.decoding = Clock(), Clock()  # of the reader, and of the pool
         self.seconds = 0.0  # of audio read
         self._warnings: list[AudioWarning] = []
         self._loudest = 0.0
@@ -51,19 +51,19 @@ class Take:
         self._max_seconds = max_seconds
 
     def expected_seconds(self) -> float:
-        """Of audio, as its header says; 0 where none says it."""
+        """Seconds of audio by the header; 0 if it states none."""
         clip = self.clip
         whole = sources.duration(clip.source, clip.sample_rate) or 0.0
         end = min(whole, math.inf if clip.end_seconds is None else clip.end_seconds)
         return max(0.0, end - (clip.begin_seconds or 0.0))
 
     def windows(self, is_unwanted: Callable[[], bool] = bool) -> Iterator[Window]:
-        """The audio's windows; errors come when the first one is asked for.
+        """The audio's windows; errors are raised when they are read, not here.
 
-        Reading ends where ``is_unwanted()`` is true.
+        Reading ends once ``is_unwanted()`` is true.
         """
         clip = self.clip
-        if self._max_seconds is not None:  # told before work begins, where a header tells
+        if self._max_seconds is not None:  # before any work, if a header states it
             self._check_duration(self.expected_seconds())
         blocks = sources.blocks(
             clip.source,
@@ -82,7 +82,7 @@ class Take:
         self._is_read = True
 
     def warnings(self, text: str) -> tuple[AudioWarning, ...]:
-        """What is known of the audio that may have cost words, when ``text`` was heard in it."""
+        """Warnings about faults of the audio that may cost words; ``text`` is its transcript."""
         if text or not self._is_read:
             return tuple(self._warnings)
         return (*self._warnings, *nothing_heard(self._loudest, self.splitting))
@@ -107,7 +107,7 @@ class Take:
 
 
 def nothing_heard(loudest: float, splitting: Splitting) -> list[AudioWarning]:
-    """What is said of audio in which there was no text, though its peak was ``loudest``."""
+    """Warnings about audio with the peak ``loudest`` for which the transcript is empty."""
     if loudest < _LOUD or splitting.vad is None:
         return []
     loudness = f"{-level.decibels(loudest):.0f} dB below full scale"
@@ -116,7 +116,7 @@ def nothing_heard(loudest: float, splitting: Splitting) -> list[AudioWarning]:
 
 
 def too_short(name: str, n_samples: int) -> EmptyAudioError:
-    """The error for audio of so many samples at 16 kHz."""
+    """The error for audio of only ``n_samples`` samples at 16 kHz."""
     return EmptyAudioError(
         f"{name}: too short, {n_samples} samples at 16 kHz; at least {mel.MIN_SAMPLES} (0.013 s) "
         "are needed"
@@ -124,9 +124,9 @@ def too_short(name: str, n_samples: int) -> EmptyAudioError:
 
 
 def tasks_of(take: Take, line: Line) -> Generator[Task | End]:
-    """Windows for a line, until it is cancelled; and how they ended.
+    """Windows for a line until it is cancelled, then an end with the error, if there was one.
 
-    What was heard before an error is finished.
+    The windows before an error are still transcribed.
     """
     try:
         for window in take.windows(lambda: line.is_cancelled):

@@ -14,9 +14,9 @@ _STAGES = ("read", "split", "features", "encode", "prefill", "decode", "words")
 
 
 class Clock:
-    """Adds up what each stage of one audio takes in one thread.
+    """Adds up the seconds that each stage of one audio takes in one thread.
 
-    Stages within a stage count for themselves.
+    The time of a stage within another is subtracted from the outer one.
     """
 
     def __init__(self) -> None:
@@ -24,7 +24,7 @@ class Clock:
 
     @contextmanager
     def stage(self, name: str) -> Generator[None]:
-        """Count the block's time for a stage."""
+        """Add the time of this context to a stage."""
         begin, before = time.perf_counter(), sum(self.seconds.values())
         try:
             yield
@@ -33,7 +33,7 @@ class Clock:
             self.seconds[name] += time.perf_counter() - begin - within
 
     def each(self, name: str, items: Iterable[_T]) -> Iterator[_T]:
-        """The items; what it takes to get each counts for a stage."""
+        """The items; the time to get each of them is added to a stage."""
         iterator = iter(items)
         while True:
             with self.stage(name):
@@ -44,7 +44,7 @@ class Clock:
 
 
 def timings(clocks: Sequence[Clock], total: float | None = None) -> Timings:
-    """What the clocks of one audio say together; ``total`` is the sum unless it is given."""
+    """The summed times of the clocks of one audio; ``total`` defaults to their sum."""
     seconds = {stage: sum(clock.seconds[stage] for clock in clocks) for stage in _STAGES}
     return Timings(**seconds, total=sum(seconds.values()) if total is None else total)
 

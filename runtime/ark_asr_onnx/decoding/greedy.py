@@ -1,4 +1,4 @@
-"""Greedy decoding: which ids may be chosen, and which, or what else, end the text."""
+"""Greedy decoding: which ids may be chosen, and when a text ends."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from ..package.contract import Tokens
 from ..transcript import FinishReason
 from .hotwords import MAX_STRENGTH, checked
 
-_FREE_TOKENS = 10  # allowed beyond those of max_tokens_per_second
-_LOOP_TOKENS = 16  # fewer tokens are never taken for a loop
+_FREE_TOKENS = 10  # allowed in addition to max_tokens_per_second
+_LOOP_TOKENS = 16  # fewer tokens are never a loop
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,10 +27,10 @@ class Options:
     block_from_id: int | None = None  # every id from here up is blocked; None: the package's
     max_tokens_per_second: float | None = 25.0  # of audio, beyond 10 tokens; None: no such limit
     max_repeats: int | None = 5  # of the same ids (any n-gram) in a row; None: no limit
-    retry: bool = True  # once more for text that ended by length or loop, or is empty on speech
-    words: bool = False  # also when each word was said
+    retry: bool = True  # again if a text ended by length or loop, or is empty on speech
+    words: bool = False  # also the times of each word
     hotwords: tuple[str, ...] = ()  # words and phrases that are expected
-    hotword_strength: float = 2.0  # nats a word may be less likely than what else was heard
+    hotword_strength: float = 2.0  # nats per word by which a hotword may be less likely
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "hotwords", checked(self.hotwords))
@@ -48,7 +48,7 @@ class Options:
             values.positive("max_tokens_per_second", self.max_tokens_per_second)
 
     def max_tokens(self, seconds: float) -> int:
-        """Most tokens for so much audio."""
+        """The most tokens for audio of this many seconds."""
         if self.max_tokens_per_second is None:
             return self.max_new_tokens
         return min(self.max_new_tokens, _FREE_TOKENS + int(self.max_tokens_per_second * seconds))
@@ -57,8 +57,8 @@ class Options:
 def token_mask(tokens: Tokens, n_logits: int, block_from_id: int | None = None) -> F32:
     """``[n_logits]``: 0 for ids that may be chosen, -inf for the others.
 
-    Only end of turn escapes: an id that stops decoding but is blocked stays blocked. (On plain
-    speech the raw first choice of this model is often ``<|user|>``, itself a stop id.)
+    Of the blocked ids, only end of turn may be chosen: another stop id stays blocked. (On plain
+    speech the raw first choice of this model is often ``<|user|>``, which is a stop id.)
     """
     mask = np.zeros(n_logits, np.float32)
     for first, last in tokens.blocked:
@@ -69,9 +69,12 @@ def token_mask(tokens: Tokens, n_logits: int, block_from_id: int | None = None) 
 
 
 def choose(logits: F32, mask: F32) -> tuple[int, float]:
-    """The likeliest id that may be chosen, lowest first among equals, and its log-probability."""
+    """The likeliest allowed id (of equals the lowest), and its log-probability.
+
+    Raises :class:`DecodeError` if the logits are not numbers.
+    """
     masked = logits + mask
-    best = int(masked.argmax())  # the first NaN, if there is one
+    best = int(masked.argmax())  # the first NaN if there is any
     if not np.isfinite(masked[best]):
         raise DecodeError(
             f"the model gave {logits[best]} for id {best}; check the package with "
@@ -82,10 +85,10 @@ def choose(logits: F32, mask: F32) -> tuple[int, float]:
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """What the text of one utterance may be.
+    """The rules for the text of one utterance.
 
     ``mask`` is that of :func:`token_mask`. ``forbid_empty``: the first token is not end of turn,
-    unless nothing else may be chosen.
+    unless no other id may be chosen.
     """
 
     tokens: Tokens
@@ -95,7 +98,7 @@ class Rules:
     forbid_empty: bool = False
 
     def mask_at(self, n: int) -> F32:
-        """The mask of the id behind ``n`` others."""
+        """The mask for the id at position ``n`` of the text."""
         if n or not self.forbid_empty:
             return self.mask
         others = self.mask.copy()
@@ -103,7 +106,7 @@ class Rules:
         return others if np.isfinite(others).any() else self.mask
 
     def ending(self, ids: Sequence[int]) -> tuple[FinishReason | None, int]:
-        """Whether a text has ended, and how many of its ids are before a loop went round again."""
+        """Why a text has ended, or None; and the number of its ids before the repeats of a loop."""
         if ids[-1] in self.tokens.stop:
             return "stop", len(ids)
         if self.max_repeats is not None and (n := loop(ids, self.max_repeats)):
@@ -116,19 +119,19 @@ class Utterance:
 
     def __init__(self, rules: Rules) -> None:
         self.ids: list[int] = []
-        self.logprobs: list[float] = []  # natural log, among the ids that may be chosen
+        self.logprobs: list[float] = []  # natural logarithm, among the allowed ids
         self.finish_reason: FinishReason | None = None
-        self.n_kept = 0  # ids before a loop went round again
+        self.n_kept = 0  # ids before the repeats of a loop
         self._rules = rules
 
     @property
     def n_back(self) -> int:
-        """How many of the ids that its slot has read it forgets before the next."""
+        """How many ids must be removed from its slot before the next step."""
         return 0
 
     @property
     def next_id(self) -> int:
-        """What its slot reads next."""
+        """The id for the next step of its slot."""
         return self.ids[-1]
 
     def choose(self, logits: F32) -> None:
@@ -140,9 +143,9 @@ class Utterance:
 
 
 def loop(ids: Sequence[int], max_repeats: int) -> int:
-    """How many of the last ids only repeat those before them, if more often than is allowed.
+    """The number of ids at the end that only repeat the ids before them; 0 without a loop.
 
-    An n-gram stands there more than ``max_repeats`` times in a row, in 16 ids or more; else 0.
+    A loop is an n-gram more than ``max_repeats`` times in a row, over 16 ids or more.
     """
     for n in range(1, len(ids) // (max_repeats + 1) + 1):
         n_repeats = max(max_repeats, math.ceil(_LOOP_TOKENS / n) - 1)

@@ -1,4 +1,4 @@
-"""Words that are expected in the audio: their spellings as a trie of tokens."""
+"""Hotwords, which are expected in the audio: their spellings as a trie of tokens."""
 
 from __future__ import annotations
 
@@ -17,25 +17,25 @@ from .words import is_unspaced
 
 MAX_PHRASES = 1000
 MAX_CHARACTERS = 100  # of a phrase
-MAX_ALL_CHARACTERS = 20_000  # of all together: each takes some kB, in all spellings
-MAX_STRENGTH = 20.0  # nats: beyond, a text is nothing but hotwords
+MAX_ALL_CHARACTERS = 20_000  # of all phrases: a character takes some kB, in all spellings
+MAX_STRENGTH = 20.0  # nats: with more, a text is nothing but hotwords
 _SHORT = 5  # characters of a phrase that may be an abbreviation
-_HALF = "\ufffd"  # stands for a token that is a part of a character
+_HALF = "\ufffd"  # decoded from a token that is a part of a character
 _UNSPACED_LEADS = range(0xE3, 0xEA)  # first bytes of Chinese and Japanese characters
 _HANGUL_LEADS = range(0xEA, 0xEE)  # and of Korean ones
 
 
 def checked(phrases: object) -> tuple[str, ...]:
-    """Words and phrases as they are used: one space between words, each once.
+    """Normalised phrases: one space between words, without duplicates.
 
-    Those of a set are sorted. Raises ``ValueError`` for what is no phrase, or is too long or too
-    many.
+    A set is sorted. Raises ``ValueError`` for a value that is no phrase, for a phrase that is too
+    long, and for too many phrases.
     """
     if isinstance(phrases, (str, bytes)) or not isinstance(phrases, Iterable):
         raise ValueError(f"hotwords is one {type(phrases).__name__}, must be several: a list of it")
     found: dict[str, None] = {}
     if isinstance(phrases, (set, frozenset)):
-        phrases = sorted(cast("Iterable[object]", phrases), key=repr)  # in each process the same
+        phrases = sorted(cast("Iterable[object]", phrases), key=repr)  # same in all processes
     for phrase in cast("Iterable[object]", phrases):
         found[_checked(phrase)] = None
     if len(found) > MAX_PHRASES:
@@ -55,7 +55,7 @@ def _checked(phrase: object) -> str:
     if not isinstance(phrase, str):
         raise ValueError(f"hotwords has {phrase!r}, must have words and phrases")
     words = " ".join(phrase.split())
-    if len(words) <= 4 * MAX_CHARACTERS:  # for longer ones it may take seconds
+    if len(words) <= 4 * MAX_CHARACTERS:  # for longer texts normalising may take seconds
         words = unicodedata.normalize("NFC", words)
     if len(words) > MAX_CHARACTERS:
         raise ValueError(
@@ -70,7 +70,7 @@ def _checked(phrase: object) -> str:
 
 
 def spellings(phrase: str) -> tuple[str, ...]:
-    """How a phrase may be written in a text: with a space before it or without, in usual cases."""
+    """The ways to write a phrase: with or without a space before it, in the usual cases."""
     small = phrase.lower()
     cases = [phrase, small, *map(_begun, (phrase, small)), *map(_titled, (phrase, small))]
     if len(phrase) <= _SHORT:
@@ -88,16 +88,16 @@ def _titled(phrase: str) -> str:
 
 @dataclass(eq=False, slots=True)
 class Node:
-    """Where the tokens from the root lead: ``children`` by token."""
+    """A node of the trie, reached by a sequence of tokens; ``children`` by token."""
 
-    n_words: int = 0  # up to here, the last of which may not be whole
-    is_end: bool = False  # of a phrase
+    n_words: int = 0  # words up to here; the last one may be incomplete
+    is_end: bool = False  # a phrase ends here
     children: dict[int, Node] = field(default_factory=dict[int, "Node"])
 
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """A phrase in a text, of the tokens from ``begin`` up to ``end``."""
+    """A phrase in a text: its tokens from ``begin`` up to ``end``."""
 
     begin: int
     end: int
@@ -107,9 +107,9 @@ class Found:
 class Hotwords:
     """A trie of the spellings of phrases, for a tokenizer and a mask of tokens.
 
-    A phrase stands for whole words: it does not begin or end in the middle of one, but that Korean
-    particles may follow. Raises ``ValueError`` for a phrase that the mask does not allow in any
-    spelling.
+    A phrase is made of whole words: it does not begin or end in the middle of one, except that
+    Korean particles may follow it. Raises ``ValueError`` for a phrase that the mask does not allow
+    in any spelling.
     """
 
     def __init__(self, phrases: Sequence[str], text: Text, tokens: Tokens, mask: F32) -> None:
@@ -138,25 +138,25 @@ class Hotwords:
         node.is_end = True
 
     def first(self, token: int) -> Node:
-        """Where one of the :attr:`firsts` leads."""
+        """The node of a first token, one of :attr:`firsts`."""
         return self._root.children[token]
 
     def joins(self, before: int | None, after: int) -> bool:
-        """Whether a token goes on with the word that the one before it ends with."""
+        """Whether a token continues the word of the token before it."""
         return before is not None and self._edge(before).ends and self._edge(after).begins
 
     def is_over(self, last: int, after: int) -> bool:
-        """Whether a phrase may end with a token, before another: Korean particles may follow."""
+        """Whether a phrase may end between two tokens; Korean particles may follow it."""
         return self._edge(after).is_hangul or not self.joins(last, after)
 
     def follow(self, nodes: Iterable[Node], before: int | None, token: int) -> tuple[Node, ...]:
-        """Where a token leads from each of the nodes, and from the root if a word begins."""
+        """The nodes that a token leads to: from each node, and from the root if a word begins."""
         starts = () if self.joins(before, token) else (self._root,)
         children = (node.children.get(token) for node in (*nodes, *starts))
         return tuple(child for child in children if child is not None)
 
     def found(self, ids: Sequence[int]) -> list[Found]:
-        """The phrases in a text: the longest from left to right."""
+        """The phrases in a text, from left to right; the longest one at each place."""
         found: list[Found] = []
         i = 0
         while i < len(ids):
@@ -187,11 +187,11 @@ class Hotwords:
 
 @dataclass(frozen=True, slots=True)
 class _Edge:
-    """Whether a token begins, and ends, with a letter of a script that has spaces."""
+    """Whether a token begins, and ends, with a letter of a script with spaces between words."""
 
     begins: bool
     ends: bool
-    is_hangul: bool  # at its begin
+    is_hangul: bool  # whether it begins with a Korean character
 
 
 def _edge(content: bytes) -> _Edge:

@@ -1,4 +1,4 @@
-"""One audio in work: its segments as they are finished, its transcript, and the way to stop it."""
+"""The job of transcribing one audio: its segments, its transcript, and cancelling it."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from .pool import Pool, await_at_end, started
 
 
 class Job(Iterator[Segment]):
-    """An audio on its way: iterate for its segments, in order, each as soon as it is finished.
+    """A transcription in progress: iterate for its segments, in order, each once it is finished.
 
-    The work goes on in the background whether somebody iterates or not. An error is raised where
-    it occurs: the segments before it stand.
+    The work continues in the background, with or without iteration. An error is raised at its
+    place in the audio, after the segments before it.
     """
 
     def __init__(self, pool: Pool, take: Take, open_line: Callable[[bool], Line]) -> None:
@@ -31,7 +31,7 @@ class Job(Iterator[Segment]):
         self._is_closed = False
 
     def start(self) -> Line:
-        """Begin, if that has not happened yet."""
+        """Begin the work unless it has begun."""
         with self._lock:
             if self._line is None:
                 self._line = self._open_line(False)
@@ -40,12 +40,12 @@ class Job(Iterator[Segment]):
 
     @property
     def position(self) -> int:
-        """How many jobs that came before it wait for the model, as it does; 0 for the next."""
+        """How many waiting jobs are before this one; 0 for the next one, and once it has begun."""
         return self._pool.n_before(self.start())
 
     @property
     def done(self) -> bool:
-        """Whether nothing more will come, for whatever reason."""
+        """Whether the work has ended: it is finished, has failed, or was cancelled."""
         return self._is_closed or (self._line is not None and self._line.is_finished)
 
     def __next__(self) -> Segment:
@@ -58,7 +58,7 @@ class Job(Iterator[Segment]):
         return self._segments[self._n_given - 1]
 
     def run(self, on_segment: Callable[[Segment], None]) -> Transcript:
-        """Do all of it, reading in this thread, and decoding too when nobody else does."""
+        """Do all the work; read in this thread, and decode here unless another thread decodes."""
         with self._lock:
             if self._is_closed:
                 return self.transcript()
@@ -80,9 +80,9 @@ class Job(Iterator[Segment]):
         return self.transcript()
 
     def result(self, timeout: float | None = None) -> Transcript:
-        """Wait for the end and give the transcript.
+        """Wait for the end and return the transcript.
 
-        Raises what ended the work early, and ``TimeoutError`` after ``timeout`` seconds.
+        Raises the error that ended the work, and ``TimeoutError`` after ``timeout`` seconds.
         """
         until = None if timeout is None else time.monotonic() + timeout
         while not self._is_closed:
@@ -91,7 +91,7 @@ class Job(Iterator[Segment]):
         return self.transcript()
 
     def transcript(self) -> Transcript:
-        """What is finished so far."""
+        """The transcript of the segments that are finished."""
         take, line = self._taken_from, self._line
         if line is not None:
             line.collect(self._segments)
@@ -99,9 +99,9 @@ class Job(Iterator[Segment]):
         return join(self._segments, take.seconds, spent, take.warnings)
 
     def cancel(self) -> None:
-        """End the work, from any thread: slots and file are free after the step in progress.
+        """End the work, from any thread; slots and file are released after the current step.
 
-        What is finished stays.
+        Finished segments are kept.
         """
         with self._lock:
             self._is_closed = True
@@ -115,7 +115,7 @@ class Job(Iterator[Segment]):
             self.cancel()
 
     def _give(self, on_segment: Callable[[Segment], None]) -> None:
-        """Tell of the segments that nobody was told of."""
+        """Call ``on_segment`` for the segments that it has not received."""
         while self._n_given < len(self._segments):
             self._n_given += 1
             on_segment(self._segments[self._n_given - 1])
@@ -133,7 +133,7 @@ class Job(Iterator[Segment]):
 
 
 def feed(line: Line, items: Generator[Task | End]) -> None:
-    """Put everything into a line, in a thread of its own, until it is cancelled."""
+    """Put all items into a line, in a new thread, until the line is cancelled."""
 
     def put() -> None:
         error: BaseException | None = None
@@ -148,8 +148,8 @@ def feed(line: Line, items: Generator[Task | End]) -> None:
         line.complete(error)
 
     reader = threading.Thread(target=put, name="ark-asr-reader", daemon=True)
-    # Known before it runs: Ctrl-C may come while it starts, and it must not be in the middle of
-    # foreign code when the interpreter ends.
+    # Registered before it runs: Ctrl-C may come while it starts, and the thread must not be within
+    # C code when the interpreter ends.
     await_at_end(reader)
     try:
         started(reader)

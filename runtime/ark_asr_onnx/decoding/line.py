@@ -1,4 +1,4 @@
-"""A line of windows to the pool: one caller puts them in, and takes their results in order."""
+"""A queue of one caller's windows, called a line, through which the results come in order."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .greedy import Options, Utterance
 from .hotwords import Hotwords
 
 _AHEAD = 2  # windows of a line that wait for a slot
-_UNREAD = 64  # windows whose results nobody took yet
+_UNREAD = 64  # windows whose results were not yet taken
 _NUMBERS = itertools.count()
 
 
@@ -32,21 +32,21 @@ class Task:
 
 @dataclass(frozen=True, slots=True)
 class End:
-    """An audio has no more windows; comes out after the last of its segments."""
+    """The end of an audio's windows; taken after its last segment."""
 
-    error: ArkError | None = None  # why, if that is not its end
+    error: ArkError | None = None  # the error that ended the audio early
 
 
 Result: TypeAlias = Segment | ArkError | End
 
 
 class CancelledError(Exception):
-    """Whoever puts windows into a line learns that nobody wants them any more."""
+    """The line was cancelled; raised in the thread that puts windows into it."""
 
 
 @dataclass(eq=False, slots=True)
 class Place:
-    """What a line holds for a task: its utterance once it is admitted, then its result."""
+    """A task's place in a line; holds its utterance once it is admitted, then its result."""
 
     line: Line
     task: Task
@@ -54,15 +54,15 @@ class Place:
     forbid_empty: bool = False
     utterance: Utterance = field(init=False)
     n_audio: int = 0  # rows of its audio embeddings
-    attention: F32 | None = None  # to the audio, of its tokens, where times of words are wanted
+    attention: F32 | None = None  # [heads, tokens, rows], if times of words are wanted
     result: Segment | ArkError | None = None
 
 
 class Line:
     """Windows of at most ``longest`` seconds, of which at most ``limit`` are decoded together.
 
-    One thread puts, one takes, any may cancel. ``changed`` tells the pool; its lock guards all.
-    ``is_own``: whoever puts will decode them too, and the pool's thread need not wake up.
+    One thread puts, one takes, any may cancel. ``changed`` notifies the pool; its lock guards all
+    fields. ``is_own``: the thread that puts will also decode, so the pool's thread can sleep.
     """
 
     def __init__(
@@ -78,17 +78,17 @@ class Line:
     ) -> None:
         self.options, self.splitting, self.limit, self.longest = options, splitting, limit, longest
         self.hotwords = hotwords  # those of the options
-        self.audio_seconds = audio_seconds  # as far as they are known before reading
+        self.audio_seconds = audio_seconds  # known before reading, or 0
         self.is_own = is_own
         self.waiting: deque[Place] = deque()  # for a slot
-        self.order: deque[Place | End] = deque()  # as the audio goes, until results are taken
+        self.order: deque[Place | End] = deque()  # until taken, in the audio's order
         self.number = next(_NUMBERS)
         self._begin = self._last = time.perf_counter()
         self.n_active = 0  # windows in slots
         self.was_admitted = False
-        self.is_complete = False  # nothing more is put
+        self.is_complete = False  # no more items will be put
         self.is_cancelled = False
-        self.error: BaseException | None = None  # raised when the results have been taken
+        self.error: BaseException | None = None  # raised after the results have been taken
         self._share(changed)
 
     def _share(self, changed: threading.Condition) -> None:
@@ -98,36 +98,36 @@ class Line:
 
     @property
     def is_queued(self) -> bool:
-        """Whether it still waits for its first slot."""
+        """Whether the line still waits for its first slot."""
         return not self.was_admitted and not self.is_cancelled
 
     @property
     def is_finished(self) -> bool:
-        """Whether all results are there that will be."""
+        """Whether all results have arrived, or the line is cancelled."""
         with self._changed:
             is_whole = self.is_complete and all(_result(item) is not None for item in self.order)
             return self.is_cancelled or is_whole
 
     @property
     def seconds(self) -> float:
-        """How long the work has taken so far, or took."""
+        """Seconds that the work has taken, up to now or to its end."""
         with self._changed:
             return (self._last if self.is_finished else time.perf_counter()) - self._begin
 
     @property
     def is_over(self) -> bool:
-        """Whether the pool has nothing more to do for it."""
+        """Whether the pool has no more work for the line."""
         ended = self.is_cancelled or (self.is_complete and not self.waiting)
         return ended and not self.n_active
 
     def is_last(self, place: Place) -> bool:
-        """Whether a window is all that there is to decode, now and later."""
+        """Whether a window is the only one that is left to decode, now and later."""
         return self.is_complete and not self.n_active and list(self.waiting) == [place]
 
     def put(self, item: Task | End) -> None:
-        """Add a window or an end; waits while enough of them wait.
+        """Add a window or an end; waits while the line is full.
 
-        Raises :class:`CancelledError` once the line was cancelled.
+        Raises :class:`CancelledError` once the line is cancelled.
         """
         with self._changed:
             while not self.is_cancelled and (
@@ -135,7 +135,7 @@ class Line:
                 or len(self.order) >= _UNREAD
             ):
                 self.call()
-                self._room.wait(1.0)  # on Windows Ctrl-C does not interrupt a wait without end
+                self._room.wait(1.0)  # without a timeout Ctrl-C cannot interrupt it on Windows
             if self.is_cancelled:
                 raise CancelledError
             if isinstance(item, Task):
@@ -147,7 +147,7 @@ class Line:
             self.notify()
 
     def call(self) -> None:
-        """Let the pool's thread decode what its caller would have decoded."""
+        """Let the pool's thread decode this line instead of its caller."""
         with self._changed:
             if self.is_own:
                 self.is_own = False
@@ -155,12 +155,12 @@ class Line:
 
     @property
     def has_result(self) -> bool:
-        """Whether there is something to take, or will never be."""
+        """Whether :meth:`take` can return: with a result, or because no more will come."""
         has_ended = self.is_cancelled or (self.is_complete and not self.order)
         return has_ended or (bool(self.order) and _result(self.order[0]) is not None)
 
     def complete(self, error: BaseException | None = None) -> None:
-        """Say that nothing more comes, and why if it should have."""
+        """Declare that no more items will come; ``error`` if that is too early."""
         with self._changed:
             self.is_complete, self.error = True, self.error or error
             self._tell()
@@ -169,14 +169,14 @@ class Line:
     def take(
         self, timeout: float | None = None, kept: list[Segment] | None = None
     ) -> Result | None:
-        """The next result, or None when there is none any more; a segment is appended to ``kept``.
+        """Wait for the next result; None after the last one. Appends a segment to ``kept``.
 
-        Waits for it; ``TimeoutError`` after ``timeout`` seconds. Raises what ended the line early.
+        Raises ``TimeoutError`` after ``timeout`` seconds, and the error that ended the line early.
         """
         until = None if timeout is None else time.monotonic() + timeout
         with self._changed:
             while not self.has_result:
-                # Not without end: on Windows Ctrl-C would not interrupt that.
+                # With a timeout: Ctrl-C cannot interrupt a wait without one on Windows.
                 left = 1.0 if until is None else min(1.0, until - time.monotonic())
                 if left <= 0:
                     raise TimeoutError
@@ -192,7 +192,7 @@ class Line:
             return result
 
     def collect(self, kept: list[Segment]) -> None:
-        """Append the segments that are there, without waiting."""
+        """Append the segments that are ready to ``kept``, without waiting."""
         with self._changed:
             while self.order and isinstance(result := _result(self.order[0]), Segment):
                 self.order.popleft()
@@ -202,7 +202,7 @@ class Line:
     def cancel(self, error: BaseException | None = None) -> None:
         """End the line: its windows leave their slots at the next step; finished results stay."""
         with self._changed:
-            if self.is_finished:  # what is there may be taken still, and its time stands
+            if self.is_finished:  # keep the results and the time of the last one
                 self.is_cancelled = True
                 return
             self.is_cancelled, self.error = True, self.error or error
@@ -214,7 +214,7 @@ class Line:
             self.notify()
 
     def admit(self) -> Place:
-        """The next window gets a slot."""
+        """Give the next window a slot."""
         place = self.waiting.popleft()
         self.n_active += 1
         self.was_admitted = True
@@ -222,14 +222,14 @@ class Line:
         return place
 
     def finish(self, place: Place, result: Segment | ArkError) -> None:
-        """A window has left its slot."""
+        """Store the result of a window that has left its slot."""
         with self._changed:
             place.result = result
             self.n_active -= 1
             self._tell()
 
     def again(self, place: Place, others: list[Place]) -> None:
-        """A window has left its slot, and others take its place, the next to be admitted."""
+        """Replace a window that has left its slot by others, which are admitted next."""
         with self._changed:
             self.n_active -= 1
             if not self.is_cancelled:
@@ -238,23 +238,23 @@ class Line:
                 self.waiting.extendleft(reversed(others))
 
     def restart(self) -> None:
-        """The slots are lost: what was in them waits again."""
+        """Let the windows that were in slots wait again, since the slots are lost."""
         places = (item for item in self.order if isinstance(item, Place) and item.result is None)
         self.waiting, self.n_active = deque(places), 0
 
     def lose(self, changed: threading.Condition, error: BaseException) -> None:
-        """In a forked child, where the pool is another and the old lock may be held."""
+        """Cancel the line in a forked child, where the pool is another and the lock may be held."""
         self._share(changed)
         self.n_active = 0
         self.cancel(error)
 
     def notify(self) -> None:
-        """Wake the pool's thread, if it is to work for this line; under the lock."""
+        """Wake the pool's thread if it works for this line; call it with the lock held."""
         if not self.is_own:
             self._changed.notify_all()
 
     def _tell(self) -> None:
-        """Wake whoever waits for a result, if there is one."""
+        """If there is a result, wake the thread that waits for it."""
         self._last = time.perf_counter()
         if self.has_result:
             self._results.notify()

@@ -1,10 +1,10 @@
-"""One thread at a time that decodes for everybody: the driver.
+"""Lets one thread at a time, the driver, decode for all callers.
 
-It admits a window of one line after the other while there are slots. The pool's thread drives, or
-a caller that is alone and would wait for it: to hand a short clip to another thread and back costs
-as much as a part of its text. Without lines the thread sleeps, and the model may be let go of.
+The driver admits windows of all lines in turn while there are free slots. It is the pool's thread,
+or a caller that is alone and would only wait: handing a short clip to another thread and back takes
+as long as decoding a part of its text. Without lines the thread sleeps, and the model may be freed.
 
-Nothing here knows of files and of how windows are found.
+This module does not know files, or how windows are found.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from .hotwords import Hotwords
 from .line import Line, Place
 from .slots import Slots
 
-_LAST_SECONDS = 2.0  # that a reader may take to notice the end of the interpreter
+_LAST_SECONDS = 2.0  # a reader may take to notice the end of the interpreter
 
 
 class Pool:
@@ -49,7 +49,7 @@ class Pool:
     ) -> None:
         self._resident, self._manifest, self._text = resident, manifest, text
         self._max_waiting, self._max_waiting_seconds = max_waiting, max_waiting_seconds
-        self._audio_seconds = self._busy_seconds = 0.0  # admitted so far, and what all took
+        self._audio_seconds = self._busy_seconds = 0.0  # admitted so far, and spent on all of it
         self._last_turn = time.monotonic()
         self.is_closed = False
         self._lines: deque[Line] = deque()
@@ -59,15 +59,15 @@ class Pool:
 
     def __del__(self) -> None:
         with self._changed:
-            self._changed.notify_all()  # its thread sees that it is gone
+            self._changed.notify_all()  # so that its thread ends
 
     def _begin(self) -> None:
-        """No thread, and locks that nobody holds."""
+        """Reset to no thread, no slots and free locks."""
         self._changed = threading.Condition(threading.RLock())
         self.computing = threading.RLock()  # held during an admission or a step
         self._thread: threading.Thread | None = None
         self._driver: threading.Thread | None = None
-        self._slots: Slots | None = None  # while they hold windows, or somebody drives
+        self._slots: Slots | None = None  # while they hold windows, or a thread drives
 
     def open(
         self,
@@ -79,12 +79,12 @@ class Pool:
         is_own: bool = False,
         hotwords: Hotwords | None = None,
     ) -> Line:
-        """A line for some seconds of audio, which are asked for where the queue has bounds.
+        """A new line. ``seconds_of``, the seconds of its audio, is called if the queue has limits.
 
         ``is_own``: its caller calls :meth:`drive_for` before it waits for a result. ``hotwords``:
         those of the options.
         Raises :class:`ClosedError` after :meth:`close`, :class:`QueueFullError`, and
-        :class:`DecodeError` where no more threads can be started.
+        :class:`DecodeError` if no more threads can be started.
         """
         longest = splitting.longest(self._manifest.sizes.max_seconds)
         has_bounds = self._max_waiting is not None or self._max_waiting_seconds is not None
@@ -106,13 +106,13 @@ class Pool:
         return line
 
     def n_before(self, line: Line) -> int:
-        """How many lines that had no slot yet came before one that had none either."""
+        """How many lines before this one wait for their first slot; 0 if this one has had one."""
         with self._changed:
             n_before = sum(other.number < line.number for other in self._lines if other.is_queued)
             return n_before if line.is_queued else 0
 
     def _check_queue(self) -> None:
-        """Refuse more work than may wait."""
+        """Raise :class:`QueueFullError` if no more work may wait."""
         waiting = [line for line in self._lines if line.is_queued]
         seconds = sum(line.audio_seconds for line in waiting)
         is_full = self._max_waiting is not None and len(waiting) >= self._max_waiting
@@ -141,7 +141,7 @@ class Pool:
             self._thread.join()
 
     def after_fork(self) -> None:
-        """In a child, where the other threads do not run and the lock may be held for ever."""
+        """Reset in a forked child, where no other thread runs and the lock may be held for ever."""
         lines, self._lines = self._lines, deque()
         keep(self._slots)
         self._resident.after_fork()
@@ -151,24 +151,24 @@ class Pool:
 
     @property
     def is_idle(self) -> bool:
-        """Whether nothing is in work."""
+        """Whether there is no work."""
         with self._changed:
             return self._driver is None and all(line.is_over for line in self._lines)
 
     @property
     def n_active(self) -> int:
-        """Windows in slots."""
+        """Number of windows in slots."""
         return self._slots.n_active if self._slots is not None else 0
 
     @property
     def n_waiting(self) -> int:
-        """Lines that have had no slot yet."""
+        """Number of lines that have had no slot yet."""
         with self._changed:
             return sum(line.is_queued for line in self._lines)
 
     @property
     def stalled_seconds(self) -> float:
-        """Since the last step, while windows wait for one."""
+        """Seconds since the last step, while windows wait for one; else 0."""
         with self._changed:
             has_work = any(line.waiting or line.n_active for line in self._lines)
             return time.monotonic() - self._last_turn if has_work else 0.0
@@ -179,7 +179,7 @@ class Pool:
         return any(not line.is_own and not line.is_over for line in self._lines)
 
     def drive(self) -> None:
-        """Work for all lines, in the pool's thread, until it is not needed."""
+        """Work for all lines, in the pool's thread, until there is no more work."""
         with self._changed:
             while self._driver is not None:
                 self._changed.wait()
@@ -187,9 +187,9 @@ class Pool:
         self._drive(lambda: True)
 
     def drive_for(self, line: Line) -> None:
-        """Work for all lines, in the thread of a caller that would wait, until it has a result.
+        """Work for all lines, in the thread of a waiting caller, until ``line`` has a result.
 
-        Does nothing where another thread drives already.
+        Does nothing if another thread drives.
         """
         with self._changed:
             if line.has_result:
@@ -206,7 +206,7 @@ class Pool:
                 self._slots = Slots(self._resident.take(), self._manifest, self._text)
             while goes_on() and self._turn(self._slots):
                 pass
-        except BaseException as error:  # of the model, or Ctrl-C in the middle of a turn
+        except BaseException as error:  # an error of the model, or Ctrl-C during a turn
             with self._changed:
                 for line in self._lines:
                     line.restart()
@@ -221,24 +221,24 @@ class Pool:
                 if self._slots is not None and not self._slots.n_active:
                     self._rest()
                 for line in self._lines:
-                    line.is_own &= not line.n_active  # its caller may not come back
+                    line.is_own &= not line.n_active  # its caller may not drive again
                 self._driver = None
                 self._changed.notify_all()
 
     def _rest(self) -> None:
-        """Let go of the slots, and of the model."""
+        """Release the slots and the model."""
         if self._slots is not None:
             self._slots = None
             self._resident.give_back()
 
     def _sweep(self) -> None:
-        """Let cancelled lines leave their slots, and forget those that are over."""
+        """Free the slots of cancelled lines, and remove lines without work."""
         if self._slots is not None:
             self._slots.leave(line for line in self._lines if line.is_cancelled)
         self._lines = deque(line for line in self._lines if not line.is_over)
 
     def _turn(self, slots: Slots) -> bool:
-        """An admission or a step; False when there is nothing to do for whoever asks."""
+        """Do one admission or step; False if the driver is no longer needed."""
         with self._changed:
             while True:
                 self._sweep()
@@ -260,14 +260,14 @@ class Pool:
         return True
 
     def _next(self, slots: Slots) -> Place | None:
-        """The window to be admitted now: lines take turns."""
+        """The window to admit now; lines take turns. None if no window can be admitted."""
         if not slots.may_admit(self._lines):
             return None
         for _ in range(len(self._lines)):
             line = self._lines[0]
             if line.waiting and line.n_active < line.limit:
                 if not slots.has_room(line.waiting[0], self._lines):
-                    return None  # first all slots must be free: nobody overtakes
+                    return None  # it needs larger slots; no line may overtake it until then
                 self._lines.rotate(-1)
                 return line.admit()
             self._lines.rotate(-1)
@@ -275,7 +275,7 @@ class Pool:
 
 
 def started(thread: threading.Thread) -> threading.Thread:
-    """A thread that runs; :class:`DecodeError` where no more can be started."""
+    """Start a thread and return it. Raises :class:`DecodeError` if no more can be started."""
     try:
         thread.start()
     except RuntimeError as error:
@@ -284,13 +284,13 @@ def started(thread: threading.Thread) -> threading.Thread:
 
 
 def await_at_end(reader: threading.Thread) -> None:
-    """Let the interpreter, at its end, wait a little for a thread that puts into lines."""
+    """Make the interpreter, at its end, wait shortly for a thread that puts into lines."""
     with _LISTING:
         _READERS.add(reader)
 
 
 def _serve(of: weakref.ref[Pool], changed: threading.Condition) -> None:
-    """The thread of a pool, which it does not keep alive while it sleeps."""
+    """The body of a pool's thread; it holds no reference to the pool while it sleeps."""
     while True:
         with changed:
             while (pool := of()) is not None and not (pool.needs_thread or pool.is_closed):
@@ -303,19 +303,19 @@ def _serve(of: weakref.ref[Pool], changed: threading.Condition) -> None:
 
 
 def _close_all() -> None:
-    """At the end of the interpreter, which must not end threads in the middle of foreign code."""
+    """Close all pools at the end of the interpreter, which must not end threads within C code."""
     with _LISTING:
         pools, readers = list(_POOLS), list(_READERS)
     for pool in pools:
         pool.close()
     until = time.monotonic() + _LAST_SECONDS
     for reader in readers:
-        if reader.is_alive():  # one that has not begun yet will find its line cancelled
+        if reader.is_alive():  # a reader that has not begun will find its line cancelled
             reader.join(max(0.0, until - time.monotonic()))
 
 
 def _before_fork() -> None:
-    """Wait for computations: the libraries for them do not survive a fork in their middle."""
+    """Wait for computations, since their libraries do not survive a fork during a call."""
     _LISTING.acquire()
     _FORKING.extend(_POOLS)
     for pool in _FORKING:
@@ -335,8 +335,8 @@ def _after_fork_in_child() -> None:
 
 
 _POOLS: weakref.WeakSet[Pool] = weakref.WeakSet()
-_READERS: weakref.WeakSet[threading.Thread] = weakref.WeakSet()  # that put into lines
-_LISTING = threading.Lock()  # held by who adds to them, or goes through them
+_READERS: weakref.WeakSet[threading.Thread] = weakref.WeakSet()  # threads that put into lines
+_LISTING = threading.Lock()  # guards both sets
 _FORKING: list[Pool] = []
 atexit.register(_close_all)
 if hasattr(os, "register_at_fork"):

@@ -1,12 +1,11 @@
-"""A second look at a text, for words that are expected.
+"""A second look at a decoded text, for hotwords.
 
-Greedy decoding never takes a token back: if it preferred expected words while it writes, one that
-only begins like them would stay, too. So the text is decoded as always. Then, from left to right,
-each place is looked at where an expected phrase may stand: the model reads the phrase there, token
-by token, and goes on behind it until both texts say the same again. The phrase replaces what stood
-there if the model finds the text with it at most ``strength`` nats less likely for each of its
-words than the text without it; expected phrases in the text without it count in the same way.
-Log-probabilities are always those of the model.
+Greedy decoding never takes a token back: if it preferred hotwords while decoding, a word that only
+begins like one would stay wrong. So the text is first decoded as usual. Then, from left to right,
+each place where a hotword may be is examined: the model reads the hotword there, token by token,
+and decodes on behind it until both texts agree again. The hotword replaces the words there if the
+new text is at most ``strength`` nats less likely per word of the hotword than the old text;
+hotwords in the old text count in the same way. Log-probabilities are always those of the model.
 """
 
 from __future__ import annotations
@@ -24,22 +23,22 @@ from . import greedy
 from .greedy import Rules, Utterance
 from .hotwords import Hotwords, Node
 
-# A phrase is looked at although its tokens alone are by so many nats too unlikely: what follows may
-# be likelier behind it than behind the other text.
+# A phrase is examined even if its tokens alone are too unlikely by this many nats: the tokens after
+# it may be likelier than those after the other text.
 _MARGIN = 1.0
-_OFFERS = 20  # of a place that are looked at, the nearest
-_MEETING = 2  # tokens behind a phrase that both texts have in common where they are compared
-_STEPS, _FREE_STEPS = 4, 20  # at most: so many for each token of the text, and so many more
+_OFFERS = 20  # the most offers examined at a place, likeliest first
+_MEETING = 2  # common tokens after a phrase, from which on two texts agree
+_STEPS, _FREE_STEPS = 4, 20  # the most steps: for each token of the text, and in addition
 
-Wish: TypeAlias = tuple[int, int]  # how many ids the slot is to forget, and the one it reads then
+Wish: TypeAlias = tuple[int, int]  # ids to remove from the slot, and the id to step with
 
 
 def expected(
     phrases: Sequence[str], block_from_id: int | None, text: Text, manifest: Manifest
 ) -> Hotwords:
-    """Phrases that are expected, as the tokens of a model.
+    """Expected phrases in the tokens of a model.
 
-    Raises ``ValueError`` for one that it may not write.
+    Raises ``ValueError`` for a phrase that the model may not write.
     """
     mask = greedy.token_mask(manifest.tokens, manifest.sizes.n_logits, block_from_id)
     return Hotwords(phrases, text, manifest.tokens, mask)
@@ -47,7 +46,7 @@ def expected(
 
 @dataclass(frozen=True, slots=True)
 class Offer:
-    """A token that goes on with a phrase, and by how many nats the likeliest was likelier."""
+    """A token that continues a phrase, and its lag: nats by which the likeliest token is ahead."""
 
     lag: float
     token: int
@@ -57,7 +56,7 @@ class Offer:
 
 @dataclass(slots=True)
 class Path:
-    """A text so far. ``offers``: tokens of phrases that may stand in the place of each token."""
+    """A text in progress. ``offers``: tokens of phrases that may replace each token."""
 
     ids: list[int] = field(default_factory=list[int])
     logprobs: list[float] = field(default_factory=list[float])
@@ -65,7 +64,7 @@ class Path:
     nodes: list[tuple[Node, ...]] = field(default_factory=lambda: [()])  # before each token
 
     def until(self, n: int) -> Path:
-        """Its first ``n`` tokens."""
+        """The path of its first ``n`` tokens."""
         return Path(self.ids[:n], self.logprobs[:n], self.offers[:n], self.nodes[: n + 1])
 
 
@@ -75,8 +74,8 @@ class HotwordUtterance(Utterance):
     def __init__(self, rules: Rules, hotwords: Hotwords, strength: float) -> None:
         super().__init__(rules)
         self._hotwords, self._strength = hotwords, strength
-        self._read: list[int] = []  # by the slot
-        self._n_left = 0  # steps of the second look
+        self._read: list[int] = []  # ids in the slot
+        self._n_left = 0  # steps left for the second look
         self._work = self._decode()
         self._wish = next(self._work)
 
@@ -91,7 +90,7 @@ class HotwordUtterance(Utterance):
         return self._wish[1]
 
     def choose(self, logits: F32) -> None:
-        """Take the logits ``[V]`` that were wished for; the text is there when it has ended."""
+        """Take the logits ``[V]`` of the last step; sets the text when the utterance has ended."""
         try:
             self._wish = self._work.send(logits)
         except StopIteration as end:
@@ -100,11 +99,11 @@ class HotwordUtterance(Utterance):
             self.finish_reason, self.n_kept = self._rules.ending(path.ids)
 
     def _decode(self) -> Generator[Wish, F32, Path]:
-        logits = yield 0, 0  # those of the prompt come unasked
+        logits = yield 0, 0  # the logits of the prompt come without a step
         text = Path()
         yield from self._finish(text, logits)
         if self._rules.ending(text.ids)[0] != "stop":
-            return text  # a doubtful one is tried again in another way
+            return text  # a doubtful text is not examined but retried
         self._n_left = _STEPS * len(text.ids) + _FREE_STEPS
         place = 0
         while place < len(text.ids):
@@ -120,7 +119,7 @@ class HotwordUtterance(Utterance):
             self._append(path, logits)
 
     def _logits_after(self, ids: Sequence[int]) -> Generator[Wish, F32, F32]:
-        """What follows some ids, of which the slot reads those that it has not read yet."""
+        """The logits after some ids; steps with those that are not yet in the slot."""
         pairs = zip(self._read, ids[:-1], strict=False)
         n_same = sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
         n_back = len(self._read) - n_same
@@ -132,7 +131,7 @@ class HotwordUtterance(Utterance):
         return (yield n_back, ids[-1])
 
     def _append(self, path: Path, logits: F32) -> None:
-        """Append the likeliest token, beside what phrases offer in its place."""
+        """Append the likeliest token, with the offers of phrases in its place."""
         best, logprob = greedy.choose(logits, self._rules.mask_at(len(path.ids)))
         before = path.ids[-1] if path.ids else None
         firsts = self._hotwords.firsts
@@ -151,7 +150,7 @@ class HotwordUtterance(Utterance):
     def _offers(
         self, logits: F32, best: int, logprob: float, items: Iterable[tuple[int, Node]]
     ) -> list[Offer]:
-        """Tokens that are near the likeliest one, whose log-probability is given."""
+        """Offers for tokens near the likeliest one, ``best``, whose log-probability is given."""
         lags = ((float(logits[best] - logits[token]), token, node) for token, node in items)
         return [
             Offer(lag, token, logprob - lag, node)
@@ -170,7 +169,7 @@ class HotwordUtterance(Utterance):
         path.offers.append(offers)
 
     def _better(self, text: Path, place: int) -> Generator[Wish, F32, tuple[Path, int] | None]:
-        """The text with a phrase at a place, and where that ends; None to leave it as it is."""
+        """The text with a phrase at a place, and the end of the phrase; None to keep the text."""
         numbers = itertools.count()
         tries = [(one.lag, next(numbers), [one]) for one in text.offers[place]]
         while tries and self._n_left > 0:
@@ -193,9 +192,9 @@ class HotwordUtterance(Utterance):
         return None
 
     def _wins(self, path: Path, end: int, text: Path, place: int) -> Generator[Wish, F32, bool]:
-        """Whether a path, with a phrase from a place up to an end, is better than the text.
+        """Whether a path, with a phrase from ``place`` up to ``end``, is better than the text.
 
-        Then it is finished.
+        If it is, the path has been decoded to its end.
         """
         whole = sum(text.logprobs[place:])
         n_words = self._n_words(text.ids)
@@ -227,14 +226,14 @@ class HotwordUtterance(Utterance):
         return sum(path.logprobs) + self._strength * self._n_words(path.ids)
 
     def _n_words(self, ids: Sequence[int]) -> int:
-        """Of the phrases in a text."""
+        """Number of words in the phrases of a text."""
         return sum(found.n_words for found in self._hotwords.found(ids))
 
 
 def _meeting(ids: Sequence[int], end: int, others: Sequence[int], begin: int) -> int | None:
-    """Where in ``others``, from ``begin`` on, the last tokens of ``ids`` end; None if nowhere.
+    """The end of the last tokens of ``ids`` in ``others`` after ``begin``; None if not in there.
 
-    Only tokens of ``ids`` behind ``end`` count.
+    Only tokens of ``ids`` after ``end`` count.
     """
     if len(ids) - end < _MEETING:
         return None

@@ -1,7 +1,6 @@
-"""Windows decoded together: each step appends a token to all of them.
+"""Decodes windows together: each step appends a token to all of them.
 
-A slot that has ended is given to the next window at once; as long as there are fewer windows than
-slots, only their slots are computed.
+A slot whose text has ended goes to the next window at once. Only slots with windows are computed.
 """
 
 from __future__ import annotations
@@ -25,17 +24,18 @@ from .line import Line, Place, Task
 from .second_look import HotwordUtterance
 
 DEFAULT_SLOTS = 8
-_SHARE = 0.1  # of the time of an admission, for which the slots go on before the next
-_CLEAR_SPEECH_SECONDS = 0.5  # so much speech cannot be empty
+_SHARE = 0.1  # share of an admission's time that steps get before the next admission
+_CLEAR_SPEECH_SECONDS = 0.5  # the text of this much speech cannot be empty
 _SHORTEST_CUT_SECONDS = 2.0  # shorter windows are not cut in two
 
 
 class Slots:
-    """Slots of a model, and whose windows are in the first ``n_active``. For one thread at a time.
+    """Slots of a model; the first ``n_active`` hold windows. For one thread at a time.
 
-    An admission, from the waveform to the first token, takes as long as many steps, and a line in
-    the middle of a text should not wait for several of others: after each, all slots go on until
-    one is free or a share of its time has gone. A line alone fills its slots first.
+    An admission, from the waveform to the first token, takes as long as many steps. A line in the
+    middle of a text should not wait for several admissions of others: after each one, all slots
+    step until one is free or a share of its time has passed. A line that is alone fills its slots
+    first.
     """
 
     def __init__(self, model: Model, manifest: Manifest, text: Text) -> None:
@@ -48,7 +48,7 @@ class Slots:
 
     @property
     def n_active(self) -> int:
-        """Windows in slots."""
+        """Number of windows in slots."""
         return len(self._active)
 
     def may_admit(self, lines: Sequence[Line]) -> bool:
@@ -57,8 +57,8 @@ class Slots:
         return not self._active or (self.n_active < self._n_slots and is_due)
 
     def has_room(self, place: Place, lines: Sequence[Line]) -> bool:
-        """Whether a slot can hold a window, or there will be new ones when it is admitted."""
-        if len(lines) == 1 and place.line.is_last(place):  # no more than it needs
+        """Whether the slots can hold a window, or none are active so that new ones can be made."""
+        if len(lines) == 1 and place.line.is_last(place):  # one slot is enough
             n_slots = 1
             positions = self._needed(place.line.options, place.task.window.seconds)
         else:
@@ -73,13 +73,13 @@ class Slots:
         return True
 
     def _needed(self, options: Options, seconds: float) -> int:
-        """Positions for prompt and text; the last token is not fed back."""
+        """Positions for the prompt and the text; the last token is not fed back."""
         n_prompt = self._model.n_prompt(mel.n_frames(round(seconds * mel.SAMPLE_RATE)))
         wanted = n_prompt + options.max_tokens(seconds) - 1
         return max(n_prompt, min(wanted, self._model.capacity))
 
     def admit(self, place: Place) -> None:
-        """From the waveform to the first token."""
+        """Give a window a slot: log-mel, encoder, prefill, first token."""
         begin = time.perf_counter()
         try:
             self._start(place)
@@ -123,7 +123,7 @@ class Slots:
         return HotwordUtterance(rules, hotwords, options.hotword_strength)
 
     def step(self) -> None:
-        """One token for all; what it takes is shared by their clocks."""
+        """Append a token to all windows; their clocks share the time equally."""
         assert self._decoding is not None
         places, begin = list(self._active), time.perf_counter()
         try:
@@ -131,7 +131,7 @@ class Slots:
                 if n_back := place.utterance.n_back:
                     self._decoding.rewind(slot, n_back)
             logits = self._decoding.step(np.array([place.utterance.next_id for place in places]))
-        except Exception as error:  # the graph's: of nobody in particular
+        except Exception as error:  # the graph failed, so every active window fails
             errors = dict.fromkeys(places, _told(error))
             self._active, self._decoding = [], None
         else:
@@ -152,7 +152,7 @@ class Slots:
                 self._end(place)
 
     def _look(self, place: Place, slot: int) -> ArkError | None:
-        """Ask where the audio of each token is, before its slot goes to another; what failed."""
+        """Get the attention of a text's tokens before its slot is reused; returns an error."""
         if not place.line.options.words or not (ids := _spoken(place.utterance)):
             return None
         assert self._decoding is not None
@@ -164,14 +164,14 @@ class Slots:
         return None
 
     def leave(self, lines: Iterable[Line]) -> None:
-        """Free the slots of lines that were cancelled; under the lock."""
+        """Free the slots of cancelled lines; call it with the lock held."""
         cancelled = set(lines)
         for place in [place for place in self._active if place.line in cancelled]:
             self._free(place)
             place.line.n_active -= 1
 
     def _free(self, place: Place) -> None:
-        """Let the last one go on in the place of one that is gone."""
+        """Free a window's slot, and move the last active window into it."""
         if place not in self._active:
             return
         slot, last = self._active.index(place), self._active.pop()
@@ -181,7 +181,7 @@ class Slots:
             self._active[slot] = last
 
     def _end(self, place: Place) -> None:
-        """The text is there: good, or to be tried again in another way."""
+        """Handle a finished text: deliver it, or retry its window."""
         line, window, clock = place.line, place.task.window, place.task.clock
         segment = self._segment(place)
         if segment.finish_reason in ("length", "loop"):
@@ -223,7 +223,7 @@ class Slots:
         )
 
     def _mask(self, options: Options) -> F32:
-        """The mask of ids that may be chosen, made once for each value."""
+        """The mask of :func:`token_mask`, made once for each value of ``block_from_id``."""
         sizes, tokens = self._manifest.sizes, self._manifest.tokens
         if options.block_from_id not in self._masks:
             self._masks[options.block_from_id] = greedy.token_mask(
@@ -233,13 +233,13 @@ class Slots:
 
 
 def _spoken(utterance: Utterance) -> list[int]:
-    """The ids of the text: however end of turn is spelled, it is no part of it."""
+    """The ids of the text, without end of turn."""
     is_whole = utterance.finish_reason == "stop"
     return utterance.ids[:-1] if is_whole else utterance.ids[: utterance.n_kept]
 
 
 def _choose(place: Place, logits: F32) -> ArkError | None:
-    """The next token; what is wrong with its numbers, where the others' may be good."""
+    """Choose the next token of one window; returns its error, which others need not share."""
     try:
         place.utterance.choose(logits)
     except DecodeError as error:
@@ -258,7 +258,7 @@ def _is_clear_speech(place: Place) -> bool:
 
 
 def _told(error: Exception) -> ArkError:
-    """An error as one that callers expect."""
+    """An error as an :class:`ArkError`."""
     if isinstance(error, ArkError):
         return error
     found = DecodeError(f"the model could not go on ({type(error).__name__}: {error})")

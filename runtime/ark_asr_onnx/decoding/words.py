@@ -1,8 +1,8 @@
-"""When each word of a text was said, from where the decoder looked when it wrote it.
+"""The times of the words of a text, from the decoder's attention to the audio.
 
-The attention of a few heads tells for every token which audio it was heard in, to some 80 ms. A
-path through the words and the silences between them, which may not go back, gives each word its
-time; where it is loud and where it is not puts the borders in the right place.
+The attention of a few heads gives the place of every token in the audio, to some 80 ms. A monotonic
+path through the words and the silences between them gives each word its time; loudness puts the
+borders in the right place.
 """
 
 from __future__ import annotations
@@ -20,30 +20,30 @@ from ..audio.mel import SAMPLE_RATE
 from ..transcript import Word
 
 _FRAME = 160  # samples of a step of the path, 10 ms
-_LOUDNESS = 2 * _FRAME  # samples that its loudness is of
+_LOUDNESS = 2 * _FRAME  # samples over which loudness is measured
 _QUIETEST, _LOUDEST = 10, 95  # percentiles of loudness that count as silence and as speech
-_RANGE = 20.0  # dB between them at least
-_WEIGHT = 1.5  # of loudness, where that of attention is 1
-_EARLY = 0.04  # seconds by which attention looks before what is said
-# Letters that are words of their own, by the first word of their names in Unicode: those of scripts
-# that write no spaces.
+_RANGE = 20.0  # dB between the two, at least
+_WEIGHT = 1.5  # of loudness, relative to attention
+_EARLY = 0.04  # seconds by which attention is early
+# Scripts without spaces, in which each letter is a word here, by the first word of the letters'
+# names in Unicode.
 _UNSPACED = {"CJK", "HIRAGANA", "KATAKANA", "IDEOGRAPHIC", "THAI", "LAO", "KHMER", "MYANMAR"}
 
 
 @dataclass(frozen=True, slots=True)
 class Written:
-    """A text, and the tokens that it was written with."""
+    """A text, and the tokens that it was decoded from."""
 
     text: str
-    tokens: Sequence[bytes]  # what each stands for; may begin before the text, and end after it
+    tokens: Sequence[bytes]  # content of each; may begin before the text, and end after it
     logprobs: Sequence[float]
 
 
 def timed(written: Written, attention: F32, waveform: F32, begin: float) -> tuple[Word, ...]:
-    """The words of a text, one after the other.
+    """The words of a text, with times in seconds.
 
-    ``attention [heads, n_tokens, N]``: how much each head looks at each of N equal parts of
-    ``waveform [n]``, 16 kHz, which begins at ``begin`` seconds, when it writes each token.
+    ``attention [heads, n_tokens, N]``: the attention of each head, for each token, to each of N
+    equal parts of ``waveform [n]``, 16 kHz, which begins at ``begin`` seconds.
     """
     text, words = written.text, parts(written.text)
     if not words:
@@ -69,15 +69,15 @@ def timed(written: Written, attention: F32, waveform: F32, begin: float) -> tupl
 
 
 def tokens_of_words(written: Written) -> list[list[int]]:
-    """Which tokens each word of a text was written with; a token may be of several."""
+    """The tokens of each word of a text; a token may belong to several words."""
     owners = _owners(written)
     return [_tokens_of(written.text, word, owners) for word in parts(written.text)]
 
 
 def parts(text: str) -> list[range]:
-    """Where the words of a text are: between spaces, or single letters where none are written.
+    """The words of a text: between spaces, or single letters in scripts without spaces.
 
-    Punctuation belongs to the word before it, or, where it opens, to the one after it.
+    Punctuation belongs to the word before it; opening punctuation, to the word after it.
     """
     found: list[range] = []
     begin, before = 0, ""  # of the word in progress, and the kind of its last letter
@@ -95,7 +95,7 @@ def parts(text: str) -> list[range]:
             before = kind
     if before:
         found.append(range(begin, len(text.rstrip())))
-    elif found and text[begin:].strip():  # nothing but punctuation
+    elif found and text[begin:].strip():  # only punctuation is left
         found[-1] = range(found[-1].start, len(text.rstrip()))
     elif text[begin:].strip():
         found.append(range(begin, len(text.rstrip())))
@@ -108,18 +108,18 @@ def _kind(letter: str) -> str:
     category = unicodedata.category(letter)
     if category in ("Ps", "Pi") or letter in "¿¡":
         return "opening"
-    if category[0] in "PSMC":  # also what combines with the letter before it
+    if category[0] in "PSMC":  # also marks that combine with the letter before them
         return "closing"
     return "alone" if is_unspaced(letter) else "run"
 
 
 def is_unspaced(letter: str) -> bool:
-    """Whether a letter is of a script that writes no spaces between words."""
+    """Whether a letter belongs to a script without spaces between words."""
     return unicodedata.name(letter, "").replace("-", " ").partition(" ")[0] in _UNSPACED
 
 
 def _owners(written: Written) -> list[range]:
-    """Which tokens each letter of the text was written by."""
+    """The tokens of each letter of the text."""
     content = b"".join(written.tokens)
     of_byte = [i for i, token in enumerate(written.tokens) for _ in token]
     decoded = content.decode("utf-8", "replace")
@@ -132,7 +132,7 @@ def _owners(written: Written) -> list[range]:
     begin = decoded.rfind(written.text)
     if begin >= 0:
         return whole[begin : begin + len(written.text)]
-    # Something was taken out in the middle: the letters are there, in their order.
+    # The clean-up has removed something in the middle; the other letters are in order.
     owners: list[range] = []
     at = len(decoded)
     for letter in reversed(written.text):
@@ -143,19 +143,19 @@ def _owners(written: Written) -> list[range]:
 
 
 def _n_broken(content: bytes, at: int) -> int:
-    """How many bytes became one U+FFFD, those of the character itself for one."""
+    """How many bytes were decoded to one U+FFFD, whether replaced or in the text itself."""
     lengths = range(1, min(3, len(content) - at) + 1)
     return max(n for n in lengths if len(content[at : at + n].decode("utf-8", "replace")) == 1)
 
 
 def _tokens_of(text: str, word: range, owners: Sequence[range]) -> list[int]:
-    """The tokens that wrote a word; those of its punctuation only where there are no others."""
+    """The tokens of a word; those of its punctuation only if there are no others."""
     letters = [i for i in word if _kind(text[i]) in ("alone", "run")]
     return sorted({token for i in letters or word for token in owners[i]})
 
 
 def _units(sets: Sequence[Sequence[int]]) -> list[list[int]]:
-    """Numbers of the words, those together that a token of both holds together."""
+    """Groups of word numbers: words that share a token are in one group."""
     units = [[0]]
     for i in range(1, len(sets)):
         if sets[i][0] <= sets[i - 1][-1]:
@@ -166,14 +166,14 @@ def _units(sets: Sequence[Sequence[int]]) -> list[list[int]]:
 
 
 def _shared(span: tuple[float, float], sizes: Sequence[int]) -> list[tuple[float, float]]:
-    """A time cut into parts of such sizes."""
+    """A span of time, cut into parts in proportion to ``sizes``."""
     whole, (first, last) = sum(sizes), span
     borders = [first + (last - first) * at / whole for at in itertools.accumulate(sizes, initial=0)]
     return list(itertools.pairwise(borders))
 
 
 def _seen(attention: F32, units: Sequence[Sequence[int]]) -> F32:
-    """How much each unit looks at each part of the audio ``[units, N]``, at most 1."""
+    """The attention of each unit to each part of the audio, ``[units, N]``, at most 1."""
     least = np.finfo(np.float32).tiny
     heads = (attention / np.maximum(attention.max(axis=2, keepdims=True), least)).mean(axis=0)
     found = np.stack([heads[list(tokens)].max(axis=0) for tokens in units])
@@ -181,7 +181,7 @@ def _seen(attention: F32, units: Sequence[Sequence[int]]) -> F32:
 
 
 def _in_frames(seen: F32, n_frames: int) -> F32:
-    """``[units, N]`` at every frame."""
+    """``[units, N]``, interpolated to ``[units, n_frames]``."""
     seconds = n_frames * _FRAME / SAMPLE_RATE
     frames, places = (np.arange(n, dtype=np.float64) for n in (n_frames, seen.shape[1]))
     at = (frames + 0.5) * _FRAME / SAMPLE_RATE - _EARLY
@@ -193,7 +193,7 @@ def _in_frames(seen: F32, n_frames: int) -> F32:
 
 
 def loudness(waveform: F32, n_frames: int) -> F32:
-    """``[n_frames]`` from 0, as quiet as it gets, to 1, as loud as speech."""
+    """Loudness ``[n_frames]`` from 0, the quietest part, to 1, as loud as speech."""
     n = (n_frames - 1) * _FRAME + _LOUDNESS
     padded = np.zeros(n + _LOUDNESS, np.float32)
     used = waveform[: n - (_LOUDNESS - _FRAME) // 2]
@@ -209,13 +209,13 @@ def loudness(waveform: F32, n_frames: int) -> F32:
 
 
 def path(seen: F32, loud: F32) -> list[tuple[float, float]]:
-    """First frame and the one after the last of each unit: the best way through them in order.
+    """The best monotonic path: for each unit its first frame and the one after its last.
 
-    ``seen [units, frames]``, ``loud [frames]``. Each unit has a frame at least; between two there
-    may be silence.
+    ``seen [units, frames]``, ``loud [frames]``. Each unit has at least one frame; silence may be
+    between two units.
     """
     n_units, n_frames = seen.shape
-    if n_units > n_frames:  # there cannot be so many; so all are given something
+    if n_units > n_frames:  # impossible as speech; each unit still gets a share of the time
         return list(itertools.pairwise(i * n_frames / n_units for i in range(n_units + 1)))
     n = 2 * n_units + 1  # silence, the first unit, silence, the second …
     gain = np.empty((n_frames, n), np.float32)
@@ -223,12 +223,12 @@ def path(seen: F32, loud: F32) -> list[tuple[float, float]]:
     gain[:, 0::2] = (_WEIGHT * (1 - loud))[:, None]
     total = np.full(n, -np.inf, np.float32)
     total[:2] = gain[0, :2]
-    came = np.zeros((n_frames, n), np.int8)  # from so many states before
+    came = np.zeros((n_frames, n), np.int8)  # how many states back the best path came from
     ways = np.full((3, n), -np.inf, np.float32)
     for frame in range(1, n_frames):
         ways[0] = total
         ways[1, 1:] = total[:-1]
-        ways[2, 3::2] = total[1:-2:2]  # silence may be left out
+        ways[2, 3::2] = total[1:-2:2]  # silence may be skipped
         came[frame] = ways.argmax(axis=0)
         total = ways.max(axis=0) + gain[frame]
     state = n - 2 + int(total[n - 1] > total[n - 2])

@@ -58,7 +58,7 @@ class Resident(Generic[_T]):
             self.give_back()
 
     def take(self) -> _T:
-        """The object, kept open until :meth:`give_back`. Raises :class:`ClosedError`, as ``use``."""
+        """The object, kept open until :meth:`give_back`. Raises as :meth:`use` does."""
         with self._lock:
             if self._closed:
                 raise ClosedError("this transcriber was closed; load the model again")
