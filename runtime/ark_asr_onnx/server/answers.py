@@ -1,7 +1,7 @@
-"""Transcripts and failures as bodies: JSON, text, subtitles, events. Pure.
+"""Turns transcripts and failures into bodies: JSON, text, subtitles, events. Does no I/O.
 
-Shapes are those that clients parse: every number of a segment is one, a stream's deltas join to
-its text, and an error has OpenAI's four keys and upstream's ``detail``.
+Clients parse these shapes: every number of a segment is a JSON number, the deltas of a stream join
+to its text, and an error has OpenAI's four keys and upstream's ``detail``.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from ..transcript import Segment, Transcript
 from ..writers import Style, word_fields, write
 from .fields import Request
 
-TokenText = Callable[[Sequence[int]], bytes]  # what ids stand for
+TokenText = Callable[[Sequence[int]], bytes]  # ids -> their text in UTF-8
 _UPSTREAM_SAMPLING = {"temperature": 0.0, "top_p": 1.0, "top_k": -1, "repetition_penalty": 1.0}
 _UTF8 = "; charset=utf-8"
 MEDIA_TYPES = {
@@ -36,14 +36,14 @@ KEEP_ALIVE = b": keep-alive\n\n"
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """What answers tell of the model."""
+    """The facts about the model that answers contain."""
 
     tokens: Tokens
     token_text: TokenText
 
     @property
     def n_prompt(self) -> int:
-        """Ids of the prompt, the placeholder counted once: what upstream calls prompt tokens."""
+        """Number of ids in the prompt, the placeholder counted once; upstream's prompt tokens."""
         return len(self.tokens.prefix) + 1 + len(self.tokens.suffix)
 
 
@@ -61,7 +61,7 @@ def upstream(transcript: Transcript, request: Request, model: Model, seconds: fl
 
 
 def body(transcript: Transcript, request: Request, model: Model) -> bytes:
-    """The body of a transcription in the format that was asked for."""
+    """The body of a transcription in the requested format."""
     kind = request.response_format
     if kind == "json":
         return to_json(_short(transcript, request, model))
@@ -87,7 +87,7 @@ def _short(transcript: Transcript, request: Request, model: Model) -> dict[str, 
 
 
 def verbose(transcript: Transcript, request: Request) -> dict[str, Any]:
-    """``verbose_json``: OpenAI's ten numbers of each segment, two of ours, words, and warnings."""
+    """``verbose_json``: OpenAI's ten values of each segment, two more, words, and warnings."""
     words = [word_fields(word) for word in transcript.words]
     return {
         "task": "transcribe",
@@ -102,13 +102,13 @@ def verbose(transcript: Transcript, request: Request) -> dict[str, Any]:
 
 
 def _doubts(transcript: Transcript) -> dict[str, Any]:
-    """What may be missing of the audio, or wrong with it, where there is something."""
+    """The warnings about the audio, if there are any."""
     found = [asdict(warning) for warning in transcript.warnings]
     return {"warnings": found} if found else {}
 
 
 def _segments(transcript: Transcript) -> list[dict[str, Any]]:
-    """Segments whose texts, with the space before all but the first, join to the whole."""
+    """Segments whose texts, with a space before all but the first, join to the whole text."""
     found: list[dict[str, Any]] = []
     space = ""
     for i, segment in enumerate(transcript.segments):
@@ -165,20 +165,20 @@ def logprobs(segments: Iterable[Segment], model: Model) -> list[dict[str, Any]]:
 
 
 def _spoken(segment: Segment, tokens: Tokens) -> tuple[int, ...]:
-    """The ids of the text: end of turn is none."""
+    """The ids of the text, without end of turn."""
     ids = segment.token_ids
     return ids[:-1] if ids and ids[-1] in tokens.stop else ids
 
 
 class Events:
-    """The events of a stream: whole windows, whose deltas join to the text."""
+    """The events of a stream: one delta for each window; the deltas join to the text."""
 
     def __init__(self, request: Request, model: Model) -> None:
         self._request, self._model = request, model
         self._has_text = False
 
     def delta(self, segment: Segment) -> bytes:
-        """A window's text; nothing for one without."""
+        """The event with a window's text; empty without a text."""
         if not segment.text:
             return b""
         event: dict[str, Any] = {
@@ -191,7 +191,7 @@ class Events:
         return _event(event)
 
     def done(self, transcript: Transcript) -> bytes:
-        """The end: all of the text."""
+        """The last event, with the whole text."""
         event = {
             "type": "transcript.text.done",
             **_short(transcript, self._request, self._model),
@@ -205,14 +205,14 @@ class Events:
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """Why a request has no transcript."""
+    """The reason why a request has no transcript."""
 
     status: int
     message: str
     code: str | None = None
     param: str | None = None
     retry_after: int | None = None
-    is_final: bool = False  # to try again would cost as much, and help as little
+    is_final: bool = False  # a retry would fail in the same way
 
     @property
     def kind(self) -> str:
@@ -237,7 +237,7 @@ class Failure:
         return _event({"error": self.error})
 
     def headers(self) -> dict[str, str]:
-        """What clients look at before they try again."""
+        """The headers that tell clients whether and when to retry."""
         found: dict[str, str] = {}
         if self.retry_after is not None:
             found["retry-after"] = str(self.retry_after)
@@ -249,7 +249,7 @@ class Failure:
 
 
 def token_mask(model: Model, n_ids: int, text_id: Callable[[str], int]) -> bytes:
-    """Upstream's ``/token-mask``: which ids may be chosen."""
+    """Upstream's ``/token-mask``: the ids that may be chosen."""
     tokens = model.tokens
 
     def is_blocked(token_id: int) -> bool:
@@ -280,7 +280,7 @@ def models(names: Sequence[str], created: int) -> bytes:
 
 
 def model(name: str, created: int) -> dict[str, Any]:
-    """One entry of it."""
+    """One entry of that list."""
     return {"id": name, "object": "model", "created": created, "owned_by": "ark-asr-onnx"}
 
 
@@ -289,5 +289,5 @@ def _event(value: dict[str, Any]) -> bytes:
 
 
 def to_json(value: Any) -> bytes:
-    """Compact, UTF-8; NaN is refused."""
+    """Compact JSON in UTF-8. Raises ``ValueError`` for NaN."""
     return json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode()

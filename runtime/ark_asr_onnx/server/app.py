@@ -37,7 +37,7 @@ from .requests import Item, Work
 from .service import Service, ServiceSettings, retry_after
 
 _LOG = logging.getLogger("ark_asr_onnx.server")
-_FIRST_SECONDS = 10.0  # until a stream's headers go out, though nothing is known yet
+_FIRST_SECONDS = 10.0  # until a stream's headers are sent, even without a first text
 _HEARTBEAT_SECONDS = 10.0
 _PAGE_TYPES = {"html": "text/html", "js": "text/javascript", "css": "text/css"}
 _POLICY = (
@@ -69,7 +69,7 @@ def create_app(load: Callable[[], Transcriber], settings: ServiceSettings) -> St
         allow_methods=["GET", "POST", "OPTIONS"],
         allow_headers=["*"],
         expose_headers=["x-request-id", "retry-after", "ark-ignored", "ark-warnings"],
-        allow_private_network=True,  # pages on https may ask this machine
+        allow_private_network=True,  # pages on https may use this machine
     )
     app = Starlette(
         routes=table,
@@ -113,21 +113,21 @@ class _Routes:
         self._page = {item.name: item.read_bytes() for item in page.iterdir() if item.is_file()}
 
     async def health(self, _: Request) -> Response:
-        """Liveness alone, as upstream's."""
+        """Only liveness, as upstream does."""
         return _json(b'{"status":"ok"}')
 
     async def ready(self, _: Request) -> Response:
-        """Whether requests would be served now."""
+        """Whether requests can be served now."""
         status, found = self._service.readiness()
         return _json(answers.to_json(found), status)
 
     async def metrics(self, _: Request) -> Response:
-        """For Prometheus."""
+        """Metrics for Prometheus."""
         return Response(self._service.metrics.text(), headers={"content-type": CONTENT_TYPE})
 
     async def token_mask(self, _: Request) -> Response:
-        """Which ids may be chosen."""
-        if self._mask is None:  # it takes a while to count a large vocabulary
+        """The ids that may be chosen."""
+        if self._mask is None:  # counting a large vocabulary takes a while
             transcriber = self._service.transcriber
             n_ids = transcriber.manifest.sizes.vocab_size
             model = self._service.model
@@ -139,14 +139,14 @@ class _Routes:
         return _json(answers.models(self._service.settings.names, self._service.created))
 
     async def one_model(self, request: Request) -> Response:
-        """One of them."""
+        """One of the model's names."""
         name = request.path_params["name"]
         if name not in self._service.settings.names:
             raise Refused(forms.no_model(name))
         return _json(answers.to_json(answers.model(name, self._service.created)))
 
     async def translations(self, _: Request) -> Response:
-        """There is no such thing."""
+        """Always refused: this model does not translate."""
         raise Refused(
             Failure(400, "this model transcribes, it does not translate", "unsupported_value")
         )
@@ -191,7 +191,7 @@ class _Routes:
         answer: Callable[[Transcript, fields.Request], Response],
     ) -> Response:
         service = self._service
-        service.transcriber  # noqa: B018 - refused before the upload while it is not there
+        service.transcriber  # noqa: B018 - raises before the upload while the model is loading
         held = contextlib.ExitStack()
         held.enter_context(service.place())
         form: FormData | None = None
@@ -205,7 +205,7 @@ class _Routes:
             if asked.is_stream:
                 stream = _Stream(service, work, asked, form, held)
                 await stream.begin(request.receive)
-                held, form, work = contextlib.ExitStack(), None, None  # the stream's now
+                held, form, work = contextlib.ExitStack(), None, None  # the stream owns them now
                 return stream
             while not isinstance(item := await work.next(request.receive), Transcript):
                 if isinstance(item, BaseException):
@@ -213,7 +213,7 @@ class _Routes:
             service.metrics.count(item, work.queue_seconds)
             if asked.layout is None:
                 response = answer(item, asked)
-            else:  # cues for hours of words take a second
+            else:  # making cues for hours of audio takes a second
                 response = await asyncio.to_thread(answer, item, asked)
             response.headers.update(_told(asked, work, item))
             return response
@@ -251,7 +251,7 @@ class _Stream(Response):
         self._first: Item | None = None
 
     async def begin(self, receive: Receive) -> None:
-        """Wait for the first text, so that what fails before it has a status of its own."""
+        """Wait for the first text, so that an earlier failure gets its proper status."""
         self._first = await self._work.next(receive, _FIRST_SECONDS)
         if isinstance(self._first, BaseException):
             raise self._first
@@ -265,7 +265,7 @@ class _Stream(Response):
                     if chunk:
                         await send({"type": "http.response.body", "body": chunk, "more_body": True})
             await send({"type": "http.response.body", "body": b""})
-        except OSError:  # its client has gone
+        except OSError:  # the client has disconnected
             self._service.metrics.cancelled.inc()
         finally:
             await _release(self._work, self._form, self._held)
@@ -294,7 +294,7 @@ class _Stream(Response):
 
 
 async def _release(work: Work | None, form: FormData | None, held: contextlib.ExitStack) -> None:
-    """Nobody reads the audio any more: close it, and give the place to another."""
+    """End the work, close the audio, and free the request's place."""
 
     async def release() -> None:
         with held:
@@ -322,7 +322,7 @@ def _told(
 
 
 def _failure(error: BaseException) -> Failure:
-    """What a client is told of an error; what it need not know goes to the log."""
+    """The failure that a client gets for an error; an unexpected error goes to the log."""
     if isinstance(error, Refused):
         return error.failure
     message = str(error).replace("audio stream: ", "")

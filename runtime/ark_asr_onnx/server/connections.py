@@ -1,8 +1,8 @@
-"""Connections: uvicorn's, with an end for what it would wait for without end.
+"""uvicorn's connections, with time limits where uvicorn would wait for ever.
 
-Who connects and says nothing, or sends a head in drops, or goes on sending what was answered
-already, would hold one for ever; of those there is a limit, which uvicorn's own answer to does not
-tell in our shape.
+A client that connects and sends nothing, sends its headers too slowly, or goes on sending after the
+answer would hold a connection for ever. The number of connections is limited here, too, because
+uvicorn's own answer beyond a limit does not have the shape of this service's errors.
 """
 
 from __future__ import annotations
@@ -19,36 +19,36 @@ from .gate import refusal
 
 
 class Connection(H11Protocol):
-    """A connection of a service; :func:`bounded` gives it its bounds."""
+    """A connection of a service; :func:`bounded` sets its limits."""
 
-    silent_seconds = 30.0  # for a head to be whole, or for the rest of a body that nobody wants
-    most = 1000  # connections at once
+    silent_seconds = 30.0  # for the headers to arrive, or the rest of a body after its answer
+    most = 1000  # connections at the same time
     _timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """As asyncio calls it."""
+        """Called by asyncio."""
         super().connection_made(cast("asyncio.Transport", transport))
         self._watch()
 
     def data_received(self, data: bytes) -> None:
-        """As asyncio calls it."""
+        """Called by asyncio."""
         is_full = len(self.connections) > self.most
         self.app: Any = _busy if is_full else cast("Any", self.config).loaded_app
         super().data_received(data)
         self._watch()
 
     def on_response_complete(self) -> None:
-        """As uvicorn calls it."""
+        """Called by uvicorn."""
         super().on_response_complete()
         self._watch()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """As asyncio calls it."""
+        """Called by asyncio."""
         self._stop()
         super().connection_lost(exc)
 
     def send_400_response(self, msg: str) -> None:
-        """Answer what is no HTTP, unless an answer is on its way already."""
+        """Answer a request that is not HTTP, unless an answer has begun."""
         if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
             body = Failure(400, f"{msg} It breaks the rules of HTTP/1.1.", "bad_request").body()
             headers = {"content-type": "application/json", "connection": "close"}
@@ -62,7 +62,7 @@ class Connection(H11Protocol):
         self.transport.close()
 
     def _watch(self) -> None:
-        """Have a timer run while it is the client's turn, and nothing useful can come of it."""
+        """Run a timer while the service waits for headers, or for a body that it has answered."""
         theirs = self.conn.their_state
         is_answered = theirs is h11.SEND_BODY and self.conn.our_state is not h11.SEND_RESPONSE
         if not (theirs is h11.IDLE or is_answered):
@@ -77,12 +77,12 @@ class Connection(H11Protocol):
 
 
 def bounded(silent_seconds: float, most: int) -> type[Connection]:
-    """Connections with these bounds."""
+    """The class of connections with these limits."""
     bounds = {"silent_seconds": silent_seconds, "most": most}
     return cast("type[Connection]", type("Bounded", (Connection,), bounds))
 
 
 async def _busy(scope: Scope, receive: Receive, send: Send) -> None:
-    """The answer to everybody while there are too many."""
+    """The answer to every request while there are too many connections."""
     failure = Failure(503, "too many connections; try again", "busy", retry_after=5)
     await refusal(failure)(scope, receive, send)

@@ -1,8 +1,9 @@
-"""Form fields of a request to values that the library takes. Pure: knows nothing of HTTP servers.
+"""Parses the form fields of a request into values of the library; independent of HTTP servers.
 
-Two dialects: upstream's ``/asr``, with its bounds and messages, and OpenAI's transcriptions, as
-four generations of clients spell them. What the model cannot follow is accepted where it is a
-hint, and named in ``ignored``; where an answer would only look right, it is refused.
+There are two dialects: upstream's ``/asr``, with its limits and messages, and OpenAI's
+transcriptions, as four generations of clients write them. A field that the model does not support
+is accepted if it is only a hint, and named in ``ignored``; it is refused if the answer would only
+look right.
 """
 
 from __future__ import annotations
@@ -22,18 +23,18 @@ Form: TypeAlias = Mapping[str, Sequence[str]]  # every value of every field
 MAX_NEW_TOKENS = 2048
 FORMATS = ("json", "text", "srt", "vtt", "verbose_json", "tsv", "jsonl")
 _GRANULARITIES = "timestamp_granularities"
-_HINTS = ("prompt", "language", "languages")  # that the model does not follow
-_HOTWORDS = ("hotwords", "keywords")  # ours, and OpenAI's name for them
+_HINTS = ("prompt", "language", "languages")  # fields that the model ignores
+_HOTWORDS = ("hotwords", "keywords")  # this service's name and OpenAI's
 _STRENGTH = "hotword_strength"
 _SAMPLING = (("temperature", 0.0, 2.0), ("top_p", 0.0, 1.0), ("repetition_penalty", 0.1, 2.0))
 _NEUTRAL = {"temperature": 0.0, "top_p": 1.0, "top_k": -1, "repetition_penalty": 1.0}
 _LARGEST_CUE = {"max_line_width": 1000, "max_line_count": 20, "max_cue_seconds": 60}
-_LARGEST = 1e9  # of any number: beyond, arithmetic ends before sense does
+_LARGEST = 1e9  # of any number; larger ones make no sense, and may overflow
 _TRUE, _FALSE = ("true", "1", "yes", "on"), ("false", "0", "no", "off", "")
 
 
 class FieldError(ValueError):
-    """A field that cannot be; ``param`` names it."""
+    """A field has a wrong value; ``param`` names the field."""
 
     def __init__(self, message: str, param: str | None, code: str | None = None, status: int = 400):
         super().__init__(message)
@@ -42,7 +43,7 @@ class FieldError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What a request asks for, the audio apart."""
+    """The parameters of a request, all but the audio."""
 
     max_new_tokens: int
     begin_seconds: float | None = None
@@ -53,20 +54,23 @@ class Request:
     wants_words: bool = False
     layout: CueLayout | None = None  # of subtitles
     model: str | None = None
-    language: str = "und"  # the request's, shortened; else ISO 639's "undetermined"
-    splitting: dict[str, float] = field(default_factory=dict[str, float])  # of Splitting's fields
+    language: str = "und"  # the request's first subtag; else ISO 639's "undetermined"
+    splitting: dict[str, float] = field(default_factory=dict[str, float])  # fields of Splitting
     hotwords: tuple[str, ...] = ()
     hotword_strength: float | None = None
     ignored: tuple[str, ...] = ()  # fields that were given and have no effect
 
     @property
     def needs_words(self) -> bool:
-        """Whether it takes times of words to answer."""
+        """Whether the answer needs times of words."""
         return self.wants_words or self.layout is not None
 
 
 def asr(form: Form, default_tokens: int) -> Request:
-    """Upstream's ``/asr``: checks in its order, with its messages."""
+    """The request of upstream's ``/asr``: the same checks, in the same order, with its messages.
+
+    Raises :class:`FieldError`.
+    """
     tokens = _tokens(form, default_tokens, limit=None)
     ignored = _sampling(form)
     begin, end = _part(form)
@@ -74,7 +78,10 @@ def asr(form: Form, default_tokens: int) -> Request:
 
 
 def transcription(form: Form, default_tokens: int) -> Request:
-    """OpenAI's transcriptions, with upstream's fields beside."""
+    """The request of OpenAI's transcriptions, with upstream's fields in addition.
+
+    Raises :class:`FieldError`.
+    """
     response_format = _one_of(form, "response_format", FORMATS, "json")
     wants_words = _wants_words(form, response_format)
     layout = _layout(form, response_format)
@@ -104,7 +111,7 @@ def transcription(form: Form, default_tokens: int) -> Request:
 
 
 def _wants_words(form: Form, response_format: str) -> bool:
-    """Whether times of words are asked for; those of segments are always there."""
+    """Whether times of words are requested; segments always have times."""
     granularities = _items(form, _GRANULARITIES)
     for granularity in granularities:
         if granularity not in ("word", "segment"):
@@ -117,7 +124,7 @@ def _wants_words(form: Form, response_format: str) -> bool:
 
 
 def _layout(form: Form, response_format: str) -> CueLayout | None:
-    """How large the cues of subtitles may be, if anything is said of that."""
+    """The largest cues of subtitles, if the request limits them."""
     given: dict[str, Any] = {}
     for name, most in _LARGEST_CUE.items():
         value = _number(form, name, float if name == "max_cue_seconds" else int)
@@ -156,7 +163,7 @@ def _strength(form: Form) -> float | None:
 
 
 def _logprobs(form: Form, response_format: str) -> bool:
-    """Whether ``include`` asks for them, the only thing that it may."""
+    """Whether ``include`` requests them; it may request nothing else."""
     include = _items(form, "include")
     for value in include:
         if value != "logprobs":
@@ -170,13 +177,13 @@ def _logprobs(form: Form, response_format: str) -> bool:
 
 
 def _last(form: Form, name: str) -> str | None:
-    """The value of a field that is given once; None when it is absent or empty."""
+    """The last value of a field; None if it is absent or empty."""
     values = form.get(name, ())
     return values[-1].strip() or None if values else None
 
 
 def _items(form: Form, name: str) -> list[str]:
-    """A list: repeated, with or without brackets, as JSON, or with commas between."""
+    """A list: a repeated field, with or without brackets, JSON, or separated by commas."""
     found: list[str] = []
     for value in (*form.get(name, ()), *form.get(f"{name}[]", ())):
         parsed: object = None
@@ -215,7 +222,7 @@ def _boolean(form: Form, name: str) -> bool:
 
 
 def _number(form: Form, name: str, kind: Callable[[str], Any] = float) -> Any:
-    """A number, or None when it is absent; 422 as upstream for what is none."""
+    """A number; None if it is absent. Another value has the status 422, as upstream."""
     value = _last(form, name)
     return None if value is None else _parsed(value, name, name, kind)
 
@@ -234,7 +241,7 @@ def _parsed(text: str, what: str, param: str, kind: Callable[[str], Any] = float
 def _tokens(form: Form, default: int, limit: int | None) -> int:
     for name in ("max_new_tokens", "max_tokens", "max_completion_tokens"):
         value = _number(form, name, int)
-        if not value:  # upstream tests truth: 0 is the default, too
+        if not value:  # upstream tests truth, so 0 is the default as well
             continue
         if value < 0:
             raise FieldError(f"{name} must be positive, got {value}", name)
@@ -245,7 +252,7 @@ def _tokens(form: Form, default: int, limit: int | None) -> int:
 
 
 def _sampling(form: Form) -> list[str]:
-    """Check upstream's sampling; gives the names of what would change the text, and does not."""
+    """Check upstream's sampling fields; returns those that would change the text but do not."""
     given: dict[str, float] = {}
     for name, least, most in _SAMPLING[:2]:
         given |= _within(form, name, least, most)
@@ -268,7 +275,7 @@ def _within(form: Form, name: str, least: float, most: float) -> dict[str, float
 
 
 def _part(form: Form) -> tuple[float | None, float | None]:
-    """Begin and end in seconds; upstream's -1 for none."""
+    """Begin and end in seconds; -1 means none, as upstream."""
     begin, end = _number(form, "begin_time"), _number(form, "end_time")
     begin = None if begin is None or begin < 0 else begin
     end = None if end is None or end < 0 else end
@@ -280,7 +287,7 @@ def _part(form: Form) -> tuple[float | None, float | None]:
 
 
 def _language(form: Form) -> str:
-    """What to echo: the first subtag of the request's language, if it looks like one."""
+    """The language for the answer: the first subtag of the request's, if it looks like one."""
     for value in (*_items(form, "language"), *_items(form, "languages")):
         subtag = re.split("[-_]", value)[0].lower()
         if re.fullmatch("[a-z]{2,3}", subtag):

@@ -1,4 +1,4 @@
-"""A request's multipart form: its fields, and its audio as a file."""
+"""Reads a request's multipart form: its fields, and its audio as a file."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _MAX_FIELDS, _MAX_FIELD_BYTES = 64, 65_536
 
 
 async def read(request: Request) -> FormData:
-    """The parts of a request; bytes of the file are spooled by Starlette, to disk if many."""
+    """The parts of a request; Starlette spools a large file to disk. Raises :class:`Refused`."""
     kind = request.headers.get("content-type", "").partition(";")[0]
     if kind.strip().lower() != "multipart/form-data":
         raise Refused(
@@ -32,7 +32,7 @@ async def read(request: Request) -> FormData:
         return await request.form(
             max_files=1, max_fields=_MAX_FIELDS, max_part_size=_MAX_FIELD_BYTES
         )
-    except (HTTPException, FormParserError, UnicodeError) as error:  # of a charset that is none
+    except (HTTPException, FormParserError, UnicodeError) as error:  # an unknown charset
         reason = error.detail if isinstance(error, HTTPException) else error
         raise Refused(Failure(400, f"the form cannot be read: {reason}")) from error
 
@@ -43,7 +43,7 @@ def asked_of(
     settings: ServiceSettings,
     unreadable: int,
 ) -> fields.Request:
-    """What its fields ask for; ``unreadable`` is the status for what is no number at all."""
+    """The parsed fields; ``unreadable`` is the status for a value that is not a number."""
     values: dict[str, list[str]] = {}
     for name, value in form.multi_items():
         if isinstance(value, str):
@@ -59,7 +59,7 @@ def asked_of(
 
 
 def audio(form: FormData, names: tuple[str, ...], unreadable: int) -> BinaryIO:
-    """Its file, under the first of some names."""
+    """The file of a form, under the first of ``names`` that is present."""
     for name in names:
         value = form.get(name)
         if isinstance(value, UploadFile):
@@ -78,5 +78,5 @@ def audio(form: FormData, names: tuple[str, ...], unreadable: int) -> BinaryIO:
 
 
 def no_model(name: str) -> Failure:
-    """A name that is none of the model's."""
+    """The failure for a name that is not the model's."""
     return Failure(404, f"the model {ascii(name)[:80]} does not exist", "model_not_found", "model")

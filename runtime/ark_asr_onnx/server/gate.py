@@ -1,6 +1,7 @@
-"""What every request passes: its id, who sent it, how large it is, and how it is counted.
+"""The gate that every request passes: it sets the id, checks access and size, and counts.
 
-Pure ASGI: a middleware that wraps ``receive`` would hide from a handler that its client has gone.
+Plain ASGI: a middleware that wraps ``receive`` would hide from a handler that its client has
+disconnected.
 """
 
 from __future__ import annotations
@@ -23,15 +24,15 @@ from .metrics import Metrics
 
 _LOG = logging.getLogger("ark_asr_onnx.server")
 _OPEN = ("/health", "/ready", "/", "/ui")  # without a key
-_DRAINED_BYTES = 1 << 20  # of a body that is refused: some clients read no answer before
-_DRAIN_SECONDS = 0.5  # for that
-_LEAST_BYTES_PER_SECOND = 500.0  # of an upload: slower than any audio that is being recorded
+_DRAINED_BYTES = 1 << 20  # of a refused body: some clients send it before they read the answer
+_DRAIN_SECONDS = 0.5  # for reading them
+_LEAST_BYTES_PER_SECOND = 500.0  # of an upload; any live recording is faster
 SHUTTING_DOWN = Failure(503, "the service is shutting down", "shutting_down", retry_after=5)
 _SECURITY = {"x-content-type-options": "nosniff", "referrer-policy": "no-referrer"}
 
 
 class Refused(Exception):
-    """A request that is answered with a failure."""
+    """Raised for a request that is answered with a failure."""
 
     def __init__(self, failure: Failure) -> None:
         super().__init__(failure.message)
@@ -39,14 +40,14 @@ class Refused(Exception):
 
 
 def refusal(failure: Failure) -> Response:
-    """A failure as an answer."""
+    """The response for a failure."""
     return Response(
         failure.body(), failure.status, failure.headers(), media_type="application/json"
     )
 
 
 class Gate:
-    """In front of an application."""
+    """An ASGI application around another, which checks and counts requests."""
 
     def __init__(
         self,
@@ -66,7 +67,7 @@ class Gate:
             await self._app(scope, receive, send)
             return
         path = _path(scope)
-        if path != "/ui":  # whose links would lead elsewhere from below it: it is redirected
+        if path != "/ui":  # its final slash is kept, as the page's links need it
             scope = {**scope, "path": f"{scope.get('root_path', '')}{path}"}
         begin, headers = time.perf_counter(), Headers(scope=scope)
         answer = _Answer(send, _request_id(headers), self._is_closing)
@@ -81,7 +82,7 @@ class Gate:
         except Exception:
             _LOG.exception("request %s failed", answer.request_id)
             if answer.status is not None:
-                raise  # it is too late to say so
+                raise  # the answer has begun: too late for a failure
             failure = Failure(500, "the service failed at this request", is_final=True)
             await refusal(failure)(scope, receive, answer.send)
         finally:
@@ -109,11 +110,11 @@ class Gate:
 
 
 class _Answer:
-    """An answer on its way out, and the headers that each one has."""
+    """Sends an answer, and adds the headers that every answer has."""
 
     def __init__(self, send: Send, request_id: str, is_closing: Callable[[], bool]) -> None:
         self._send, self.request_id, self._is_closing = send, request_id, is_closing
-        self.status: int | None = None  # until it has begun
+        self.status: int | None = None  # None until the answer has begun
 
     async def send(self, message: Message) -> None:
         """ASGI."""
@@ -129,16 +130,16 @@ class _Answer:
 
 
 class _Body:
-    """A request's body as it comes: counted, and not waited for without end."""
+    """Reads a request's body: counts its bytes, and limits the time to wait for them."""
 
     def __init__(self, receive: Receive, limits: Limits) -> None:
         self._receive, self._limits = receive, limits
         self._n_bytes = 0
-        self._waited = 0.0  # seconds, for all of it
+        self._waited = 0.0  # seconds, for all parts
         self._is_complete = False
 
     async def receive(self) -> Message:
-        """The next message; :class:`Refused` for too many bytes, or where they come too slowly."""
+        """The next message. Raises :class:`Refused` if it is too large or too slow."""
         if self._is_complete:
             return await self._receive()
         begin = time.monotonic()
@@ -164,13 +165,13 @@ class _Body:
         return message
 
     def _patience(self) -> float:
-        """Seconds until nothing more is waited for."""
+        """Seconds to wait for the next part."""
         silent = self._limits.silent_seconds
         return min(silent, silent + self._n_bytes / _LEAST_BYTES_PER_SECOND - self._waited)
 
     async def drain(self, headers: Headers) -> None:
-        """Read a little of a body that nobody wants, so that its sender reads the answer."""
-        if "expect" in headers:  # it waits for leave to send
+        """Read a part of a refused body, so that its sender reads the answer."""
+        if "expect" in headers:  # the client waits for permission to send
             return
         until = time.monotonic() + _DRAIN_SECONDS
         with contextlib.suppress(asyncio.TimeoutError):
@@ -179,7 +180,7 @@ class _Body:
 
 
 def too_large(limits: Limits, n_bytes: int | None) -> Failure:
-    """An upload beyond the limit."""
+    """The failure for an upload beyond the limit."""
     most = limits.max_upload_bytes
     found = f"{n_bytes} bytes" if n_bytes is not None else "more"
     return Failure(
@@ -190,13 +191,13 @@ def too_large(limits: Limits, n_bytes: int | None) -> Failure:
 
 
 def _request_id(headers: Headers) -> str:
-    """The client's own, where it is fit to be logged and sent back."""
+    """The client's id if it is safe to log and to send back; else a new one."""
     given = headers.get("x-request-id", "")
     return given if re.fullmatch(r"[A-Za-z0-9_.-]{1,64}", given) else uuid.uuid4().hex
 
 
 def _path(scope: Scope) -> str:
-    """The path below the proxy's, as it is meant: clients write slashes twice, and at its end."""
+    """The path below the proxy's root, without double or final slashes, which clients write."""
     path, root = scope["path"], scope.get("root_path", "")
     if root and path.startswith(f"{root}/"):
         path = path[len(root) :]

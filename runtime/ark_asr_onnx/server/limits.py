@@ -1,4 +1,4 @@
-"""What a service allows, and who may use it."""
+"""The limits of a service, and who may use it."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from .answers import Failure
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What a service allows."""
+    """The limits of a service."""
 
     max_upload_bytes: int = 200_000_000
     max_audio_seconds: float = 14_400.0
-    max_active: int = 16  # requests whose audio is read at once
+    max_active: int = 16  # requests whose audio is read at the same time
     max_waiting: int = 32  # requests beyond them
-    silent_seconds: float = 30.0  # of an upload of which nothing comes
-    grace_seconds: float = 30.0  # that running requests have when the service ends
-    stalled_seconds: float = 60.0  # without a step, after which it is not ready
+    silent_seconds: float = 30.0  # without a byte, after which an upload is refused
+    grace_seconds: float = 30.0  # for running requests when the service ends
+    stalled_seconds: float = 60.0  # without a step, after which the service is not ready
 
     @property
     def max_requests(self) -> int:
-        """At once, running and waiting."""
+        """Requests at the same time, running and waiting."""
         return self.max_active + self.max_waiting
 
 
@@ -34,17 +34,17 @@ class Access:
     """Who may use a service."""
 
     keys: frozenset[str] = frozenset()
-    origins: tuple[str, ...] = ()  # of pages elsewhere that may ask; "*" for all
-    hosts: frozenset[str] = frozenset()  # names it answers to, beside those of this machine
-    is_loopback: bool = True  # it listens on this machine only
+    origins: tuple[str, ...] = ()  # other origins whose pages may use it; "*" for all
+    hosts: frozenset[str] = frozenset()  # allowed host names, in addition to this machine's
+    is_loopback: bool = True  # it listens only on this machine
 
     def refuse(
         self, headers: Mapping[str, str], *, needs_key: bool, writes: bool
     ) -> Failure | None:
-        """Why a request with these headers is refused, if it is."""
+        """The failure for a request with these headers; None if it is allowed."""
         host = headers.get("host", "")
         name = host_name(host)
-        # No attacker's page has a name of this machine, and so health checks may use one.
+        # No attacker's page has a loopback name, so health checks may always use one.
         is_known = name in self.hosts or is_loopback(name)
         if (self.is_loopback or self.hosts) and not is_known:
             return Failure(
@@ -64,9 +64,10 @@ class Access:
         return None
 
     def _may_write(self, headers: Mapping[str, str], host: str) -> bool:
-        """Browsers send simple requests anywhere, whether the page may read the answer or not.
+        """Whether a request may come from a page of this origin, or from no page.
 
-        What a browser says of the site counts before the host, which a proxy may have changed.
+        Browsers send simple requests to any site, even if the page may not read the answer. The
+        browser's header about the site counts before the host, which a proxy may have changed.
         """
         origin = headers.get("origin")
         if origin is not None and (origin in self.origins or "*" in self.origins):
@@ -84,7 +85,7 @@ class Access:
 
 
 def host_name(host: str) -> str:
-    """The name in a ``Host`` header, in small letters and without the port; empty if damaged."""
+    """The name in a ``Host`` header, in lower case and without the port; empty if malformed."""
     try:
         return urlsplit(f"//{host}").hostname or ""
     except ValueError:
@@ -92,7 +93,7 @@ def host_name(host: str) -> str:
 
 
 def is_loopback(name: str) -> bool:
-    """Whether a host is this machine, and nobody else reaches it by that name."""
+    """Whether a host name means this machine, and only on this machine."""
     try:
         return ipaddress.ip_address(name).is_loopback
     except ValueError:

@@ -1,4 +1,4 @@
-"""What a service counts, as Prometheus reads it."""
+"""The metrics of a service, for Prometheus."""
 
 from __future__ import annotations
 
@@ -44,11 +44,11 @@ class Metrics:
         )
 
     def watch(self, name: str, what: str, value: Callable[[], float]) -> None:
-        """A value that is looked up when it is asked for."""
+        """Add a gauge whose value is computed when it is read."""
         Gauge(name, what, registry=self.registry).set_function(value)
 
     def count(self, transcript: Transcript, queue_seconds: float) -> None:
-        """Work that was done, and how long it had to wait."""
+        """Count a finished transcript, and the seconds that its request waited."""
         self.queue_seconds.observe(queue_seconds)
         self.audio_seconds.inc(transcript.duration)
         self.tokens.inc(len(transcript.token_ids))
@@ -58,5 +58,5 @@ class Metrics:
             self.flagged.labels(segment.finish_reason).inc()
 
     def text(self) -> bytes:
-        """The exposition format."""
+        """All metrics in the exposition format."""
         return generate_latest(self.registry)

@@ -1,4 +1,4 @@
-"""A service in the background: its process, its log, and the file that says which it is."""
+"""A service in the background: its process, its log, and its pid file."""
 
 from __future__ import annotations
 
@@ -26,36 +26,36 @@ _POLL_SECONDS = 0.1
 
 @dataclass(frozen=True, slots=True)
 class Process:
-    """A process, told apart from a later one with the same number by when it began."""
+    """A process; its start time distinguishes it from a later one with the same number."""
 
     pid: int
-    began: str  # as the system says it
+    began: str  # start time as the system writes it
 
     @property
     def is_running(self) -> bool:
-        """Whether it is still there; never where nobody knows when it began."""
+        """Whether it still runs; false if its start time is unknown."""
         return bool(self.began) and _began(self.pid) == self.began
 
 
 @dataclass(frozen=True, slots=True)
 class Background:
-    """The service of an address, as the run folder knows it."""
+    """The service of an address, with its files in the run folder."""
 
     run_dir: Path
     address: Address
 
     @property
     def pid_file(self) -> Path:
-        """Holds its number, when it began, and where it listens."""
+        """The file with its process number, start time and URL."""
         return self.run_dir / f"ark_asr_{self.address.port}.pid"
 
     @property
     def log_file(self) -> Path:
-        """What it says; each start appends."""
+        """The file with its output; each start appends to it."""
         return self.run_dir / f"ark_asr_{self.address.port}.log"
 
     def process(self) -> Process | None:
-        """The process, if it runs; a file of one that is gone counts as none."""
+        """The process if it runs; None if not, even if it has left its pid file."""
         try:
             line = self.pid_file.read_text("utf-8").partition("\n")[0]
             pid, _, began = line.strip().partition(" ")
@@ -68,14 +68,14 @@ class Background:
 
     @property
     def url(self) -> str:
-        """Where it listens: what its start was told, else what is told now."""
+        """The URL from its pid file; without that file, from this address."""
         try:
             return self.pid_file.read_text("utf-8").splitlines()[1]
         except (OSError, ValueError, IndexError):
             return self.address.url
 
     def start(self, arguments: Sequence[str], wait_seconds: float) -> Process:
-        """Start it and wait until it is ready; :class:`ServiceError` if it does not get there."""
+        """Start it and wait until it is ready. Raises :class:`ServiceError` if it fails to be."""
         try:
             self.run_dir.mkdir(parents=True, exist_ok=True)
             log = self.log_file.open("ab")
@@ -106,7 +106,7 @@ class Background:
         )
 
     def _check_alone(self, log: BinaryIO) -> None:
-        """Claim the log, and with it the port, for the service that will inherit it."""
+        """Lock the log, and with it the port, for the service that inherits the lock."""
         is_alone = files.lock(log)
         if (running := self.process()) is not None:
             raise ServiceError(f"already running: process {running.pid}, port {self.address.port}")
@@ -115,10 +115,10 @@ class Background:
                 f"{self.log_file} is in use: another start is at work, or the service runs "
                 f"though {self.pid_file.name} is gone"
             )
-        listen(self.address).close()  # or another service would be taken for this one
+        listen(self.address).close()  # raises if another service has the port
 
     def _remember(self, child: subprocess.Popen[bytes]) -> Process:
-        """Write down which process it is, or end it: nobody could later."""
+        """Write the pid file; if that fails, end the process, which no command could end later."""
         process = Process(child.pid, _began(child.pid))
         try:
             if not process.began and child.poll() is None:
@@ -140,7 +140,7 @@ class Background:
         return process
 
     def stop(self, grace_seconds: float) -> bool:
-        """Let it end, and end it when it does not; whether there was one."""
+        """Ask it to end, and kill it if it does not; returns whether it was running."""
         process = self.process()
         if process is None:
             self.pid_file.unlink(missing_ok=True)
@@ -157,7 +157,7 @@ class Background:
         raise ServiceError(f"process {process.pid} does not end")
 
     def readiness(self) -> int | None:
-        """The status of ``/ready``; None when nobody answers."""
+        """The status of ``/ready``; None without an answer."""
         parts = urlsplit(self.url)
         name = parts.hostname or ""
         host = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}.get(name, name)
@@ -177,7 +177,7 @@ class Background:
             connection.close()
 
     def _tail(self, begin: int) -> str:
-        """The last lines of what it said since a place in its log."""
+        """The last lines of its log after a position."""
         with self.log_file.open("rb") as log:
             log.seek(begin)
             lines = log.read()[-4000:].decode("utf-8", "replace").splitlines()
@@ -185,7 +185,7 @@ class Background:
 
 
 def _began(pid: int) -> str:
-    """When a process began, in the system's own words; empty when it is not there."""
+    """The start time of a process, as the system writes it; empty if it does not run."""
     return _began_by_proc(pid) if Path("/proc/self/stat").exists() else _began_by_ps(pid)
 
 
@@ -199,7 +199,7 @@ def _began_by_proc(pid: int) -> str:
 
 
 def _began_by_ps(pid: int) -> str:
-    """Where there is no ``/proc``. In C's words and one zone, whoever asks."""
+    """The same without ``/proc``; in the C locale and UTC, so that it is the same for all users."""
     command = ["ps", "-o", "stat=", "-o", "lstart=", "-p", str(pid)]
     environment = {**os.environ, "LC_ALL": "C", "TZ": "UTC"}
     try:
@@ -212,7 +212,7 @@ def _began_by_ps(pid: int) -> str:
 
 
 def _send(process: Process, number: int) -> None:
-    if not process.is_running:  # never to another that has its number now
+    if not process.is_running:  # its number may now belong to another process
         return
     try:
         os.kill(process.pid, number)
@@ -223,13 +223,13 @@ def _send(process: Process, number: int) -> None:
 
 
 def _reap(pid: int) -> None:
-    """Of a child of ours that has ended, which else stays a zombie."""
+    """Reap a child that has ended, which would stay a zombie."""
     with contextlib.suppress(ChildProcessError):
         os.waitpid(pid, os.WNOHANG)
 
 
 def _trusting() -> ssl.SSLContext:
-    """Of this machine's own service, whatever its certificate says."""
+    """A context that accepts any certificate, for the service on this machine."""
     context = ssl.create_default_context()
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
     return context

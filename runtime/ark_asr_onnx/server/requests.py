@@ -1,4 +1,4 @@
-"""A request's audio in work: in a thread of its own, watched by the event loop."""
+"""Runs the job of a request in a thread, and gives its results to the event loop."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ Item: TypeAlias = Segment | Transcript | BaseException
 
 
 class Work:
-    """A job on its way. Segments come as they are finished, then its transcript or its error."""
+    """A running job: gives its segments as they are finished, then its transcript or its error."""
 
     def __init__(self, job: Job, executor: Executor) -> None:
         self._job, self._loop = job, asyncio.get_running_loop()
         self._items: asyncio.Queue[Item] = asyncio.Queue()
         self._submitted = time.perf_counter()
-        self.queue_seconds = 0.0  # until its audio began to be read
+        self.queue_seconds = 0.0  # until reading of its audio began
         self.ended = asyncio.Event()
         self._begun = executor.submit(self._run)
 
@@ -42,11 +42,14 @@ class Work:
     def _call(self, *call: object) -> None:
         try:
             self._loop.call_soon_threadsafe(*call)  # pyright: ignore
-        except RuntimeError:  # the loop is closed: nobody waits any more
+        except RuntimeError:  # the loop is closed, so the results are not needed
             self._job.cancel()
 
     async def next(self, receive: Receive, seconds: float | None = None) -> Item | None:
-        """What comes next, within so many seconds; ``ConnectionResetError`` if its client goes."""
+        """The next item; None if ``seconds`` pass without one.
+
+        Raises ``ConnectionResetError`` if the client disconnects.
+        """
         gone = asyncio.ensure_future(_gone(receive))
         item = asyncio.ensure_future(self._items.get())
         try:
@@ -61,9 +64,9 @@ class Work:
             item.cancel()
 
     async def end(self) -> None:
-        """Cancel what is left, and wait until nobody reads the audio."""
+        """Cancel the job, and wait until its audio is no longer read."""
         self._job.cancel()
-        if not self._begun.cancel():  # else it still waited for a thread
+        if not self._begun.cancel():  # it has a thread; else it never begins
             await self.ended.wait()
 
 

@@ -1,4 +1,4 @@
-"""A service in the foreground: a socket, uvicorn, and an end that lets requests finish."""
+"""A service in the foreground: a socket, uvicorn, and a shutdown that lets requests finish."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ from .limits import Limits
 from .service import Service, ServiceSettings
 
 _TICK_SECONDS = 1.0
-_LAST_SECONDS = 2.0  # after the grace: for requests to be told, and again for them to be gone
-_OTHER_CONNECTIONS = 64  # beside those of requests: for health, metrics and the page
+_LAST_SECONDS = 2.0  # after the grace period: to answer requests, and again to close connections
+_OTHER_CONNECTIONS = 64  # in addition to those of requests: for health, metrics and the page
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +41,7 @@ class Address:
 
     @property
     def url(self) -> str:
-        """For people."""
+        """The URL to show to people."""
         host = f"[{self.host}]" if ":" in self.host else self.host
         return f"{'https' if self.certificate else 'http'}://{host}:{self.port}{self.root_path}"
 
@@ -52,7 +52,7 @@ def run(
     address: Address,
     on_listening: Callable[[str], None] = print,
 ) -> None:
-    """Serve until SIGTERM or Ctrl-C. Raises :class:`ServiceError` when it cannot begin."""
+    """Serve until SIGTERM or Ctrl-C. Raises :class:`ServiceError` if it cannot begin."""
     listener = listen(address, settings.limits.silent_seconds)
     app = create_app(load, settings)
     try:
@@ -72,7 +72,7 @@ def run(
 
 
 def configure(app: Starlette, limits: Limits, address: Address) -> uvicorn.Config:
-    """How uvicorn is to serve an application."""
+    """The configuration of uvicorn for an application."""
     return uvicorn.Config(
         app,
         http=bounded(limits.silent_seconds, limits.max_requests + _OTHER_CONNECTIONS),
@@ -89,20 +89,20 @@ def configure(app: Starlette, limits: Limits, address: Address) -> uvicorn.Confi
 
 
 class _Server(uvicorn.Server):
-    """Goes on listening while requests finish, so that new ones are told."""
+    """A server that keeps listening while requests finish, so that new ones get an answer."""
 
     def __init__(self, config: uvicorn.Config, service: Service) -> None:
         super().__init__(config)
         self._service = service
         self._n_signals = 0
-        self._until = math.inf  # the end of the grace
-        self._end: asyncio.Task[None] | None = None  # of what the grace was too short for
+        self._until = math.inf  # the end of the grace period
+        self._end: asyncio.Task[None] | None = None  # closes the service after the grace period
         self._signalled = asyncio.Event()
         self._loop: asyncio.AbstractEventLoop | None = None
 
     @contextlib.contextmanager
     def capture_signals(self) -> Generator[None]:
-        """Hear the end of the terminal too, unless it is to be outlived, as nohup wants it."""
+        """Handle SIGHUP as well, unless it is ignored, as under nohup."""
         hangup = getattr(signal, "SIGHUP", None)
         is_main = threading.current_thread() is threading.main_thread()
         with super().capture_signals():
@@ -116,17 +116,17 @@ class _Server(uvicorn.Server):
                 signal.signal(hangup, before)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """A signal: the first lets requests finish, the second does not."""
+        """Let requests finish at the first signal; end at once at the second."""
         self._n_signals += 1
         self._until = time.monotonic() + self._service.settings.limits.grace_seconds
         self._service.is_closing = True
         if self._n_signals > 1:
             super().handle_exit(sig, frame)
-        if self._loop is not None:  # which sleeps in a system call
+        if self._loop is not None:  # wake it from its system call
             self._loop.call_soon_threadsafe(self._signalled.set)
 
     async def main_loop(self) -> None:
-        """As uvicorn's, which wakes ten times a second, but asleep while nothing is to end."""
+        """Run until the end; unlike uvicorn's loop, it does not wake ten times a second."""
         self._loop = asyncio.get_running_loop()
         while not await self.on_tick(0):
             if self._n_signals:
@@ -136,9 +136,9 @@ class _Server(uvicorn.Server):
                     await asyncio.wait_for(self._signalled.wait(), _TICK_SECONDS)
 
     async def on_tick(self, counter: int) -> bool:
-        """Every second, and more often at the end; tick 0 renews the date of answers."""
+        """Called every second, and more often at the end; tick 0 renews the date of answers."""
         late = time.monotonic() - self._until
-        if late > 0 and self._end is None:  # jobs fail, and so their requests are answered
+        if late > 0 and self._end is None:  # its jobs fail, so their requests get answers
             self._end = asyncio.create_task(asyncio.to_thread(self._service.close))
         is_over = not self._service.n_requests or late > _LAST_SECONDS
         self.should_exit |= self._service.error is not None or (self._n_signals > 0 and is_over)
@@ -146,9 +146,9 @@ class _Server(uvicorn.Server):
 
 
 def listen(address: Address, silent_seconds: float = 30.0) -> socket.socket:
-    """A socket that listens; :class:`ServiceError` where none can.
+    """A socket that listens. Raises :class:`ServiceError` if the address cannot be used.
 
-    Of its connections those end whose client takes nothing for so long (where Linux tells).
+    On Linux, a connection ends if its client accepts no data for ``silent_seconds``.
     """
     family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
     found = socket.socket(family, socket.SOCK_STREAM)
@@ -160,7 +160,7 @@ def listen(address: Address, silent_seconds: float = 30.0) -> socket.socket:
             found.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, milliseconds)
         found.bind((address.host, address.port))
         found.listen(2048)
-    except (OSError, UnicodeError) as error:  # of a name that cannot be one
+    except (OSError, UnicodeError) as error:  # UnicodeError: an invalid host name
         found.close()
         raise ServiceError(
             f"port {address.port} of {address.host} cannot be used "

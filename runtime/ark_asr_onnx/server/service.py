@@ -1,4 +1,4 @@
-"""The model behind the service, and the requests in the house."""
+"""The model behind the service, and the requests that it has accepted."""
 
 from __future__ import annotations
 
@@ -26,32 +26,32 @@ _LOG = logging.getLogger("ark_asr_onnx.server")
 
 @dataclass(frozen=True, slots=True)
 class ServiceSettings:
-    """How a service behaves."""
+    """The settings of a service."""
 
     limits: Limits = field(default_factory=Limits)
     access: Access = field(default_factory=Access)
     slots: int = 8
-    options: Options = field(default_factory=Options)  # but for what a request says
+    options: Options = field(default_factory=Options)  # defaults for requests
     splitting: Splitting = field(default_factory=Splitting)
-    names: tuple[str, ...] = ("ark-asr",)  # of the model, the first in its list
-    is_strict: bool = False  # refuse names of other models
+    names: tuple[str, ...] = ("ark-asr",)  # of the model; the first is its main name
+    is_strict: bool = False  # refuse other names
     has_page: bool = True
 
 
 class Service:
-    """A model that is loaded in the background, and the requests in the house."""
+    """A model that is loaded in the background, and the requests that it has accepted."""
 
     def __init__(self, load: Callable[[], Transcriber], settings: ServiceSettings) -> None:
         self.settings, self._load = settings, load
         self.metrics = Metrics()
         self.is_closing = False
-        self.error: Exception | None = None  # why the model could not be loaded
-        self.n_requests = 0  # in the house
+        self.error: Exception | None = None  # the reason why the model could not be loaded
+        self.n_requests = 0  # accepted and not yet answered
         self.created = int(time.time())
         self._transcriber: Transcriber | None = None
         self._model: answers.Model | None = None
         self._executor = ThreadPoolExecutor(settings.limits.max_active, "ark-asr-request")
-        self._typical_seconds = 1.0  # that a request takes, as far as seen
+        self._typical_seconds = 1.0  # of a request: a moving average
         self._watch()
 
     def start(self) -> None:
@@ -64,14 +64,14 @@ class Service:
             tokens, text = transcriber.manifest.tokens, transcriber.text
             self._model = answers.Model(tokens, text.token_bytes)
             self._transcriber = transcriber
-            if self.is_closing:  # meanwhile
+            if self.is_closing:  # closed while it was loading
                 transcriber.close()
             _LOG.info("ready")
         except Exception as error:
             self.error = error
 
     def close(self) -> None:
-        """End what is left; more than once does no harm."""
+        """End all jobs and close the model; may be called more than once."""
         self.is_closing = True
         if self._transcriber is not None:
             self._transcriber.close()
@@ -79,7 +79,7 @@ class Service:
 
     @property
     def transcriber(self) -> Transcriber:
-        """The model, once it is loaded."""
+        """The model. Raises :class:`Refused` until it is loaded."""
         if self._transcriber is None:
             if self.error is not None:
                 raise Refused(Failure(503, "the model could not be loaded; see the log", "failed"))
@@ -88,13 +88,13 @@ class Service:
 
     @property
     def model(self) -> answers.Model:
-        """What answers tell of it."""
+        """The facts about the model that answers contain."""
         assert self.transcriber is not None and self._model is not None
         return self._model
 
     @contextlib.contextmanager
     def place(self) -> Generator[None]:
-        """A place in the house, taken before the audio is read."""
+        """Accept a request before its audio is read. Raises :class:`Refused` beyond the limit."""
         limits = self.settings.limits
         if self.n_requests >= limits.max_requests:
             n_rounds = limits.max_waiting / limits.max_active + 1
@@ -115,11 +115,11 @@ class Service:
 
     @property
     def n_waiting(self) -> int:
-        """Requests in the house that wait for a thread."""
+        """Accepted requests that wait for a thread."""
         return max(0, self.n_requests - self.settings.limits.max_active)
 
     def options(self, asked: fields.Request) -> Options:
-        """How to decode for a request; ``ValueError`` for hotwords that are too many together."""
+        """The options for a request. Raises ``ValueError`` for too many hotwords together."""
         options = self.settings.options
         strength = asked.hotword_strength
         return replace(
@@ -131,7 +131,7 @@ class Service:
         )
 
     async def check(self, asked: fields.Request) -> None:
-        """Refuse what the model may not write; in a thread, for it may take half a second."""
+        """Refuse hotwords that the model may not write; in a thread, since it may take 0.5 s."""
         self._require_words(asked)
         try:
             await asyncio.to_thread(self.transcriber.check, self.options(asked))
@@ -157,7 +157,7 @@ class Service:
         )
         try:
             return Work(job, self._executor)
-        except RuntimeError as error:  # it takes nothing more
+        except RuntimeError as error:  # the executor was shut down
             raise ClosedError("the service was closed") from error
 
     def readiness(self) -> tuple[int, dict[str, Any]]:
@@ -198,7 +198,7 @@ class Service:
 
 
 def _no_words(asked: fields.Request) -> Failure:
-    """What is said where the model gives no times of words."""
+    """The failure if the model gives no times of words."""
     param, wish = "max_line_width", "without max_line_width, max_line_count and max_cue_seconds"
     if asked.wants_words:
         param, wish = "timestamp_granularities", "for timestamp_granularities=segment"
@@ -207,5 +207,5 @@ def _no_words(asked: fields.Request) -> Failure:
 
 
 def retry_after(seconds: float) -> int:
-    """Whole seconds that every generation of clients obeys."""
+    """Whole seconds in the range that all clients respect."""
     return min(max(math.ceil(seconds), 1), 60)

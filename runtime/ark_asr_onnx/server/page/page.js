@@ -1,4 +1,4 @@
-// The page: a file or the microphone to the service, and its text as it comes.
+// The page: sends a file or a recording to the service, and shows the text as it arrives.
 
 const RATE = 16000;
 const MOST_SECONDS = 30 * 60;
@@ -9,16 +9,16 @@ let audio = null; // {blob, name}
 let recording = null;
 let running = null; // AbortController
 let transcript = null; // {text, segments}
-let hasWords = false; // the model tells when each word was said
-let heard = null; // the audio that is, or was, transcribed
-let spoken = []; // its words that can be played: {start, end, element}
-let marked = null; // the element of the one that is being played
+let hasWords = false; // whether the model gives times of words
+let heard = null; // the audio of the current or last transcription
+let spoken = []; // words that can be played: {start, end, element}
+let marked = null; // the element of the word that is playing
 
-// What there is to transcribe -----------------------------------------------------------------
+// The audio to transcribe ---------------------------------------------------------------------
 
 function choose(blob, name) {
   audio = { blob, name };
-  showText($("text").textContent, []); // what is there was said in another audio
+  showText($("text").textContent, []); // the text on the page belongs to another audio
   $("name").textContent = name;
   URL.revokeObjectURL($("player").src);
   $("player").src = URL.createObjectURL(blob);
@@ -47,12 +47,12 @@ function checkMicrophone() {
   $("record").disabled = true;
   $("microphone-hint").hidden = false;
   $("microphone-hint").textContent = window.isSecureContext
-    ? "This browser gives pages no microphone."
-    : "Browsers give the microphone to https and to this machine's own pages only: use " +
+    ? "This browser does not give pages a microphone."
+    : "Browsers give the microphone only to pages on https or on this machine: use " +
       `--ssl-certfile, or ssh -L ${location.port || 80}:localhost:${location.port || 80}.`;
 }
 
-// Without waiting: a context that has not begun yet may never say that it is closed.
+// Does not wait: closing a context that has not started may never finish.
 function release(stream, context) {
   stream.getTracks().forEach((track) => track.stop());
   context.close().catch(() => {});
@@ -103,7 +103,7 @@ async function stopRecording() {
 }
 
 $("record").addEventListener("click", async () => {
-  $("record").disabled = true; // or a second click would start another
+  $("record").disabled = true; // so that a second click does not start another
   try {
     await (recording ? stopRecording() : startRecording());
   } catch (error) {
@@ -118,7 +118,7 @@ function drawLevel(samples) {
   const canvas = $("level");
   const pen = canvas.getContext("2d");
   const peak = Math.min(1, samples.reduce((most, x) => Math.max(most, Math.abs(x)), 0));
-  pen.globalCompositeOperation = "copy"; // all moves to the left, what was there goes
+  pen.globalCompositeOperation = "copy"; // moves the picture to the left
   pen.drawImage(canvas, -1, 0);
   pen.globalCompositeOperation = "source-over";
   pen.fillStyle = getComputedStyle($("go")).backgroundColor;
@@ -170,13 +170,13 @@ $("form").addEventListener("submit", async (event) => {
   running = new AbortController();
   show(true);
   const begin = performance.now();
-  const chosen = audio; // another may be chosen meanwhile
+  const chosen = audio; // the user may choose another meanwhile
   heard = chosen;
   try {
     try {
       await ask(chosen.blob, chosen.name);
     } catch (error) {
-      // What the service cannot decode, the browser may.
+      // The browser may decode audio that the service cannot.
       if (error.code !== "invalid_audio" || chosen.blob.size > MOST_DECODED_BYTES) throw error;
       let blob;
       try {
@@ -224,7 +224,7 @@ async function problem(answer) {
   let found = {};
   try {
     found = await answer.json();
-  } catch { /* of a proxy */ }
+  } catch { /* a proxy's answer */ }
   const error = new Error(found.error?.message || found.detail || `The service answered ${answer.status}.`);
   error.code = found.error?.code;
   if (answer.status === 401) $("key").closest("details").open = true;
@@ -271,7 +271,7 @@ function finish(answer) {
   if (doubtful) figures.push(`${doubtful} parts may lack something`);
   $("figures").textContent = figures.join(", ");
   const warnings = (answer.warnings || []).map((warning) => warning.message);
-  $("warnings").textContent = `Of the audio: ${warnings.join("; ")}.`;
+  $("warnings").textContent = `About the audio: ${warnings.join("; ")}.`;
   $("warnings").hidden = !warnings.length;
   const rows = transcript.segments.map((segment) => {
     const row = document.createElement("tr");
@@ -287,7 +287,7 @@ function finish(answer) {
   }
 }
 
-// Words are where the text has them, one after the other.
+// Each word is searched in the text after the one before it.
 function showText(text, words) {
   const parts = [];
   let at = 0;
@@ -387,7 +387,7 @@ for (const button of document.querySelectorAll("[data-format]")) {
     setTimeout(() => URL.revokeObjectURL(link.href), 1000);
   });
 }
-$("copy").hidden = !navigator.clipboard; // as browsers have it where they give no microphone
+$("copy").hidden = !navigator.clipboard; // missing where browsers give no microphone
 $("copy").addEventListener("click", () => navigator.clipboard.writeText(transcript?.text || ""));
 $("cancel").addEventListener("click", () => running?.abort());
 $("clear").addEventListener("click", () => {
@@ -413,7 +413,7 @@ async function watch() {
     text = found.model === "loading" ? "loading the model" : found.ready ? "ready" : "not ready";
     hasWords = Boolean(found.words);
     if (found.queued) text += `, ${found.queued} waiting`;
-  } catch { /* told below */ }
+  } catch { /* shown below */ }
   $("state").textContent = text;
   setTimeout(watch, text === "ready" ? 15000 : 2000);
 }

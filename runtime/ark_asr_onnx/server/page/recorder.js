@@ -1,4 +1,4 @@
-// Hands the microphone's samples to the page, as they come.
+// Passes the microphone's samples to the page.
 class Recorder extends AudioWorkletProcessor {
   process(inputs) {
     const channel = inputs[0][0];
