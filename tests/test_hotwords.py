@@ -141,7 +141,7 @@ def test_phrases_are_taken_once_with_one_space_between_words() -> None:
 @pytest.mark.parametrize(
     ("given", "complaint"),
     [
-        ("Kai, Guy", r"^hotwords is one str, must be several: a list of it$"),
+        ("Kai, Guy", r"^hotwords is one str, must be a list of phrases$"),
         ([b"Kai"], r"^hotwords has b'Kai', must have words and phrases$"),
         ([""], r"^hotwords has '', which has no letters; leave it out$"),
         (["Kai", "--"], r"^hotwords has '--', which has no letters; leave it out$"),
@@ -150,7 +150,7 @@ def test_phrases_are_taken_once_with_one_space_between_words() -> None:
         (["k" * 101], r"^hotwords has a phrase of 101 characters \('k{20}'…\), may have 100; give"),
         (["a" + "\u0301" * 99_999], r"^hotwords has a phrase of 100000 characters"),
         ([f"{i:0>99}" for i in range(203)], r"^hotwords has 20097 characters in all, may have 2"),
-        (None, r"^hotwords is one NoneType, must be several: a list of it$"),
+        (None, r"^hotwords is one NoneType, must be a list of phrases$"),
         (map(str, range(1001)), r"^hotwords has 1001 phrases, may have 1000; keep those that are"),
     ],
 )
@@ -163,7 +163,7 @@ def test_what_are_no_phrases_is_refused(given: Any, complaint: str) -> None:
 def test_the_strength_is_a_positive_number(strength: Any) -> None:
     with pytest.raises(ValueError, match=r"hotword_strength is .*, must be a positive number"):
         Options(hotword_strength=strength)
-    with pytest.raises(ValueError, match=r"^hotword_strength is 20\.5, may be 20; beyond, a text"):
+    with pytest.raises(ValueError, match=r"^hotword_strength is 20\.5, may be at most 20; with"):
         Options(hotword_strength=20.5)
 
 

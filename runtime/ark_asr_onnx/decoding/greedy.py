@@ -37,8 +37,8 @@ class Options:
         strength = values.positive("hotword_strength", self.hotword_strength)
         if strength > MAX_STRENGTH:
             raise ValueError(
-                f"hotword_strength is {strength:g}, may be {MAX_STRENGTH:g}; beyond, a text is "
-                "nothing but hotwords"
+                f"hotword_strength is {strength:g}, may be at most {MAX_STRENGTH:g}; with more, a "
+                "text is nothing but hotwords"
             )
         object.__setattr__(self, "hotword_strength", strength)
         for name, least in (("max_new_tokens", 1), ("block_from_id", 0), ("max_repeats", 1)):

@@ -32,7 +32,7 @@ def checked(phrases: object) -> tuple[str, ...]:
     long, and for too many phrases.
     """
     if isinstance(phrases, (str, bytes)) or not isinstance(phrases, Iterable):
-        raise ValueError(f"hotwords is one {type(phrases).__name__}, must be several: a list of it")
+        raise ValueError(f"hotwords is one {type(phrases).__name__}, must be a list of phrases")
     found: dict[str, None] = {}
     if isinstance(phrases, (set, frozenset)):
         phrases = sorted(cast("Iterable[object]", phrases), key=repr)  # same in all processes
