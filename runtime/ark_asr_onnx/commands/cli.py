@@ -22,10 +22,10 @@ _SILENT = ("batch", "serve")  # commands that need no standard output
 def main(argv: Sequence[str] | None = None) -> int:
     """``ark-asr``; returns its exit status.
 
-    0 done, 1 failed, 2 wrong usage, 3 doubtful text or audio with ``--strict``; 130, 143, 129
+    0: done; 1: failed; 2: wrong usage; 3: doubtful text or audio with ``--strict``; 130, 143, 129:
     ended by Ctrl-C, SIGTERM, SIGHUP.
     """
-    multiprocessing.freeze_support()  # a frozen executable is its own workers' interpreter
+    multiprocessing.freeze_support()  # a frozen executable also runs its worker processes
     parser = Parser(prog="ark-asr", description="Speech to text with ARK-ASR on the CPU.")
     parser.add_argument("--version", action="version", version=ark_asr_onnx.__version__)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
@@ -34,12 +34,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         return commands.add_parser(name, help=what, description=what)
 
     transcribe.transcribe_arguments(add("transcribe", "audio files to text"))
-    transcribe.mic_arguments(add("mic", "a microphone to text, as it is spoken"))
-    corpus.batch_arguments(add("batch", "thousands of files, JSON Lines to JSON Lines"))
+    transcribe.mic_arguments(add("mic", "speech from a microphone to text, live"))
+    corpus.batch_arguments(add("batch", "thousands of files to text, listed in JSON Lines"))
     corpus.evaluate_arguments(add("evaluate", "word and character error rates"))
-    serve.serve_arguments(add("serve", "an HTTP service, and a page"))
+    serve.serve_arguments(add("serve", "an HTTP service with a web page"))
     _prepare_arguments(add("prepare", "pack a model for this CPU, once"))
-    _inspect_arguments(add("inspect", "what a model folder holds"))
+    _inspect_arguments(add("inspect", "describe a model folder"))
     return guarded(parser, _run, argv)
 
 
@@ -101,7 +101,7 @@ def _default_prepared_dir() -> Path:
 
 
 def _inspect(arguments: argparse.Namespace) -> int:
-    """Print the manifest in words."""
+    """Print the manifest for people."""
     model = model_settings(arguments)
     package = ark_asr_onnx.open_package(
         model.name, verify=arguments.verify, local_files_only=model.local_files_only

@@ -24,7 +24,7 @@ from .terminal import Progress, say
 
 @dataclass(frozen=True, slots=True)
 class _Batch:
-    """What ``batch`` was told."""
+    """The arguments of ``batch``."""
 
     settings: Settings
     input: Path
@@ -36,7 +36,7 @@ class _Batch:
 
 @dataclass(frozen=True, slots=True)
 class _Comparison:
-    """What ``evaluate`` was told."""
+    """The arguments of ``evaluate``."""
 
     settings: Settings
     input: Path
@@ -48,27 +48,27 @@ class _Comparison:
 
 
 def batch_arguments(parser: argparse.ArgumentParser) -> None:
-    """The arguments of ``batch``."""
+    """Add the arguments of ``batch``."""
     add = parser.add_argument
-    add("--input", required=True, type=Path, metavar="JSONL", help="an object a line: audio, …")
-    add("--output", required=True, type=Path, metavar="JSONL", help="continued if it is there")
-    add("--overwrite", action="store_true", help="begin the output anew")
+    add("--input", required=True, type=Path, metavar="JSONL", help="one object per line: audio, …")
+    add("--output", required=True, type=Path, metavar="JSONL", help="continued if it exists")
+    add("--overwrite", action="store_true", help="replace an existing output")
     add("--workers", type=positive, default=1, metavar="N",
-        help="processes, each with the model of its own (1)")  # fmt: skip
-    add("--words", action="store_true", help="pred_words in rows: when each word was said")
+        help="processes, each of which opens the model (1)")  # fmt: skip
+    add("--words", action="store_true", help="add pred_words to rows: times of words")
     add("--no-progress", action="store_true", help="no bar on the terminal")
     arguments_of_all(parser)
     parser.set_defaults(run=_batch)
 
 
 def evaluate_arguments(parser: argparse.ArgumentParser) -> None:
-    """The arguments of ``evaluate``."""
+    """Add the arguments of ``evaluate``."""
     add = parser.add_argument
     add("--input", required=True, type=Path, metavar="JSONL",
-        help="an object a line: audio and text; rows with pred_text are only scored")  # fmt: skip
+        help="one object per line: audio and text; with pred_text it is only scored")  # fmt: skip
     add("--output", type=Path, metavar="JSONL", help="rows with their errors, worst first")
     add("--against", metavar="MODEL", help="a second model, compared with the first")
-    add("--language", help="such as en, de, zh (default: the row's, else by its script)")
+    add("--language", help="such as en, de, zh (default: the row's, else by its text's script)")
     add("--no-normalize", action="store_true", help="compare the texts as they are written")
     add("--no-progress", action="store_true", help="no bar on the terminal")
     arguments_of_all(parser)
@@ -76,7 +76,7 @@ def evaluate_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _batch(arguments: argparse.Namespace) -> int:
-    """Transcribe what has no row yet."""
+    """Transcribe the records that have no row yet."""
     return _run_batch(
         _Batch(
             settings(arguments, words=arguments.words),
@@ -91,7 +91,7 @@ def _batch(arguments: argparse.Namespace) -> int:
 
 def _run_batch(told: _Batch) -> int:
     model = told.settings.model
-    _check_writable(told.output)  # before a model is downloaded, and opened
+    _check_writable(told.output)  # before a model is downloaded or opened
     package = ark_asr_onnx.open_package(model.name, local_files_only=model.local_files_only)
     told.settings.check_window(package.manifest)  # before anything is overwritten
     told.settings.check_hotwords(package)
@@ -160,7 +160,7 @@ def _run_evaluate(told: _Comparison) -> int:
         except ValueError as error:
             raise RecordsError(f"--language {told.language}: {error}") from error
     records = read_scorable(told.input, told.language, normalize=told.normalize)
-    if told.output is not None:  # told now, not when all is done
+    if told.output is not None:  # raises now, not after the work
         if _is_same(told.output, told.input):
             raise RecordsError(f"{told.output}: is the input too, choose another output")
         _check_writable(told.output)
@@ -169,7 +169,7 @@ def _run_evaluate(told: _Comparison) -> int:
         ark_asr_onnx.open_package(told.against, local_files_only=offline)
     is_scored = all("pred_text" in record.fields for record in records)
     name = str(told.input) if is_scored else str(told.settings.model.name)
-    # Rows of an earlier run that failed are done again only if there is a model.
+    # Failed rows of an earlier run are done again only if there is a model.
     has_model = not is_scored or _has_model(told.settings.model)
     ours = _evaluated(told, None, has_model=has_model)
     if told.against is not None:
@@ -194,7 +194,7 @@ def _run_evaluate(told: _Comparison) -> int:
 
 
 def _evaluated(told: _Comparison, model: str | None, *, has_model: bool = True) -> Evaluation:
-    """Texts and scores of a model; of the first one, texts that the rows have already count."""
+    """Texts and scores of a model; for the first model, texts in the rows are used."""
     show: Progress | None = None
 
     def on_progress(done: int, total: int) -> None:
@@ -234,7 +234,7 @@ def _has_model(model: ModelSettings) -> bool:
 
 
 def _check_writable(path: Path) -> None:
-    """Refuse now what could not be written when all is done; nothing is made or changed."""
+    """Raise :class:`RecordsError` now if the output could not be written later; changes nothing."""
     place = Path(os.path.realpath(path))  # a link is followed
     try:
         if not place.exists():
@@ -242,7 +242,7 @@ def _check_writable(path: Path) -> None:
             place.unlink()
         elif place.is_file():
             place.open("ab").close()
-            # It will be replaced by a new file, which has to lie beside it.
+            # It will be replaced by a new file, which must be in the same folder.
             tempfile.TemporaryFile(dir=place.parent).close()
         elif place.is_dir():
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
@@ -251,7 +251,7 @@ def _check_writable(path: Path) -> None:
 
 
 def _write_rows(path: Path, rows: Sequence[dict[str, object]]) -> str | None:
-    """Write rows whole or not at all; what went wrong, and where they are now."""
+    """Write rows completely or not at all; returns the error, with the place of the rows."""
     content = b"".join(map(row_line, rows))
     try:
         files.write(path, content)

@@ -1,4 +1,4 @@
-"""``infer_ark_audio_onnx.py``: the published script's command line, over our runtime."""
+"""``infer_ark_audio_onnx.py``: the published script's command line, with this runtime."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ from .transcribe import Transcription
 
 
 def infer_main(script_dir: Path, argv: Sequence[str] | None = None) -> int:
-    """The published script's command line, over our runtime; flags with ``-`` or ``_``.
+    """Run the published script's command line; flags may contain ``-`` or ``_``.
 
-    The model is ``--model-dir``, else ``$ARK_ASR_MODEL``, else the script's own folder when it
-    is a package, else ``models/demo`` beside the script.
+    The model is ``--model-dir``, else ``$ARK_ASR_MODEL``, else the script's folder if that is a
+    package, else ``models/demo`` beside the script. Returns the exit status.
     """
     multiprocessing.freeze_support()
     parser = Parser(
@@ -68,7 +68,7 @@ def infer_main(script_dir: Path, argv: Sequence[str] | None = None) -> int:
         dest="block_from_id",
         type=whole,
         metavar="ID",
-        help="block every id from here up (default, and if negative: the package's)",
+        help="block this id and all above it (default, and if negative: the package's)",
     )
     add(
         "--main-model-precision",
@@ -76,12 +76,12 @@ def infer_main(script_dir: Path, argv: Sequence[str] | None = None) -> int:
         choices=("fp32", "fp16", "int8", "int4"),
         help="refuse a model folder of another precision",
     )
-    add("--window", type=seconds, metavar="SECONDS", help="longest part heard at once (15)")
-    add("--no-retry", action="store_true", help="do not try doubtful parts again")
+    add("--window", type=seconds, metavar="SECONDS", help="longest part in one pass (15)")
+    add("--no-retry", action="store_true", help="do not decode doubtful parts again")
     add(
         "--strict",
         action="store_true",
-        help="exit with 3 when a part of the text is doubtful, or the audio",
+        help="exit with 3 if a part of the text, or the audio, is doubtful",
     )
     add("--task", choices=("asr",), default="asr")
     add("--threads", type=few, metavar="N")

@@ -1,4 +1,4 @@
-"""Which files are meant: names, folders, patterns, and what is left out of them."""
+"""Finds the audio files for given names, folders and patterns, and reports those left out."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ _MEDIA_ENDINGS = (".m4a", ".mp4", ".aac", ".mov", ".mkv", ".mka")  # with the ex
 
 
 def expanded(given: Sequence[str]) -> list[str | AudioError]:
-    """Files: folders give the audio files in them, patterns what they match, in order of names.
+    """The files for the arguments: a folder or a pattern gives its audio files, sorted by name.
 
-    What is left out is said, in a line for each. Where nothing is left the item is an error.
+    A message for each says what was left out. An argument without any audio file gives an error.
     """
     found: list[str | AudioError] = []
     for name in given:
-        # The functions of os.path never raise; reading tells what is wrong with a path.
+        # The functions of os.path never raise; reading reports the problem of a path.
         if os.path.isdir(name):  # noqa: PTH112
             found += _in_folder(name)
         elif any(c in name for c in "*?[") and not os.path.lexists(name):
@@ -47,23 +47,23 @@ def _in_folder(folder: str) -> list[str | AudioError]:
         deep = Path(glob.escape(folder), "**", "*")
         hint = f"; '{deep}' takes what is in sub-folders" if _FOLDER in left else ""
         say(f"{folder}: left out {left}{hint}")
-    return [*files] or [folder]  # reading tells that it is a folder
+    return [*files] or [folder]  # reading reports that it is a folder
 
 
 def _matching(pattern: str) -> list[str | AudioError]:
-    matches = glob.glob(pattern, recursive=True)  # noqa: PTH207 - Path has none of absolute ones
-    if "**" in pattern:  # whose matches have the files in these folders beside them
+    matches = glob.glob(pattern, recursive=True)  # noqa: PTH207 - Path.glob takes no absolute one
+    if "**" in pattern:  # it also matches the files in these folders
         matches = [match for match in matches if not os.path.isdir(match)]  # noqa: PTH112
     files, left = _sorted_out(matches, are_named=True)
     if left and files:
         say(f"{pattern}: left out {left}")
     if left and not files:
         return [AudioError(f"{pattern}: matches no audio files, only {left}")]
-    return [*files] or [pattern]  # reading tells that there is no such file
+    return [*files] or [pattern]  # reading reports that there is no such file
 
 
 def _sorted_out(paths: Iterable[str], *, are_named: bool = False) -> tuple[list[str], str]:
-    """The audio files among them, and how many others there are for each reason, with a name."""
+    """The audio files among paths, and a text that counts the others by reason, with a name."""
     files: list[str] = []
     others: dict[str, list[str]] = {}
     for path in sorted(paths):
@@ -76,13 +76,13 @@ def _sorted_out(paths: Iterable[str], *, are_named: bool = False) -> tuple[list[
 
 
 def _reason(path: str, *, is_named: bool) -> str:
-    """Why a path is left out, if it is; those that are named may be hidden."""
+    """The reason to leave a path out, or ""; a named file may be hidden."""
     ending = Path(path).suffix.lower()
     if Path(path).name.startswith(".") and not is_named:
         return "as hidden"
     if os.path.isdir(path):  # noqa: PTH112
         return _FOLDER
-    if not os.path.isfile(path):  # noqa: PTH113 - a pipe would be waited for
+    if not os.path.isfile(path):  # noqa: PTH113 - a pipe would block
         return "as no regular files"
     if ending in _MEDIA_ENDINGS and not containers.has_media():
         return "for want of pip install 'ark-asr-onnx[media]'"

@@ -1,4 +1,4 @@
-"""Where texts go: standard output, or files that are whole."""
+"""Writes texts to standard output, or to files that are always complete."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from .terminal import put, say
 
 
 def targets(paths: Sequence[str], folder: Path | None, kind: str) -> dict[str, Path]:
-    """Where each file's text goes, without an ending; empty for standard output.
+    """The output path for each audio file, without a suffix; empty for standard output.
 
-    Raises :class:`AudioError` where a file could not be written: not when its text is there.
+    Raises :class:`AudioError` before any work if a file could not be written.
     """
     if folder is None:
         if kind == "all" or (kind in ("srt", "vtt", "tsv") and len(paths) > 1):
@@ -45,12 +45,12 @@ def targets(paths: Sequence[str], folder: Path | None, kind: str) -> dict[str, P
 
 
 def _folder_of(target: Path) -> Path:
-    """The folder that a file is to be written in, which is another one behind a link."""
+    """The folder to write a file in; links are followed."""
     try:
         is_link = stat.S_ISLNK(os.lstat(target).st_mode)
     except FileNotFoundError:
         return target.parent
-    except (OSError, ValueError) as error:  # too long a name; NUL in it
+    except (OSError, ValueError) as error:  # a name that is too long, or contains NUL
         raise _unwritable(target, error) from error
     if target.is_dir():
         raise AudioError(f"{target}: is a folder, where the text is to be written")
@@ -86,7 +86,7 @@ def _stem(path: str) -> str:
 
 
 def put_segment(path: str, segment: Segment, output: str, style: Style) -> None:
-    """What goes to standard output as soon as it is there."""
+    """Print a segment as soon as it is finished, in a format that allows that."""
     if output == "txt" and segment.text:
         put(segment.text)
     elif output == "jsonl":
@@ -102,15 +102,15 @@ def write(
     *,
     is_whole: bool,
 ) -> None:
-    """What can be written only when the text is complete.
+    """Write the outputs that need the complete text.
 
-    One that is not leaves the files of an earlier run as they are.
+    An incomplete text does not replace the files of an earlier run.
     """
     if output is not None:
         _write_files(path, transcript, output, kind, style, is_whole=is_whole)
     elif kind == "txt":
         if not transcript.text:
-            put("")  # a line for each file
+            put("")  # each file gets a line
     elif kind != "jsonl":
         put(_content(path, transcript, kind, style), end="")
 
@@ -137,7 +137,7 @@ def _write_files(
 
 
 def _content(path: str, transcript: Transcript, kind: str, style: Style) -> str:
-    """A file's content; JSON says which audio it is about."""
+    """The content of an output file; JSON names the audio file."""
     content = written(transcript, kind, style)
     if kind not in ("json", "jsonl"):
         return content
@@ -145,7 +145,7 @@ def _content(path: str, transcript: Transcript, kind: str, style: Style) -> str:
 
 
 def _with_audio(path: str, line: str) -> str:
-    """An object of JSON that begins with which file it is about."""
-    # A name that is no UTF-8 has half surrogates, which only escaped can be printed.
+    """A JSON object with the audio file as its first key."""
+    # A name that is no UTF-8 contains half surrogates, which can be printed only as escapes.
     audio = json.dumps({"audio": path}, ensure_ascii=not path.isprintable())
     return f"{audio[:-1]}, {line[1:]}"

@@ -30,58 +30,59 @@ _ACTIONS = ("start", "status", "stop", "restart")
 _CANNOT_START, _NOT_READY, _NOT_RUNNING = 3, 1, 3
 _KEYS_VARIABLE = "ARK_ASR_API_KEYS"
 _MEGABYTE = 1_000_000
-_MORE_SECONDS = 10.0  # than the grace, until a service is ended that does not end
+_MORE_SECONDS = 10.0  # after the grace period, until a service that does not end is killed
 _M_ARENA_MAX = -8  # of glibc's malloc.h
 
 
 def serve_arguments(parser: argparse.ArgumentParser) -> None:
-    """The arguments of ``serve``, with twins in the environment: ``ARK_ASR_…``."""
+    """Add the arguments of ``serve``; environment variables ``ARK_ASR_…`` are their defaults."""
     add = parser.add_argument
     add("action", nargs="?", choices=_ACTIONS,
-        help="of a service in the background; without one: serve in the foreground")  # fmt: skip
+        help="for a service in the background; default: serve in the foreground")  # fmt: skip
     arguments_of_all(parser)
     add(
         "--host", default=_environment("HOST", "127.0.0.1"), help="address to listen on (127.0.0.1)"
     )
     add("--port", type=port, default=_environment("PORT", "8025"), help="(8025)")
     add("--max-audio-seconds", type=seconds, default=_environment("MAX_AUDIO_SECONDS", "14400"),
-        metavar="N", help="longer audio is refused, not cut (14400)")  # fmt: skip
+        metavar="SECONDS", help="longer audio is refused, not cut (14400)")  # fmt: skip
     add("--max-upload-mb", type=positive, default=_environment("MAX_UPLOAD_MB", "200"),
         metavar="N", help="larger uploads are refused (200)")  # fmt: skip
     add("--max-active", type=few, default=_environment("MAX_ACTIVE", "16"), metavar="N",
-        help="requests whose audio is read at once (16)")  # fmt: skip
+        help="requests whose audio is read at the same time (16)")  # fmt: skip
     add("--max-waiting", type=few, default=_environment("MAX_WAITING", "32"), metavar="N",
         help="requests that may wait; further ones get 429 (32)")  # fmt: skip
     add("--upload-timeout", type=seconds, default=_environment("UPLOAD_TIMEOUT", "30"),
-        metavar="SECONDS", help="without a byte of an upload end it (30)")  # fmt: skip
+        metavar="SECONDS", help="end an upload after this long without a byte (30)")  # fmt: skip
     add("--grace", type=seconds, default=_environment("GRACE", "30"), metavar="SECONDS",
-        help="that running requests have when the service ends (30)")  # fmt: skip
+        help="for running requests when the service ends (30)")  # fmt: skip
     add("--idle-unload", type=seconds, default=_environment("IDLE_UNLOAD"), metavar="SECONDS",
-        help="give the model's memory back after so long without work")  # fmt: skip
+        help="free the model's memory after this long without work")  # fmt: skip
     add("--api-key-file", type=Path, default=_environment("API_KEY_FILE"), metavar="FILE",
-        help=f"a key a line, one of which every request must have (or ${_KEYS_VARIABLE}, with "
-        "commas)")  # fmt: skip
+        help=f"one key on each line; every request needs one of them (or ${_KEYS_VARIABLE}, "
+        "separated by commas)")  # fmt: skip
     add("--cors-origin", action="append", metavar="ORIGIN",
-        help="whose pages may ask, such as https://example.org; several times")  # fmt: skip
+        help="pages of this origin may use the service, such as https://example.org; "
+        "repeatable")  # fmt: skip
     add("--allowed-host", action="append", metavar="NAME",
-        help="a name that the service answers to, such as a proxy's; several times")  # fmt: skip
-    add("--alias", action="append", metavar="NAME", help="another name of the model; several times")
+        help="another host name of the service, such as a proxy's; repeatable")  # fmt: skip
+    add("--alias", action="append", metavar="NAME", help="another name of the model; repeatable")
     add("--strict-model", action="store_true", help="refuse requests for other models")
     add("--no-ui", action="store_true", default=_environment("NO_UI") is not None, help="no page")
     add("--root-path", default=_environment("ROOT_PATH", ""), metavar="/PATH",
-        help="that a proxy puts before ours")  # fmt: skip
+        help="prefix that a proxy adds to the paths")  # fmt: skip
     add("--ssl-certfile", default=_environment("SSL_CERTFILE"), metavar="FILE", help="for https")
     add("--ssl-keyfile", default=_environment("SSL_KEYFILE"), metavar="FILE", help="its key")
     add("--run-dir", type=Path, default=_environment("RUN_DIR", "runs"), metavar="DIR",
-        help="for the log and the number of a service in the background (runs)")  # fmt: skip
+        help="for the log and the pid file of a service in the background (runs)")  # fmt: skip
     add("--wait", type=seconds, default=120.0, metavar="SECONDS",
-        help="start: until it is ready (120)")  # fmt: skip
+        help="start: for the service to be ready (120)")  # fmt: skip
     add(
         "--block-token-id-from",
         type=positive,
         default=_environment("BLOCK_TOKEN_ID_FROM"),
         metavar="ID",
-        help="choose no id from here up (default: as the package says)",
+        help="block this id and all above it (default: the package's)",
     )
     parser.set_defaults(
         run=_serve,
@@ -134,22 +135,22 @@ def _foreground(arguments: argparse.Namespace, address: Address) -> int:
 
 
 def _check_model(told: Settings) -> None:
-    """Say before it listens that no model is named, or that it cannot write the hotwords."""
+    """Raise before the service listens: if there is no model, or it may not write the hotwords."""
     name = told.model.name
     if told.options.hotwords:
         told.check_hotwords(open_package(name, local_files_only=told.model.local_files_only))
 
 
 def _share_memory() -> None:
-    """Let threads share glibc's heaps: one of each thread's own keeps what others could use."""
-    with contextlib.suppress(OSError, AttributeError, TypeError):  # of another C library
+    """Let threads share glibc's heaps: a heap per thread keeps memory that others could use."""
+    with contextlib.suppress(OSError, AttributeError, TypeError):  # another C library
         ctypes.CDLL(None).mallopt(_M_ARENA_MAX, 2)
 
 
 def _in_background(arguments: argparse.Namespace, address: Address, background: Background) -> int:
     if arguments.action == "status":
         return _status(background)
-    if arguments.action in ("start", "restart"):  # told here, not in a log, and before a stop
+    if arguments.action in ("start", "restart"):  # errors here, not in the log
         told = settings(arguments)
         _check_model(told)
         _service_settings(arguments, told, address)
@@ -214,7 +215,7 @@ def _service_settings(
 
 
 def _keys(path: Path | None) -> list[str]:
-    """Keys of the file and of the environment; a file without any is a mistake."""
+    """Keys from the file and the environment. Raises :class:`UsageError` if the file has none."""
     found = _list(os.environ.get(_KEYS_VARIABLE))
     if path is not None:
         try:
@@ -239,7 +240,7 @@ def _origin(text: str) -> str:
 
 
 def _host(text: str) -> str:
-    """A name as requests have it."""
+    """A host name as requests contain it."""
     from ..server.limits import host_name
 
     if not (name := host_name(text)):
@@ -264,13 +265,13 @@ def port(text: str) -> int:
 
 
 def _without_action(arguments: Sequence[str], action: str) -> list[str]:
-    """The arguments of the command itself, for the process in the background."""
+    """The arguments without the action, for the process in the background."""
     parser = argparse.ArgumentParser()
     serve_arguments(parser)
     rest = list(arguments[arguments.index("serve") + 1 :])
     for i in (i for i, argument in enumerate(rest) if argument == action):
         without = rest[:i] + rest[i + 1 :]
         with contextlib.suppress(SystemExit), contextlib.redirect_stderr(None):
-            if parser.parse_args(without).action is None:  # it was no option's value
+            if parser.parse_args(without).action is None:  # else it was the value of an option
                 return without
     raise UsageError(f"say {action} once, as the action")

@@ -1,4 +1,4 @@
-"""What the commands are told: arguments, and the values that the library takes, typed."""
+"""The arguments of the commands, and their typed values for the library."""
 
 from __future__ import annotations
 
@@ -22,24 +22,24 @@ from ..package.text import Text
 MODEL_VARIABLE = "ARK_ASR_MODEL"
 PREPARED_VARIABLE = "ARK_ASR_PREPARED_DIR"
 _MAX_BYTES = 1 << 20  # of a file of hotwords
-_PUBLISHED_VARIABLE = "ARK_ASR_MODEL_PATH"  # of the makers' own service
+_PUBLISHED_VARIABLE = "ARK_ASR_MODEL_PATH"  # of upstream's service
 
 
 class UsageError(Exception):
-    """The arguments make no sense together; the command ends with status 2."""
+    """The arguments do not fit together; the command ends with status 2."""
 
 
 @dataclass(frozen=True, slots=True)
 class ModelSettings:
-    """Which model, and whether it may be downloaded."""
+    """The model, and whether it may be downloaded."""
 
-    model: str | Path | None = None  # None: the environment's
+    model: str | Path | None = None  # None: from the environment
     local_files_only: bool = False
     threads: int | None = None
 
     @property
     def name(self) -> str | Path:
-        """The model of the command line or of the environment."""
+        """The model of the command line or the environment. Raises :class:`UsageError`."""
         model = self.model or os.environ.get(MODEL_VARIABLE) or os.environ.get(_PUBLISHED_VARIABLE)
         if not model:
             raise PackageError(
@@ -51,7 +51,7 @@ class ModelSettings:
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """Which model, and how to open it, cut audio and decode."""
+    """The model, and how to open it, split audio and decode."""
 
     model: ModelSettings = ModelSettings()
     prepared_dir: str | None = None
@@ -66,7 +66,7 @@ class Settings:
         threads: int | None = None,
         idle_unload_seconds: float | None = None,
     ) -> Transcriber:
-        """The model, or another one, for windows as it is told."""
+        """Open this model, or another one with the same settings, and check the window."""
         transcriber = ark_asr_onnx.load(
             model or self.model.name,
             threads=threads or self.model.threads,
@@ -80,14 +80,14 @@ class Settings:
         return transcriber
 
     def check_window(self, manifest: Manifest) -> None:
-        """Refuse a window that makes no sense, or not with this model."""
+        """Raise :class:`UsageError` for a window that this model does not allow."""
         try:
             self.splitting.longest(manifest.sizes.max_seconds)
         except ValueError as error:
             raise UsageError(f"--window: {error}") from error
 
     def check_hotwords(self, package: Package) -> None:
-        """Refuse hotwords that a model may not write, without opening it."""
+        """Raise :class:`UsageError` for hotwords that a model may not write; does not open it."""
         if self.options.hotwords:
             with _about_hotwords():
                 text = Text(package.tokenizer_dir)
@@ -97,17 +97,17 @@ class Settings:
 
 @contextlib.contextmanager
 def _about_hotwords() -> Generator[None]:
-    """Say which option a value is of that cannot be."""
+    """Name the option in the error about a wrong hotword."""
     try:
         yield
-    except ArkError:  # some are ValueErrors, too
+    except ArkError:  # some of these are also ValueErrors
         raise
     except ValueError as error:
         raise UsageError(f"--hotwords: {error}") from error
 
 
 def model_arguments(parser: argparse.ArgumentParser, *, has_threads: bool = True) -> None:
-    """``--model``, ``--local-files-only``, and ``--threads`` where something is computed."""
+    """Add ``--model``, ``--local-files-only``, and ``--threads`` for commands that compute."""
     add = parser.add_argument
     add(
         "-m",
@@ -123,19 +123,19 @@ def model_arguments(parser: argparse.ArgumentParser, *, has_threads: bool = True
             "--threads",
             type=few,
             metavar="N",
-            help="threads (default: the physical cores this process may use, at most 8)",
+            help="threads (default: the physical cores that this process may use, at most 8)",
         )
 
 
 def model_settings(arguments: argparse.Namespace) -> ModelSettings:
-    """What :func:`model_arguments` were given."""
+    """The values of :func:`model_arguments`."""
     return ModelSettings(arguments.model, arguments.local_files_only, arguments.threads)
 
 
 def arguments_of_all(parser: argparse.ArgumentParser, *, has_files: bool = True) -> None:
-    """Everything about opening the model, cutting the audio and decoding.
+    """Add all arguments for opening the model, splitting the audio and decoding.
 
-    Live audio is one window after the other, and always cut: two options are for files alone.
+    Live audio is always split, and gives one window after the other, so two options need files.
     """
     add = parser.add_argument
     model_arguments(parser)
@@ -143,7 +143,7 @@ def arguments_of_all(parser: argparse.ArgumentParser, *, has_files: bool = True)
         "--prepared-dir",
         metavar="DIR",
         default=os.environ.get(PREPARED_VARIABLE),
-        help="open the graphs packed for this CPU from here, see ark-asr prepare (default: "
+        help="open the graphs packed for this CPU from this folder, see ark-asr prepare (default: "
         f"${PREPARED_VARIABLE})",
     )
     parser.set_defaults(slots=DEFAULT_SLOTS, split_short=False)
@@ -153,37 +153,38 @@ def arguments_of_all(parser: argparse.ArgumentParser, *, has_files: bool = True)
             type=few,
             default=DEFAULT_SLOTS,
             metavar="N",
-            help=f"windows of files decoded together ({DEFAULT_SLOTS})",
+            help=f"parts that are decoded together ({DEFAULT_SLOTS})",
         )
-        add("--split-short", action="store_true", help="look for speech in short files too")
+        add("--split-short", action="store_true", help="split short files at pauses too")
     add(
         "--window",
         type=seconds,
         metavar="SECONDS",
-        help="longest part heard at once (default: 15, or the model's limit if that is less)",
+        help="longest part in one pass (default: 15, or the model's limit if that is less)",
     )
-    add("--no-vad", action="store_true", help="do not look for speech; cut at quiet points")
+    add("--no-vad", action="store_true", help="do not detect speech; cut at quiet points")
     add("--pause", type=seconds, metavar="SECONDS",
         help="silence that ends a part (default: 0.7)")  # fmt: skip
-    add("--max-new-tokens", type=positive, default=256, metavar="N", help="most of one part (256)")
+    add("--max-new-tokens", type=positive, default=256, metavar="N",
+        help="most tokens of a part (256)")  # fmt: skip
     add("--no-guards", action="store_true",
-        help="let the model repeat itself, and give any number of tokens a second")  # fmt: skip
-    add("--no-retry", action="store_true", help="do not try doubtful parts again")
+        help="allow repetitions, and any number of tokens per second")  # fmt: skip
+    add("--no-retry", action="store_true", help="do not decode doubtful parts again")
     add(
         "--hotwords",
         type=phrases,
         action="extend",
         metavar="WORDS",
-        help="words and phrases that may be said and are often misheard, with commas between, or "
+        help="expected words and phrases that are often misheard, separated by commas, or "
         "@FILE with one on each line",
     )
     add("--hotword-strength", type=strength, metavar="NATS",
-        help=f"prefer hotwords that are by so much less likely, for each word "
+        help=f"nats per word by which a hotword may be less likely and is still preferred "
         f"({Options().hotword_strength:g})")  # fmt: skip
 
 
 def settings(arguments: argparse.Namespace, *, words: bool = False) -> Settings:
-    """What :func:`arguments_of_all` were given; ``words`` asks for the times of words."""
+    """The values of :func:`arguments_of_all`; ``words`` requests times of words."""
     options = Options(arguments.max_new_tokens, retry=not arguments.no_retry, words=words)
     if arguments.no_guards:
         options = replace(options, max_tokens_per_second=None, max_repeats=None)
@@ -204,7 +205,7 @@ def settings(arguments: argparse.Namespace, *, words: bool = False) -> Settings:
 
 
 def splitting(window: float | None, arguments: argparse.Namespace | None = None) -> Splitting:
-    """How to cut audio: into windows of so many seconds at most, and as the arguments say."""
+    """How to split audio: into windows of at most ``window`` seconds, and by the arguments."""
     try:
         if arguments is None:
             return Splitting(window)
@@ -227,12 +228,12 @@ def whole(text: str) -> int:
 
 
 def positive(text: str) -> int:
-    """An argument that counts."""
+    """An argument that is a count, at least 1."""
     return _within(text, 1_000_000)
 
 
 def few(text: str) -> int:
-    """An argument that counts what a machine has few of."""
+    """An argument that counts a scarce resource."""
     return _within(text, 1024)
 
 
@@ -255,7 +256,7 @@ def strength(text: str) -> float:
 
 
 def phrases(text: str) -> list[str]:
-    """Words and phrases, with commas between, or ``@FILE`` with one a line."""
+    """Words and phrases, separated by commas, or ``@FILE`` with one on each line."""
     found = _lines(text[1:]) if text.startswith("@") else text.split(",")
     found = [phrase.strip() for phrase in found if phrase.strip()]
     if not found:
@@ -272,7 +273,7 @@ def _lines(path: str) -> list[str]:
                 f"{path}: more than {_MAX_BYTES} bytes; give a list of the words that are misheard"
             )
         return content.decode().removeprefix("\ufeff").splitlines()
-    except (OSError, ValueError, RuntimeError) as error:  # also a zero byte, and no such home
+    except (OSError, ValueError, RuntimeError) as error:  # also NUL in a name, and an unknown home
         reason = "not UTF-8 text" if isinstance(error, UnicodeError) else str(error)
         reason = (error.strerror if isinstance(error, OSError) else None) or reason
         raise argparse.ArgumentTypeError(f"{path}: cannot be read ({reason})") from error

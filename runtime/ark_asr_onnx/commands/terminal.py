@@ -1,4 +1,4 @@
-"""What all commands share on the terminal: messages on stderr, progress, and how they end."""
+"""The terminal for all commands: messages on stderr, progress, signals and exit statuses."""
 
 from __future__ import annotations
 
@@ -25,20 +25,20 @@ from ..audio import quiet
 from .settings import UsageError
 
 _SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP")  # Windows has no SIGHUP
-_CONTROLS = ("Cc", "Cs", "Zl", "Zp")  # categories of what a terminal acts on or cannot show
-_TURNS = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")  # of the direction
+_CONTROLS = ("Cc", "Cs", "Zl", "Zp")  # controls, surrogates, line separators
+_TURNS = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")  # of direction
 
 
 class Parser(argparse.ArgumentParser):
-    """Its messages may quote arguments, such as names of files, with anything in them."""
+    """A parser whose messages escape control characters in quoted arguments."""
 
     def error(self, message: str) -> NoReturn:
-        """Usage and message on stderr, status 2."""
+        """Print the usage and a message on stderr, and exit with status 2."""
         super().error(printable(message))
 
 
 class Progress:
-    """A bar on stderr; nothing where that is no terminal, or the end is not known."""
+    """A progress bar on stderr; nothing if that is no terminal or the total is unknown."""
 
     def __init__(
         self,
@@ -53,7 +53,7 @@ class Progress:
         self.is_shown = is_wanted and bool(total) and sys.stderr.isatty()
 
     def __call__(self, done: float) -> None:
-        """So much is done."""
+        """Show that ``done`` of the total is done."""
         now = time.monotonic()
         if not self.is_shown or not self._total or (now - self._last < 0.1 and done < self._total):
             return
@@ -65,13 +65,13 @@ class Progress:
         rewrite(f"{self._label}{line}")
 
     def clear(self) -> None:
-        """Make room for another line."""
+        """Remove the bar, so that another line can be printed."""
         if self.is_shown:
             rewrite("")
 
 
 class Stopped(KeyboardInterrupt):
-    """A signal that ends the command: of Ctrl-C, of ``kill``, or of a terminal that was closed."""
+    """A signal ends the command: Ctrl-C, ``kill``, or the closing of the terminal."""
 
     def __init__(self, number: int) -> None:
         super().__init__(number)
@@ -81,8 +81,8 @@ class Stopped(KeyboardInterrupt):
 class Signals:
     """The first signal raises :class:`Stopped` in the main thread, a second one ends the process.
 
-    Handlers of a host and signals that are ignored, as under ``nohup``, stay as they are. The
-    handlers are explicit since the first process of a container gets no signal without one.
+    A host program's handlers, and ignored signals, as under ``nohup``, are not changed. Explicit
+    handlers are needed because the first process of a container gets no signal without one.
     """
 
     def __init__(self) -> None:
@@ -91,7 +91,7 @@ class Signals:
 
     @contextlib.contextmanager
     def caught(self) -> Generator[None]:
-        """Handle them; afterwards all is as before."""
+        """Handle the signals within this context, then restore the handlers."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return
@@ -111,17 +111,17 @@ class Signals:
 
     @property
     def has_come(self) -> bool:
-        """Whether there was one."""
+        """Whether a signal has come."""
         return self._first is not None
 
     def check(self) -> None:
-        """Raise it, if there was one."""
+        """Raise :class:`Stopped` if a signal has come."""
         if self._first is not None:
             raise Stopped(self._first)
 
     @contextlib.contextmanager
     def held(self) -> Generator[None]:
-        """It is raised by :meth:`check` and within :meth:`heeded` alone."""
+        """Hold signals back: only :meth:`check` and :meth:`heeded` raise them."""
         self._is_held = True
         try:
             yield
@@ -130,7 +130,7 @@ class Signals:
 
     @contextlib.contextmanager
     def heeded(self) -> Generator[None]:
-        """Within :meth:`held`: raise it, whether it came before or comes now."""
+        """Within :meth:`held`: raise a signal that has come before or comes now."""
         self._is_held = False
         try:
             self.check()
@@ -147,7 +147,7 @@ class Signals:
 
 
 def _end_at_once(numbers: Sequence[int]) -> None:
-    """At the end of an interpreter that was told to stop, and still waits for a thread."""
+    """Let a further signal end an interpreter that is ending but still waits for a thread."""
     for number in numbers:
         signal.signal(number, lambda number, _: os._exit(128 + number))
 
@@ -160,7 +160,7 @@ def guarded(
     run: Callable[[argparse.Namespace], int],
     argv: Sequence[str] | None,
 ) -> int:
-    """Run a command; one line instead of a traceback for what can be expected to go wrong."""
+    """Run a command; an expected error gives one line instead of a traceback."""
     with _standard_streams(), warnings.catch_warnings(), SIGNALS.caught():
         warnings.simplefilter("always", UserWarning)
         warnings.showwarning = _show_warning
@@ -193,7 +193,7 @@ def _say_stopped(error: KeyboardInterrupt) -> int:
 
 
 def _shortage(error: Exception) -> str | None:
-    """What the machine has too little of, if that is the cause."""
+    """The message for an error by lack of memory, files or threads; None for others."""
     number = error.errno if isinstance(error, OSError) else None
     if isinstance(error, MemoryError) or number == errno.ENOMEM:
         return "not enough memory; end other programs, or try fewer --slots or a shorter --window"
@@ -210,8 +210,8 @@ def _say_failed(error: OSError) -> None:
     if error.filename is not None:
         say(f"error: {error.filename}: {error.strerror}")
         return
-    # Of stdout: its reader is gone, or its disk is full.
-    # Python would try, and complain, again when it exits.
+    # An error of stdout: its reader is gone, or its disk is full. Python would try to flush it
+    # again, and complain, when it exits.
     _write_nowhere(sys.stdout)
     if not isinstance(error, BrokenPipeError):
         say(f"error: the output cannot be written ({error.strerror})")
@@ -219,7 +219,7 @@ def _say_failed(error: OSError) -> None:
 
 @contextlib.contextmanager
 def _standard_streams() -> Generator[None]:
-    """Streams that can be used, also where the process was started without (``2>&-``, pythonw)."""
+    """Give the process usable streams, even if it was started without them (``2>&-``, pythonw)."""
     with contextlib.ExitStack() as restored:
         with contextlib.suppress(OSError):
             _reserve_descriptors()
@@ -228,8 +228,8 @@ def _standard_streams() -> Generator[None]:
             restored.enter_context(contextlib.redirect_stderr(nowhere))
         if sys.stdout is None:  # pyright: ignore[reportUnnecessaryComparison]
             restored.enter_context(contextlib.redirect_stdout(_Closed()))
-        elif hasattr(sys.stdout, "reconfigure"):  # a test or a notebook may have its own
-            # Names of files that are no UTF-8 come out as the bytes that they are.
+        elif hasattr(sys.stdout, "reconfigure"):  # a test or a notebook may replace it
+            # A file name that is no UTF-8 is printed as its original bytes.
             cast("Any", sys.stdout).reconfigure(encoding="utf-8", errors="surrogateescape")
         restored.enter_context(_own_stderr())
         yield
@@ -237,10 +237,10 @@ def _standard_streams() -> Generator[None]:
 
 @contextlib.contextmanager
 def _own_stderr() -> Generator[None]:
-    """Our messages on a descriptor of their own: those of libraries can then be kept away."""
+    """Write messages to another descriptor than 2, so that libraries' lines can be discarded."""
     try:
         descriptor = os.dup(2) if sys.stderr.fileno() == 2 else -1
-    except (OSError, ValueError):  # it is none, or was replaced by a test or a notebook
+    except (OSError, ValueError):  # there is none, or a test or a notebook has replaced it
         descriptor = -1
     if descriptor < 0:
         yield
@@ -255,46 +255,46 @@ def _own_stderr() -> Generator[None]:
 
 
 def _reserve_descriptors() -> None:
-    """Let no file become 0, 1 or 2: what libraries and child processes write there would go in."""
+    """Occupy descriptors 0 to 2, so that lines of libraries cannot get into a file opened later."""
     while (found := os.open(os.devnull, os.O_RDWR)) <= 2:
         os.set_inheritable(found, True)
     os.close(found)
 
 
 class _Closed(io.TextIOBase):
-    """In place of a standard output that is closed."""
+    """Replaces a standard output that is closed."""
 
     def write(self, _: str) -> int:
         raise ArkError("standard output is closed")
 
 
 def require_output() -> None:
-    """Raise :class:`ArkError` before the work where its text could go nowhere."""
+    """Raise :class:`ArkError` before any work if standard output is closed."""
     if isinstance(sys.stdout, _Closed):
         sys.stdout.write("")
 
 
 def put(text: str, end: str = "\n") -> None:
-    """Text on standard output, at once; as :func:`printable` where that is a terminal."""
+    """Print text on standard output and flush it; as :func:`printable` on a terminal."""
     if sys.stdout.isatty():
         text = re.sub(r"[^\n\t]+", lambda found: printable(found[0]), text)
     print(text, end=end, flush=True)
 
 
 def say(line: str) -> None:
-    """A line on stderr, as :func:`printable`; where nobody can read it, that is no error."""
+    """Print a line on stderr, as :func:`printable`; ignores errors of stderr."""
     _write(f"{printable(line)}\n")
 
 
 def rewrite(line: str) -> None:
-    """Put the end of a line, as much as fits, in the place of the last one on a terminal."""
+    """Replace the last line on a terminal by the end of this line, as much as fits."""
     encoding = sys.stderr.encoding or "utf-8"
     shown = printable(line).encode(encoding, "backslashreplace").decode(encoding)
     _write(f"\r\033[K{_last(shown, _columns() - 1)}")
 
 
 def printable(text: str) -> str:
-    r"""Text with escapes for what would do something to a terminal.
+    r"""Text with escapes for control characters of terminals.
 
     >>> printable("a\x1b[2J\n")
     'a\\x1b[2J\\n'
@@ -316,11 +316,11 @@ def _is_control(character: str) -> bool:
 
 
 def _last(line: str, columns: int) -> str:
-    """The end of a line that fits into so many columns."""
+    """The end of a line that fits into ``columns``."""
     at, width = len(line), 0
     while at and (width := width + subtitles.width(line[at - 1])) <= columns:
         at -= 1
-    while at and at < len(line) and _is_mark(line[at]):  # of what did not fit
+    while at and at < len(line) and _is_mark(line[at]):  # it belongs to a letter that is cut off
         at += 1
     return line[at:]
 
@@ -330,7 +330,7 @@ def _is_mark(character: str) -> bool:
 
 
 def _columns() -> int:
-    """Of the terminal on stderr; ``$COLUMNS`` comes first, as everywhere."""
+    """The width of the terminal on stderr; ``$COLUMNS`` takes precedence, as in other programs."""
     try:
         found = os.get_terminal_size(sys.stderr.fileno())
     except (OSError, ValueError):

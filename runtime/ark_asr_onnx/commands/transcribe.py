@@ -1,4 +1,4 @@
-"""``ark-asr transcribe`` and ``ark-asr mic``: files, pipes and microphones to text."""
+"""``ark-asr transcribe`` and ``ark-asr mic``: text from files, pipes and microphones."""
 
 from __future__ import annotations
 
@@ -52,26 +52,26 @@ _LIMITS = ("max_line_width", "max_line_count", "max_cue_seconds")  # of cues
 
 @dataclass(frozen=True, slots=True)
 class Transcription:
-    """Audio to transcribe, and what becomes of its text."""
+    """The audio to transcribe, and the outputs for its text."""
 
     settings: Settings
     audio: tuple[str, ...]
     begin_seconds: float | None = None
     end_seconds: float | None = None
     max_seconds: float | None = None
-    precision: str | None = None  # that the model must have
+    precision: str | None = None  # the model must have it
     format: str = "txt"
     style: Style = field(default_factory=Style)
     output_dir: Path | None = None
     is_strict: bool = False
     is_verbose: bool = False
     has_bar: bool = True
-    rate: int | None = None  # of standard input without a header
+    rate: int | None = None  # Hz, of standard input without a header
     channels: int | None = None
     partial_seconds: float | None = None
 
     def check(self) -> None:
-        """Refuse what makes no sense; :class:`UsageError`."""
+        """Raise :class:`UsageError` for values that do not fit together."""
         begin, end = self.begin_seconds or 0.0, self.end_seconds
         if end is not None and end <= begin:
             raise UsageError(f"--end must be after --begin: {end:g} is not after {begin:g}")
@@ -87,7 +87,7 @@ class Transcription:
 
     @property
     def live_options(self) -> str:
-        """Names of those that were given."""
+        """The given options that are only for standard input."""
         options = {
             "--rate": self.rate,
             "--channels": self.channels,
@@ -100,36 +100,37 @@ def transcribe_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of ``transcribe``."""
     add = parser.add_argument
     add("audio", nargs="+",
-        help="audio files (WAV, FLAC, OGG, Opus, MP3 …), folders of them, or - for "
-        "WAV or 16-bit samples from standard input, as they come")  # fmt: skip
+        help="audio files (WAV, FLAC, OGG, Opus, MP3 …), folders of them, or - for live "
+        "WAV or 16-bit samples from standard input")  # fmt: skip
     add(
         "-f",
         "--format",
         choices=(*WRITERS, "all"),
         default="txt",
         help="txt: a line for each part (default); srt, vtt: subtitles; tsv: a table; json: all "
-        "there is; jsonl: a line of JSON for each part; all: every one, with -o",
+        "results; jsonl: a line of JSON for each part; all: every format, with -o",
     )
     add("-o", "--output-dir", type=Path, metavar="DIR",
         help="write DIR/NAME.FORMAT instead of standard output")  # fmt: skip
     arguments_of_all(parser)
     _words_argument(parser)
-    add("--inline-times", action="store_true", help="vtt: the same, within cues")
+    add("--inline-times", action="store_true", help="vtt: times of words within cues")
     add("--max-line-width", type=positive, metavar="N",
         help="srt, vtt: columns of a line (42 if one of these is given); wide letters take "
         "two")  # fmt: skip
-    add("--max-line-count", type=few, metavar="N", help="srt, vtt: lines of a cue (2)")
-    add("--max-cue-seconds", type=seconds, metavar="SECONDS", help="srt, vtt: of a cue (7)")
-    add("--begin", type=moment, metavar="SECONDS", help="start of the part")
-    add("--end", type=moment, metavar="SECONDS", help="end of the part")
+    add("--max-line-count", type=few, metavar="N", help="srt, vtt: most lines of a cue (2)")
+    add("--max-cue-seconds", type=seconds, metavar="SECONDS", help="srt, vtt: longest cue (7)")
+    add("--begin", type=moment, metavar="SECONDS", help="where to begin")
+    add("--end", type=moment, metavar="SECONDS", help="where to end")
     add("--strict", action="store_true",
-        help="exit with 3 when a part of the text is doubtful, or the audio")  # fmt: skip
+        help="exit with 3 if a part of the text, or the audio, is doubtful")  # fmt: skip
     add("--no-progress", action="store_true", help="no bar on the terminal")
     add("-v", "--verbose", action="store_true", help="time per stage of each file on stderr")
-    add("--rate", type=positive, metavar="HZ", help="of - without a header (16000)")
-    add("--channels", type=channels, metavar="N", help="of - without a header (1)")
+    add("--rate", type=positive, metavar="HZ", help="rate of - without a header (16000)")
+    add("--channels", type=channels, metavar="N", help="channels of - without a header (1)")
     add("--partial", type=seconds, metavar="SECONDS",
-        help="with -: what was heard so far on stderr, each time so much has come")  # fmt: skip
+        help="with -: print unfinished speech on stderr, each time after this much "
+        "audio")  # fmt: skip
     parser.set_defaults(run=_transcribe)
 
 
@@ -142,15 +143,13 @@ def mic_arguments(parser: argparse.ArgumentParser) -> None:
     _words_argument(parser)
     parser.add_argument("--device", help="number or part of the name (default: the system's)")
     parser.add_argument("--partial", type=seconds, metavar="SECONDS",
-                        help="what was heard so far on stderr, each time so much has "
-                        "come")  # fmt: skip
+                        help="print unfinished speech on stderr, each time after this much "
+                        "audio")  # fmt: skip
     parser.set_defaults(run=_mic)
 
 
 def _words_argument(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--words", action="store_true", help="when each word was said, in json and jsonl"
-    )
+    parser.add_argument("--words", action="store_true", help="times of words, in json and jsonl")
 
 
 def _transcribe(arguments: argparse.Namespace) -> int:
@@ -175,7 +174,7 @@ def _transcribe(arguments: argparse.Namespace) -> int:
 
 
 def _style(arguments: argparse.Namespace) -> Style:
-    """What is to be made of the times of words, which cues and times within them need, too."""
+    """The style of the output; cues and times within them need times of words, too."""
     given = {name: getattr(arguments, name) for name in _LIMITS}
     given = {name: value for name, value in given.items() if value is not None}
     try:
@@ -251,9 +250,9 @@ def _transcribed(
     output: Path | None,
     label: str | None,
 ) -> int:
-    """Transcribe a file and write its text; also as much as there is when that breaks off.
+    """Transcribe a file and write its text; if that breaks off, the finished part of it.
 
-    Returns how many warnings there were.
+    Returns the number of warnings.
     """
     begin = told.begin_seconds or 0.0
     is_wanted = sys.stderr.isatty() and told.has_bar
@@ -298,11 +297,11 @@ def _transcribed(
 def _from_stdin(told: Transcription, pipe: pcm.Pipe) -> int:
     """Print the parts of live audio as their speech ends."""
     if told.output_dir is not None or told.format not in ("txt", "jsonl"):
-        raise UsageError("- gives its text as it comes, on standard output, with -f txt or jsonl")
+        raise UsageError("- is live: its text goes to standard output, with -f txt or jsonl")
     if told.begin_seconds is not None or told.end_seconds is not None:
-        raise UsageError("- has no begin and no end: send what is to be heard")
+        raise UsageError("--begin and --end are for files: send - only the part to transcribe")
     if told.max_seconds is not None:
-        raise UsageError("- is heard to its end: --max-audio-seconds is for files")
+        raise UsageError("--max-audio-seconds is for files: - is transcribed to its end")
     has_header = pcm.is_wav(pipe)
     if has_header and (told.rate or told.channels):
         say("warning: standard input has a header: --rate and --channels are not used")
@@ -314,7 +313,7 @@ def _from_stdin(told: Transcription, pipe: pcm.Pipe) -> int:
 
     def heeding() -> Iterator[npt.NDArray[Any]]:
         while True:
-            with SIGNALS.heeded():  # it would wait for another block
+            with SIGNALS.heeded():  # else a signal would wait for the next block
                 block = next(blocks, None)
             if block is None:
                 return
@@ -324,7 +323,7 @@ def _from_stdin(told: Transcription, pipe: pcm.Pipe) -> int:
 
 
 def _mic(arguments: argparse.Namespace) -> int:
-    """Print what is spoken, until Ctrl-C."""
+    """Print the text of the microphone's speech, until Ctrl-C."""
     told = Transcription(
         settings(arguments, words=arguments.words),
         (STDIN,),
@@ -333,7 +332,7 @@ def _mic(arguments: argparse.Namespace) -> int:
         partial_seconds=arguments.partial,
     )
     told.check()
-    microphone.library()  # told before the model is opened
+    microphone.library()  # raises before the model is opened
     transcriber, doubts = _open(told), _Doubts("the microphone")
     device = arguments.device
     number = int(device) if device and device.isdecimal() else device
@@ -343,7 +342,7 @@ def _mic(arguments: argparse.Namespace) -> int:
 
 
 class _Doubts:
-    """Says what is doubtful about live audio and its text at once, and counts."""
+    """Reports warnings about live audio and its text at once, and counts them."""
 
     def __init__(self, name: str) -> None:
         self.name, self.n = name, 0
@@ -359,7 +358,7 @@ def _listen(
     rate: int,
     doubts: _Doubts,
 ) -> int:
-    """Print the text of what is heard; a signal, or an error, is the end of that alone."""
+    """Print the text of live audio; a signal or an error ends the input, not the transcription."""
     stopped: BaseException | None = None
 
     def until_stopped() -> Iterator[npt.NDArray[Any]]:
@@ -391,7 +390,7 @@ def _listen(
 
 
 def _show_live(segment: Segment, told: Transcription, name: str) -> int:
-    """Print a segment, or on stderr what was heard of it so far; whether it is doubtful."""
+    """Print a segment, an unfinished one on stderr; returns 1 if it is doubtful, else 0."""
     is_terminal = sys.stderr.isatty()
     if not segment.is_final:
         (rewrite if is_terminal else say)(f"… {segment.text}")
@@ -403,17 +402,17 @@ def _show_live(segment: Segment, told: Transcription, name: str) -> int:
 
 
 def _duration(path: str, told: Transcription) -> float | None:
-    """Seconds that are to be transcribed, if they are known and it is worth a bar."""
+    """Seconds of audio to transcribe, for the bar; None if unknown."""
     try:
         whole = sources.duration(path)
     except AudioError:
-        return None  # transcribing tells
+        return None  # transcribing reports the error
     end = told.end_seconds if whole is None else min(told.end_seconds or whole, whole)
     return None if end is None else max(0.0, end - (told.begin_seconds or 0.0))
 
 
 def _report(path: str, transcript: Transcript) -> int:
-    """Say what is doubtful about the audio and about its text, and how much that is."""
+    """Report warnings about the audio and its text; returns their number."""
     n = _report_warnings(path, transcript.warnings)
     return n + _report_flagged(path, transcript.flagged)
 
@@ -425,7 +424,7 @@ def _report_warnings(path: str, warnings: Sequence[AudioWarning]) -> int:
 
 
 def _report_flagged(path: str, segments: Iterable[Segment]) -> int:
-    """Say which parts are doubtful, and how many."""
+    """Report doubtful parts; returns their number."""
     n = 0
     for segment in segments:
         n += 1
