@@ -1,1 +1,1 @@
-"""Many audios: lists of records, batches, worker processes, error rates."""
+"""Many audio files: lists of records, batches, worker processes, error rates."""

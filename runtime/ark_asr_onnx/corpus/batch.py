@@ -1,9 +1,9 @@
-"""JSON Lines in, JSON Lines out: a row for each record, in order, continued where it stopped.
+"""Transcribes the records of a JSON Lines file into rows of another, and continues old outputs.
 
-What is in the output file is done, unless it failed or its audio has changed since. A row is
-written whole as soon as it and those before it are finished, so that a run that is killed loses
-only what was in work. What has to be done again is noted in the journal, row by row, and merged
-into the output when all of it is done, or the run ends.
+A row in the output file is done, unless it has an error or its audio has changed since. Rows are
+in the order of the records. A row is written completely once it and all rows before it are
+finished, so a killed run loses only unfinished records. Rows that are done again are noted in the
+journal, and merged into the output when all are done or the run ends.
 """
 
 from __future__ import annotations
@@ -35,17 +35,17 @@ _RESULTS = ("pred_text", "pred_text_raw", "pred_words", "error", "finish_reason"
 
 @dataclass(frozen=True, slots=True)
 class BatchResult:
-    """What a run did."""
+    """The counts of a run."""
 
     n_records: int  # in the input, all of them with a row in the output now
-    n_done_before: int  # rows that were there already, and need not be done again
+    n_done_before: int  # rows of earlier runs that need not be done again
     n_failed: int  # rows with an error, in the whole output
-    n_flagged: int  # rows with a finish_reason, likewise
+    n_flagged: int  # rows with a finish_reason, in the whole output
     audio_seconds: float  # transcribed in this run
     elapsed_seconds: float  # of this run, opening the model included
     n_warned: int = 0  # rows with warnings about their audio, in the whole output
-    n_again: int = 0  # rows done again: they had failed, or were of other audio
-    n_renewed: int = 0  # rows whose record has another text or other fields now
+    n_again: int = 0  # rows done again: they had failed, or their audio has changed
+    n_renewed: int = 0  # rows updated, since their record has another text or other fields
 
 
 def run_batch(
@@ -63,20 +63,20 @@ def run_batch(
 ) -> BatchResult:
     """Transcribe every record of a list into a row of the output, see :func:`output_row`.
 
-    An output that is there is continued, or begun anew with ``overwrite``: rows with an error are
-    done again, rows of audio that has changed too; rows whose record has another text or other
-    fields are renewed. ``OUTPUT.meta`` beside it holds what that takes, and with which model and
-    options the rows were made: the output of others is refused. ``package`` is what
-    ``open_transcriber`` opens; without it, another model is noticed only when it is opened.
+    An existing output is continued, or replaced with ``overwrite``. Rows with an error or with
+    changed audio are done again; rows whose record has another text or other fields are updated.
+    The journal ``OUTPUT.meta`` beside it notes this, and the model and the options of the rows: an
+    output made with others is refused. ``package`` is the one that ``open_transcriber`` opens;
+    without it, another model is noticed only when it is opened.
 
     The transcriber is opened only if there is work, and closed afterwards; with several
     ``workers``, processes that open one each, ``open_transcriber`` must be picklable.
-    ``on_progress`` is told the number of rows that are done and of all records, first before any
+    ``on_progress`` is called with the numbers of finished rows and of all records, first before any
     work.
 
     Raises :class:`RecordsError` for an input that :func:`read_records` refuses and for an output
-    of another input, model or options, or that another process writes; :class:`DecodeError` when a
-    worker dies. Audio that fails is a row with an ``error``.
+    of another input, model or options, or that another process writes; :class:`DecodeError` if a
+    worker dies. Audio that fails gives a row with an ``error``.
     """
     end_if_unguarded()
     start = time.perf_counter()
@@ -129,7 +129,7 @@ def run_batch(
 
 
 def record_clip(record: Record) -> Clip:
-    """What there is to transcribe of a record."""
+    """The audio of a record, as a clip."""
     return Clip(record.path, begin_seconds=record.begin_seconds, end_seconds=record.end_seconds)
 
 
@@ -138,9 +138,9 @@ def output_row(record: Record, result: Transcript | ArkError, *, words: bool = F
 
     They are ``audio``, ``text`` (empty if unknown), ``pred_text``, ``pred_text_raw`` (with special
     tokens), ``begin_time`` and ``end_time`` (-1 for none), and the record's other fields; last
-    ``pred_words`` with whisper's keys where ``words`` are wanted, an ``error`` where there was one,
-    or the ``finish_reason`` of a doubtful text, and ``warnings`` about the audio. An earlier run's
-    results among the fields make way for these.
+    ``pred_words`` with whisper's keys if ``words`` are requested, an ``error`` if there was one,
+    or the ``finish_reason`` of a doubtful text, and ``warnings`` about the audio. They replace an
+    earlier run's results among the fields.
     """
     if isinstance(result, ArkError):
         return _row(record, {"error": str(result)})
@@ -169,22 +169,22 @@ def _row(record: Record, result: Row) -> Row:
 
 
 def _renewed(row: Row, record: Record) -> Row:
-    """A row with the text and the fields that its record has now; what others added stays."""
+    """A row with its record's present text and fields; all other keys of the row are kept."""
     new = _row(record, {key: row[key] for key in _RESULTS if key in row})
     new |= {key: value for key, value in row.items() if key not in new}
     return row if row == new else new
 
 
 class _Output:
-    """The rows of a batch in a file, and what the journal beside it says of them."""
+    """The rows of a batch in a file, and the notes about them in the journal."""
 
     def __init__(
         self, path: Path, records: Sequence[Record], notes: Journal, setup: Setup, *, is_fresh: bool
     ) -> None:
         self._path, self._records, self._notes, self._setup = path, records, notes, setup
         self._keys = _keys(records)
-        self._is_fresh = is_fresh  # nothing that is there counts
-        self._n_rows = 0  # records up to the last one that has a row
+        self._is_fresh = is_fresh  # an existing output is replaced
+        self._n_rows = 0  # number of records up to the last one with a row
         self.to_do: list[int] = list(range(len(records)))  # records, by number from 0
         self.n_again = self.n_renewed = 0
         self.counts: Counter[str] = Counter()  # rows with an error, a finish_reason, warnings
@@ -197,7 +197,7 @@ class _Output:
             raise
 
     def close(self) -> None:
-        """Merge what was done again, also when a run breaks off."""
+        """Merge the rows that were done again, also if a run breaks off."""
         try:
             if self._notes.has_rows:
                 self._merge()
@@ -209,13 +209,13 @@ class _Output:
             self._file.close()
 
     def agree(self, package: Values) -> None:
-        """Refuse the model that was opened if the rows are another's."""
+        """Refuse the opened model if another one made the rows."""
         self._setup = replace(self._setup, package=self._setup.package or package)
         if not self._is_fresh:
             self._check()
 
     def add(self, i: int, row: Row, state: AudioState | None) -> None:
-        """Write the row of record ``i``, or note it if others follow it in the file."""
+        """Write the row of record ``i``, or note it if the file already has later rows."""
         self.counts.update(row.keys())
         try:
             self._begin()
@@ -230,7 +230,7 @@ class _Output:
             raise _unwritable(self._path, error) from error
 
     def _begin(self) -> None:
-        """Let the journal say how rows are made, before there are any."""
+        """Write the setup into the journal before the first row."""
         if self._is_fresh:
             self._file.truncate(0)
             self._notes.begin(self._setup)
@@ -239,7 +239,7 @@ class _Output:
             self._notes.declare(self._setup)
 
     def _check(self) -> None:
-        """Refuse rows that were made in another way than those to come."""
+        """Raise :class:`RecordsError` if the rows were made with another setup."""
         before = self._notes.setup
         if before is None:
             return
@@ -250,7 +250,7 @@ class _Output:
             )
 
     def _resume(self) -> None:
-        """Find what is done, and what there is to do."""
+        """Find the rows that are done, and the records to do."""
         n_renewed = self._classify()
         if not self._n_rows:
             self._is_fresh = True
@@ -271,7 +271,7 @@ class _Output:
         self.n_again = sum(i < self._n_rows for i in self.to_do)
 
     def _classify(self) -> int:
-        """Tell records with a good row from those to do; how many rows are to be renewed."""
+        """Find the records without a good row; returns how many rows need an update."""
         n_renewed, self._n_rows, self.to_do = 0, 0, []
         self.counts.clear()
         for i, _, row in self._matched():
@@ -287,7 +287,7 @@ class _Output:
         return n_renewed
 
     def _matched(self) -> Iterator[tuple[int, bytes, Row]]:
-        """Numbers of records, with their lines and rows; a torn last one is cut off."""
+        """Numbers of records, with their lines and rows; cuts off an incomplete last line."""
         n_bytes = due = 0
         self._file.seek(0)
         with open(self._file.fileno(), "rb", closefd=False) as lines:
@@ -310,7 +310,7 @@ class _Output:
                 due = i + 1
 
     def _merge(self) -> None:
-        """Put what was done again in the place of the rows that are there."""
+        """Replace rows by those that were done again."""
         target = Path(os.path.realpath(self._path))
         with files.staging(target.parent) as folder:
             is_new = False
@@ -328,7 +328,7 @@ class _Output:
         self._notes.merged()
 
     def _lines(self) -> Iterator[tuple[bytes, bytes]]:
-        """Lines as they are, empty if missing, and as they are to be."""
+        """Pairs of the present line, empty if missing, and the new line."""
         due = 0
         for i, line, row in self._matched():
             for k in range(due, i + 1):
@@ -345,7 +345,7 @@ class _Output:
 def _opened(
     path: Path, input_path: Path, records: Sequence[Record], setup: Setup, *, overwrite: bool
 ) -> Generator[_Output]:
-    """The output, for this process alone."""
+    """Open the output, locked for this process."""
     with contextlib.ExitStack() as stack:
         try:
             if path.exists() and path.samefile(input_path):
@@ -361,7 +361,7 @@ def _opened(
 
 
 def _keys(records: Sequence[Record]) -> list[Key]:
-    """What tells records apart, whatever else is in the list."""
+    """Keys that identify records, also in another list."""
     seen: Counter[tuple[str, float, float]] = Counter()
     keys: list[Key] = []
     for record in records:
@@ -373,7 +373,7 @@ def _keys(records: Sequence[Record]) -> list[Key]:
 
 
 def _parsed(line: bytes) -> Row | None:
-    """The object that a whole line holds."""
+    """The JSON object in a complete line; None if there is none."""
     try:
         parsed: Any = json.loads(line) if line.endswith(b"\n") else None
     except (ValueError, RecursionError):
@@ -382,9 +382,9 @@ def _parsed(line: bytes) -> Row | None:
 
 
 def _begins_row_of(torn: bytes, record: Record) -> bool:
-    """Whether a line without end can be what was written of a record's row.
+    """Whether an incomplete line can be the beginning of a record's row.
 
-    If not, it is somebody's text, and cutting it off would lose it.
+    If not, a user may have written it, and cutting it off would lose it.
     """
     written = torn.rstrip(b"\0")  # a power failure may leave zeros
     start = row_line({"audio": record.audio})[: -len(b"}\n")]

@@ -1,4 +1,4 @@
-"""Transcribing what has a reference text, and scoring it."""
+"""Transcribes records with a reference text, and scores them."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ class Evaluation:
     records: tuple[Record, ...]
     texts: tuple[str, ...]
     scores: tuple[scoring.Score, ...]
-    errors: tuple[str, ...]  # why a record has no text, or ""
-    warnings: tuple[tuple[str, ...], ...]  # about the audio of each
-    audio_seconds: float  # transcribed now, not read from the rows
+    errors: tuple[str, ...]  # the error of a record without a text, or ""
+    warnings: tuple[tuple[str, ...], ...]  # about the audio of each record
+    audio_seconds: float  # transcribed in this run
     elapsed_seconds: float
 
     @property
@@ -38,7 +38,7 @@ class Evaluation:
 
     @property
     def n_warned(self) -> int:
-        """Records with warnings about their audio."""
+        """Number of records with warnings about their audio."""
         return sum(map(bool, self.warnings))
 
     def report(self) -> scoring.Report:
@@ -83,17 +83,17 @@ def run_evaluation(
     """Transcribe the records of a list, see :func:`read_records`, and score them by their ``text``.
 
     Records with a ``pred_text`` and no ``error`` are only scored, unless ``has_texts`` is false.
-    The transcriber is opened only if there is work, and closed afterwards; without one, all must
-    have a ``pred_text``, and those with an ``error`` count as failed. ``language`` counts for all;
-    else each record's, else its script. ``on_progress`` is told the number of records transcribed,
-    and of those to transcribe.
+    The transcriber is opened only if there is work, and closed afterwards; without one, all records
+    must have a ``pred_text``, and those with an ``error`` count as failed. ``language`` is used for
+    all records; by default each record's, else that of its script. ``on_progress`` is called with
+    the numbers of transcribed records and of all records to transcribe.
 
-    Raises :class:`RecordsError`, before any work, for a list in which one cannot be scored, and
-    :class:`MissingExtraError` without the extra ``eval``. Audio that fails counts as deleted words
-    and is among the ``failures``.
+    Raises :class:`RecordsError`, before any work, for a list with a record that cannot be scored,
+    and :class:`MissingExtraError` without the extra ``eval``. The words of audio that fails count
+    as deleted, and it is among the ``failures``.
     """
     records = read_scorable(input_path, language, normalize=normalize)
-    scoring.score("a", "a", normalize=normalize)  # what it needs is installed
+    scoring.score("a", "a", normalize=normalize)  # raises if the extra is missing
     texts = [str(record.fields.get("pred_text", "")) for record in records]
     errors = [str(record.fields.get("error") or "") for record in records]
     warnings = [_warnings(record) for record in records]
@@ -141,13 +141,13 @@ def run_evaluation(
 
 
 def _warnings(record: Record) -> tuple[str, ...]:
-    """What an earlier run noted about the audio."""
+    """The warnings of an earlier run about the audio."""
     found = record.fields.get("warnings")
     return tuple(map(str, cast("list[object]", found))) if isinstance(found, list) else ()
 
 
 def _language(record: Record) -> str | None:
-    """What to count a record as; None: look at its script."""
+    """The language of a record; None: decide by its script."""
     language = record.fields.get("language")
     return str(language) if language else None
 
@@ -155,7 +155,7 @@ def _language(record: Record) -> str | None:
 def read_scorable(
     path: str | os.PathLike[str], language: str | None = None, *, normalize: bool = True
 ) -> list[Record]:
-    """Records that can be scored; :class:`RecordsError` names the first that cannot."""
+    """The records of a list. Raises :class:`RecordsError` for the first that cannot be scored."""
     records = read_records(path, needs_text=True)
     if not records:
         raise RecordsError(f"{os.fspath(path)}: no lines, there is nothing to score")

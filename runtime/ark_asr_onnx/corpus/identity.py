@@ -1,4 +1,4 @@
-"""Whether rows were made by the same model, with the same options, from the same audio."""
+"""Decides whether rows were made by the same model, with the same options, from the same audio."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ Values: TypeAlias = dict[str, object]
 
 _MODEL_FILES = (".onnx", ".data", "tokenizer.json")  # endings
 _BLOCK_BYTES = 1 << 20
-_N_SAMPLES = 16  # blocks of a file without a checksum that has more
+_N_SAMPLES = 16  # blocks that are hashed of a large file without a checksum
 _SHOWN = 60  # characters of a value
 
 
 @dataclass(frozen=True, slots=True)
 class Setup:
-    """Everything that decides on the text of an audio, in values of JSON."""
+    """Everything that determines the text of an audio, in values of JSON."""
 
     package: Values  # empty: unknown
     options: Values
     splitting: Values
 
     def differences(self, before: Setup) -> list[str]:
-        """What is not as it was, in words.
+        """The differences between two setups, in words.
 
-        What one of both does not know of the model is the same; an option that there was not yet
-        had its default.
+        A property of the model that one of them does not know counts as equal; an option that is
+        missing in the older one had its default.
         """
         found: list[str] = []
         then, now = before.package, self.package
@@ -54,7 +54,7 @@ class Setup:
 
 @dataclass(frozen=True, slots=True)
 class AudioState:
-    """What an audio file was like."""
+    """Size, mtime and checksum of an audio file."""
 
     n_bytes: int
     mtime_ns: int
@@ -64,24 +64,24 @@ class AudioState:
 def setup(
     options: Options | None, splitting: Splitting | None, package: Package | Transcriber | None
 ) -> Setup:
-    """What rows are made with."""
+    """The setup of rows; without ``package`` the model is unknown."""
     known = {} if package is None else fingerprint(package)
     return Setup(known, _values(options or Options()), _values(splitting or Splitting()))
 
 
 def fingerprint(package: Package | Transcriber) -> Values:
-    """What tells a model from another, wherever it lies.
+    """Values that identify a model, in any folder.
 
-    The manifest, with the checksums of graphs, weights and tokenizer. A published folder has none:
-    there, sizes and contents of small files, sizes and samples of large ones; a transcriber does
-    not know these.
+    They come from the manifest, with the checksums of graphs, weights and tokenizer. A published
+    folder has no checksums: there they come from sizes and contents of small files, and sizes and
+    samples of large ones, which a transcriber does not know.
     """
     manifest = package.manifest
     parts = dataclasses.asdict(manifest.sizes), dataclasses.asdict(manifest.tokens)
     found: Values = {"name": manifest.name, "network": _sha256(json.dumps(parts).encode())}
     lines: list[str] = []
     if manifest.files:
-        # Times of words decide on no text.
+        # Times of words do not change the text.
         files = manifest.files.keys() - {ALIGN_FILE}
         names = sorted(name for name in files if name.endswith(_MODEL_FILES))
         lines = [f"{name} {manifest.files[name].sha256}" for name in names]
@@ -93,7 +93,7 @@ def fingerprint(package: Package | Transcriber) -> Values:
 
 
 def audio_state(path: Path) -> AudioState | None:
-    """What an audio file is like; None for what is no file that can be read."""
+    """The state of an audio file; None if it is no readable file."""
     try:
         found = path.stat()
         if not stat.S_ISREG(found.st_mode):
@@ -105,9 +105,9 @@ def audio_state(path: Path) -> AudioState | None:
 
 
 def is_changed(path: Path, before: AudioState) -> bool:
-    """Whether a file has another content; it is read only where its size does not tell.
+    """Whether the content of a file has changed; reads it only if size and mtime do not decide.
 
-    One that is not there any more was not changed.
+    A file that no longer exists counts as unchanged.
     """
     try:
         found = path.stat()
@@ -121,7 +121,7 @@ def is_changed(path: Path, before: AudioState) -> bool:
 
 
 def _values(settings: Options | Splitting) -> Values:
-    """Fields as JSON has them; a function is its name."""
+    """Fields as values of JSON; a function becomes its name."""
     return {
         field.name: _value(getattr(settings, field.name)) for field in dataclasses.fields(settings)
     }
@@ -140,13 +140,13 @@ def _value(value: Any) -> object:
 
 
 def _shown(value: object) -> str:
-    """A value in a line for people."""
+    """A value for a message, shortened."""
     text = json.dumps(value, ensure_ascii=False)
     return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…"
 
 
 @functools.lru_cache(maxsize=256)  # records of one file follow each other
-def _file_sha256(path: Path, n_bytes: int, mtime_ns: int) -> str:  # noqa: ARG001 - of this state
+def _file_sha256(path: Path, n_bytes: int, mtime_ns: int) -> str:  # noqa: ARG001 - keys of the cache
     digest = hashlib.sha256()
     with path.open("rb") as stream:
         while block := stream.read(_BLOCK_BYTES):
@@ -155,7 +155,7 @@ def _file_sha256(path: Path, n_bytes: int, mtime_ns: int) -> str:  # noqa: ARG00
 
 
 def _sampled(path: Path) -> str:
-    """Of a file's size, and of all of it or of blocks at even distances."""
+    """SHA-256 of a file's size, and of all its content or of evenly spaced blocks."""
     n_bytes = path.stat().st_size
     digest = hashlib.sha256(str(n_bytes).encode())
     step = max(_BLOCK_BYTES, n_bytes // _N_SAMPLES)

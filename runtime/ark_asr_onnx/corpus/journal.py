@@ -1,9 +1,9 @@
-"""What a batch notes beside its output, in ``OUTPUT.meta``: made how, of which audio.
+"""The journal of a batch, ``OUTPUT.meta`` beside its output: how its rows were made.
 
 The first line is the setup: model, options, splitting. Then follow lines for rows: the state of the
-audio when it was transcribed; and, for a row that is done again, the new row, until all of those
-are merged into the output. Lines are only ever appended: whatever kills a run at whatever moment,
-the journal can be read. It is locked as long as the output is written.
+audio when it was transcribed and, for a row that is done again, the new row, until all of these
+are merged into the output. Lines are only appended, so the journal stays readable if a run is
+killed at any moment. It is locked while the output is written.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from .identity import AudioState, Setup
 if sys.platform != "win32":
     import fcntl
 
-Key: TypeAlias = tuple[str, float, float, int]  # audio, begin, end, how many such came before
+Key: TypeAlias = tuple[str, float, float, int]  # audio, begin, end, number of such before it
 Row: TypeAlias = dict[str, object]
 
 _MARK = "ark_asr_batch"  # the first key of the first line
-_FORMAT = 1  # its value, raised when an older version would misread rows or journal
+_FORMAT = 1  # its value; raised when an older version would misread the rows or the journal
 _HEAD = f'{{"{_MARK}": '.encode()
 
 
@@ -37,10 +37,10 @@ class Journal:
 
     def __init__(self, file: FileIO, path: Path) -> None:
         self._file, self._path = file, path
-        self.setup: Setup | None = None  # of the rows there are, None: unknown
+        self.setup: Setup | None = None  # of the existing rows; None: unknown
         self.format = _FORMAT
         self._audio: dict[Key, AudioState] = {}
-        self._places: dict[Key, int] = {}  # of lines whose rows are not merged yet
+        self._places: dict[Key, int] = {}  # positions of lines whose rows are not merged yet
         self._read()
         if self.format != _FORMAT:
             raise RecordsError(
@@ -54,7 +54,7 @@ class Journal:
         return bool(self._places)
 
     def audio(self, key: Key) -> AudioState | None:
-        """What the audio of a row was like, if known."""
+        """The state of a row's audio when it was transcribed, if known."""
         return self._audio.get(key)
 
     def row(self, key: Key) -> Row | None:
@@ -67,14 +67,14 @@ class Journal:
             return cast("Row", json.loads(lines.readline())["row"])
 
     def begin(self, setup: Setup) -> None:
-        """Forget everything: the output is begun anew."""
+        """Empty the journal for a new output, and write the setup."""
         self._file.truncate(0)
         self._audio.clear()
         self._places.clear()
         self.declare(setup)
 
     def declare(self, setup: Setup) -> None:
-        """Note how rows are made."""
+        """Write the setup of the rows."""
         self._append({_MARK: _FORMAT, **dataclasses.asdict(setup)})
         self.setup = setup
 
@@ -107,7 +107,7 @@ class Journal:
             self._places[key] = place
 
     def _read(self) -> None:
-        """Take in the lines; one that a power failure spoilt is skipped, a torn end cut off."""
+        """Read the lines; skips one damaged by a power failure, cuts off an incomplete last one."""
         place = 0
         self._file.seek(0)
         with open(self._file.fileno(), "rb", closefd=False) as lines:
@@ -140,27 +140,30 @@ class Journal:
 
 @contextlib.contextmanager
 def opened(output: Path) -> Generator[Journal]:
-    """The journal of an output, for this process alone. Raises ``OSError``."""
+    """Open the journal of an output, locked for this process.
+
+    Raises ``OSError``, and :class:`RecordsError` if another process holds it.
+    """
     path = output.with_name(f"{output.name}.meta")
     with path.open("a+b", buffering=0) as file:
         if sys.platform != "win32":
-            try:  # a process that dies lets go of it
+            try:  # a process that dies releases the lock
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
                 raise RecordsError(f"{output}: is being written by another process") from error
             except OSError:
-                pass  # a file system that knows no locks
+                pass  # the file system has no locks
         yield Journal(file, path)
 
 
 def row_line(row: Mapping[str, object]) -> bytes:
     """A row as it is written: UTF-8, with line feed."""
     text = json.dumps(row, ensure_ascii=False) + "\n"
-    # Half a surrogate pair has no UTF-8; with a backslash it is JSON's own notation for it.
+    # Half a surrogate pair cannot be encoded; the backslash escape of it is valid JSON.
     return text.encode("utf-8", "backslashreplace")
 
 
 def write_all(file: FileIO, content: bytes) -> None:
-    """Write at once; a full disk takes a part and refuses the rest with ``OSError``."""
+    """Write all bytes without buffering. Raises ``OSError``; a part may then be written."""
     while content:
         content = content[file.write(content) :]

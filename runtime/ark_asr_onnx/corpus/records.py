@@ -1,8 +1,8 @@
-"""What a batch's input says: JSON Lines, one object for each piece of audio.
+"""Reads the input of a batch: JSON Lines, one object for each piece of audio.
 
-The fields are those of ``open-audio-opd``'s inference script; those of NeMo's manifests and of
-Hugging Face's ``metadata.jsonl`` are understood. Whether the audio exists and can be read is found
-when it is transcribed, not here.
+The fields are those of ``open-audio-opd``'s inference script, of NeMo's manifests or of Hugging
+Face's ``metadata.jsonl``. This module does not check whether the audio exists and can be read;
+transcribing it does.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ from ..errors import RecordsError
 
 _MOST_SECONDS = 1e9  # below it, a position in samples is exact
 _MOST_LINES = 10_000_000
-_MOST_LINE_BYTES = 8 << 20  # one object of them takes up to 200 MB of memory
-_MOST_DIGITS = 1000  # of an integer: Python refuses to write those of more than 4300
+_MOST_LINE_BYTES = 8 << 20  # a JSON object of this size takes up to 200 MB of memory
+_MOST_DIGITS = 1000  # of an integer; Python refuses to write one of more than 4300
 
 _NEMO, _HUGGING_FACE = "audio_filepath", "file_name"
-_TEXTS = ("transcription", "transcript", "sentence")  # where there is no text
+_TEXTS = ("transcription", "transcript", "sentence")  # used if there is no text
 _LHOTSE = {"recording", "supervisions", "sources", "recording_id", "mixed_cuts", "tracks"}
 _URL = re.compile("([a-z][a-z0-9+.-]+)://", re.IGNORECASE)
 
@@ -41,28 +41,28 @@ class Record:
     """One line of a list."""
 
     line: int  # number in the file, from 1
-    audio: str  # as written
-    path: Path  # relative ones resolved against the folder of the list
-    text: str | None  # what is said, if known
+    audio: str  # as in the list
+    path: Path  # absolute, or relative to the folder of the list
+    text: str | None  # reference text, if known
     begin_seconds: float | None  # None: from the start
     end_seconds: float | None  # None: to the end
-    fields: dict[str, object]  # everything else, in order
+    fields: dict[str, object]  # all other fields, in order
 
 
 def read_records(path: str | os.PathLike[str], needs_text: bool = False) -> list[Record]:
-    """Every record of a JSON Lines file, in order; of UTF-8 or, with its mark, UTF-16; or gzipped.
+    """The records of a JSON Lines file, in order: UTF-8, UTF-16 with its mark, or gzipped.
 
-    Blank lines are skipped. ``audio`` is required, a path or ``file:`` URL, ``text`` too if
-    ``needs_text``; ``begin_time`` and ``end_time`` are seconds, negative (upstream's default is -1)
-    or null for none; ``task``, if present, is ``asr``. NeMo's ``audio_filepath`` or Hugging Face's
-    ``file_name`` may stand for ``audio``, ``offset`` and ``duration`` for the times,
-    ``transcription``, ``transcript`` or ``sentence`` for ``text``. Raises :class:`RecordsError` for
-    the first line that is wrong, so that no work starts on half a list.
+    Blank lines are skipped. ``audio``, a path or ``file:`` URL, is required, and ``text`` if
+    ``needs_text``. ``begin_time`` and ``end_time`` are seconds; null or a negative number
+    (upstream's default is -1) means none. ``task``, if present, is ``asr``. NeMo's
+    ``audio_filepath`` or Hugging Face's ``file_name`` may replace ``audio``, ``offset`` and
+    ``duration`` the times, ``transcription``, ``transcript`` or ``sentence`` the ``text``. Raises
+    :class:`RecordsError` for the first wrong line, so no work starts on an incomplete list.
     """
     path = Path(path)
     try:
         mode = path.stat().st_mode
-        if not stat.S_ISREG(mode):  # opening a pipe may wait for ever, a device may never end
+        if not stat.S_ISREG(mode):  # opening a pipe may block, a device may never end
             found = "a folder" if stat.S_ISDIR(mode) else "a pipe or a device"
             raise RecordsError(f"{path}: is {found}, expected a file of JSON Lines")
         with path.open("rb") as file, contextlib.closing(_lines(file, path)) as lines:
@@ -75,7 +75,7 @@ def read_records(path: str | os.PathLike[str], needs_text: bool = False) -> list
 
 
 def _lines(file: BinaryIO, path: Path) -> Generator[tuple[int, bytes]]:
-    """Numbers from 1 and lines in UTF-8, whatever they are in the file."""
+    """Line numbers from 1, and lines converted to UTF-8."""
     magic = file.read(2)
     file.seek(0)
     source = io.BufferedReader(gzip.GzipFile(fileobj=file)) if magic == b"\x1f\x8b" else file
@@ -98,11 +98,11 @@ def _lines(file: BinaryIO, path: Path) -> Generator[tuple[int, bytes]]:
         raise RecordsError(f"{path}: {error}") from error
     finally:
         if text is not None:
-            text.detach()  # or the file would be closed here, with a warning
+            text.detach()  # else the file would be closed here, with a warning
 
 
 def _record(line: bytes, path: Path, number: int, needs_text: bool) -> Record:
-    """The record that a line holds; every complaint names file and line."""
+    """The record in a line. Raises :class:`RecordsError`, which names file and line."""
     try:
         fields = _object(line)
         is_nemo = fields.get("audio") is None and _NEMO in fields
@@ -124,7 +124,7 @@ def _record(line: bytes, path: Path, number: int, needs_text: bool) -> Record:
 
 
 def _audio(fields: dict[str, object]) -> str:
-    """What names the audio, taken out of the fields unless it has another toolkit's name."""
+    """The name of the audio; its field is removed unless it has another toolkit's name."""
     names = ("audio", _NEMO, _HUGGING_FACE)
     key = next((key for key in names if fields.get(key) is not None), "audio")
     audio = _text(fields, key)
@@ -141,9 +141,9 @@ def _audio(fields: dict[str, object]) -> str:
 
 
 def _part(fields: dict[str, object], is_nemo: bool) -> tuple[float | None, float | None]:
-    """Begin and end, taken out of the fields; NeMo's ``offset`` and ``duration`` stay there.
+    """Begin and end; their fields are removed, except NeMo's ``offset`` and ``duration``.
 
-    Beside NeMo's name for the audio, ``duration`` alone counts, as it does there.
+    With NeMo's name for the audio, ``duration`` counts without ``offset``, as in NeMo.
     """
     begin, end = _seconds(fields, "begin_time"), _seconds(fields, "end_time")
     fields.pop("begin_time", None)
@@ -167,7 +167,7 @@ def _part(fields: dict[str, object], is_nemo: bool) -> tuple[float | None, float
 
 
 def _local(audio: str) -> str:
-    """The path that is meant; a relative one is still relative."""
+    """The path for a path or ``file:`` URL; a relative one stays relative."""
     path = audio
     if audio.lower().startswith("file:"):
         from urllib.request import url2pathname  # takes long to import
@@ -182,12 +182,12 @@ def _local(audio: str) -> str:
         path = os.path.expanduser(audio)  # noqa: PTH111 - it does not fail without a home
     if not path or "\0" in path:
         raise ValueError(f"audio is {_show(audio)}, must name a file")
-    os.fsencode(path)  # half a surrogate pair is no file name
+    os.fsencode(path)  # raises for half a surrogate pair
     return path
 
 
 def _object(line: bytes) -> dict[str, object]:
-    """The JSON object of a line, of finite numbers only: others could not be written again."""
+    """The JSON object of a line; only finite numbers, since others cannot be written again."""
     text = line.decode("utf-8").rstrip("\r\n")
     try:
         parsed: Any = json.loads(
@@ -224,7 +224,7 @@ def _integer(digits: str) -> int:
 
 
 def _text(fields: dict[str, object], key: str) -> str | None:
-    """A string of the fields."""
+    """The string in a field; None without it. Raises ``ValueError``."""
     value = fields.get(key)
     if value is not None and not isinstance(value, str):
         raise ValueError(f"{key} is {_show(value)}, must be a string")
@@ -232,7 +232,7 @@ def _text(fields: dict[str, object], key: str) -> str | None:
 
 
 def _seconds(fields: dict[str, object], key: str) -> float | None:
-    """A time of the fields."""
+    """The time in a field, in seconds; None without it. Raises ``ValueError``."""
     value = fields.get(key)
     if value is None:
         return None
@@ -242,6 +242,6 @@ def _seconds(fields: dict[str, object], key: str) -> float | None:
 
 
 def _show(value: object) -> str:
-    """A value in a message of one line."""
+    """A value for a message, shortened, on one line."""
     shown = repr(value)
     return shown if len(shown) <= 60 else f"{shown[:57]}..."

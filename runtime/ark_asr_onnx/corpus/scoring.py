@@ -1,15 +1,14 @@
-"""References and hypotheses in, error rates out: how many words and characters are wrong.
+"""Error rates of hypotheses against references, for words and characters.
 
-Error counts are jiwer's, normalisation is Whisper's (``whisper-normalizer``), as on the Open ASR
-leaderboard, mended where it would lose what was said; both come with the extra ``eval`` and are
-imported when first needed. Nothing is transcribed or read here. Rates are in per cent, differences
-of rates in points.
+jiwer counts the errors. The normalisation is Whisper's (``whisper-normalizer``), as on the Open ASR
+leaderboard, corrected where it would lose spoken words. Both come with the extra ``eval`` and are
+imported at their first use. This module transcribes and reads nothing. Rates are in per cent,
+differences of rates in percentage points.
 
-What is written without spaces between words is counted by characters, the rest by words, also
-within a text: six Chinese characters and an English word are seven words. Korean, which has spaces,
-is counted by syllables all the same, as open-audio-opd's evaluation does. Unlike there, words heard
-where the reference is empty are errors: they add to the errors and nothing to the length of the
-reference.
+Text without spaces between words is counted by characters, the rest by words, also within one
+text: six Chinese characters and an English word are seven words. Korean has spaces, but is counted
+by syllables, as in open-audio-opd's evaluation. Unlike there, words in the hypothesis for an empty
+reference are errors: they are added to the errors, while the length of the reference is 0.
 """
 
 from __future__ import annotations
@@ -33,9 +32,9 @@ Interval: TypeAlias = tuple[float, float]  # 2.5th and 97.5th percentile of resa
 N_RESAMPLES = 1_000  # of the bootstrap
 N_FLIPS = 10_000  # of the permutation test
 _SEED = 0
-_MAX_CELLS = 1 << 22  # random numbers drawn at a time: 32 MB
+_MAX_CELLS = 1 << 22  # random numbers drawn together: 32 MB
 
-# Characters that count as words, of scripts without spaces between words, and of Korean.
+# Characters that count as words: of scripts without spaces between words, and of Korean.
 _CHARACTER = (
     "[\u3005-\u3007\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"  # ideographs
     "\u3001-\u3003\u3008-\u3011\u3014-\u301f\uff01-\uff0f\uff1a-\uff20\uff3b-\uff40\uff5b-\uff65"
@@ -51,7 +50,7 @@ _BY_CHARACTER = re.compile(_CHARACTER)
 _LATIN = re.compile(
     "[A-Za-z\u00aa\u00b5\u00ba\u00c0-\u02af\u1d00-\u1dbf\u1e00-\u1eff\u2c60-\u2c7f\ua720-\ua7ff]"
 )
-# What nobody sees or hears: formats such as joiners, variants of glyphs, Arabic's lengthening.
+# Characters without a sound: formats such as joiners, variants of glyphs, Arabic's lengthening.
 _UNHEARD = re.compile(
     "[\u00ad\u034f\u0640\u061c\u180b-\u180f\u200b-\u200f\u202a-\u202e\u2060-\u206f\ufe00-\ufe0f\ufeff"
     "\U000e0000-\U000e0fff]"
@@ -64,11 +63,11 @@ _DOTTED_I = {ord("İ"): "i", ord("I"): "\u0131"}  # of Turkish and Azerbaijani
 class Score:
     """The errors of one row."""
 
-    ref_clean: str  # what was compared: the texts after normalisation
+    ref_clean: str  # the compared texts: after normalisation
     pred_clean: str
     wer_errors: int  # substitutions, deletions and insertions of words
     ref_words: int  # words of the reference, or characters of scripts without spaces
-    cer_errors: int  # the same of characters, spaces left out
+    cer_errors: int  # the same for characters, without spaces
     ref_chars: int
 
 
@@ -77,7 +76,7 @@ class Report:
     """The error rates of many rows: sum of errors over sum of reference lengths."""
 
     n_rows: int
-    n_failed: int  # rows without a transcript, scored as if nothing had been heard
+    n_failed: int  # rows without a transcript, scored with an empty hypothesis
     wer: float  # per cent
     wer_interval: Interval
     cer: float  # per cent
@@ -91,11 +90,11 @@ class Report:
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """How much higher one system's error rate is than another's on the same rows."""
+    """One system's error rate minus another's, on the same rows."""
 
-    points: float  # negative: ours errs less
+    points: float  # percentage points; negative: the first system has fewer errors
     interval: Interval
-    p_value: float  # two-sided; of a difference as large as this if the systems were alike
+    p_value: float  # two-sided; probability of such a difference if the systems were alike
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +104,7 @@ class Comparison:
     n_rows: int
     wer: Difference
     cer: Difference
-    n_better: int  # rows in which ours has fewer word errors
+    n_better: int  # rows in which the first system has fewer word errors
     n_worse: int
     n_equal: int
 
@@ -113,12 +112,12 @@ class Comparison:
 def score(
     reference: str, hypothesis: str, language: str | None = None, normalize: bool = True
 ) -> Score:
-    """The errors of a hypothesis, by words, or by characters where there are no spaces.
+    """The errors of a hypothesis: by words, or by characters in scripts without spaces.
 
-    ``language`` decides on the normalisation: a code such as ``en``, ``zho`` or ``pt-BR``, or a
-    name such as ``German``; without one, a reference without a word of another script than Latin
-    is taken for English. Raises :class:`ValueError` for what is no language,
-    :class:`MissingExtraError` without the extra ``eval``.
+    ``language`` determines the normalisation: a code such as ``en``, ``zho`` or ``pt-BR``, or a
+    name such as ``German``. Without it, a reference whose words are all in Latin script counts as
+    English. Raises :class:`ValueError` for an unknown language, :class:`MissingExtraError` without
+    the extra ``eval``.
     """
     clean = normalizer("en" if language is None and _is_latin(reference) else language, normalize)
     ref_clean, pred_clean = clean(reference), clean(hypothesis)
@@ -142,7 +141,7 @@ def score(
 
 @cache
 def normalizer(language: str | None, normalize: bool = True) -> Callable[[str], str]:
-    """What makes texts of a language comparable; None is any but English.
+    """A function that normalises texts of a language; None means any but English.
 
     Whisper's ``EnglishTextNormalizer``, see :mod:`english`; for other languages its
     ``BasicTextNormalizer``, which keeps marks and what they say: vowels, tones. Then, or with
@@ -159,7 +158,7 @@ def normalizer(language: str | None, normalize: bool = True) -> Callable[[str], 
 
 
 def _is_latin(text: str) -> bool:
-    """Whether no word is of another script; a letter alone, as in formulas, is no word."""
+    """Whether all words are in Latin script; a single letter, as in formulas, is no word."""
     if _BY_CHARACTER.search(text):
         return False
     for word in unicodedata.normalize("NFKC", text).split():
@@ -180,7 +179,7 @@ def _basic(code: str | None) -> Callable[[str], str]:
 
 
 def _code(language: str) -> str | None:
-    """ISO 639's shortest code of a language given by code, BCP 47 tag or name; None: of none."""
+    """The shortest ISO 639 code for a code, BCP 47 tag or name; None for no language."""
     try:
         import langcodes
     except ImportError as error:
@@ -202,8 +201,8 @@ def report(
 ) -> Report:
     """Error rates over all rows, with 95 % bootstrap intervals over rows.
 
-    Rows that failed belong into ``scores`` with an empty hypothesis; ``n_failed`` says how many
-    these are. Raises :class:`ValueError` when no reference has a word in it.
+    Failed rows must be in ``scores``, with an empty hypothesis; ``n_failed`` is their number.
+    Raises :class:`ValueError` if no reference contains a word.
     """
     counts = _counts(scores)
     wer_errors, ref_words, cer_errors, ref_chars = (int(count) for count in counts.sum(axis=0))
@@ -224,11 +223,11 @@ def report(
 
 
 def compare(ours: Sequence[Score], others: Sequence[Score]) -> Comparison:
-    """Ours minus others, row by row: the difference, its 95 % interval, and its p-value.
+    """``ours`` minus ``others`` on the same rows: the difference, its 95 % interval, its p-value.
 
-    The interval is a bootstrap over rows that takes both systems' errors of a row together. The
-    p-value is a permutation test, which exchanges the systems in a random half of the rows.
-    Raises :class:`ValueError` when the rows are not the same, or no reference has a word in it.
+    The interval is a paired bootstrap over rows. The p-value is that of a permutation test, which
+    exchanges the systems in a random half of the rows. Raises :class:`ValueError` if the rows are
+    not the same, or no reference contains a word.
     """
     if len(ours) != len(others):
         raise ValueError(f"{len(ours)} rows cannot be compared with {len(others)}: not the same")
@@ -250,7 +249,7 @@ def compare(ours: Sequence[Score], others: Sequence[Score]) -> Comparison:
 
 
 def row(record: Mapping[str, Any], score: Score) -> dict[str, Any]:
-    """A row as open-audio-opd writes it: the record's keys, then its texts and counts."""
+    """A row in open-audio-opd's format: the record's keys, then its texts and counts."""
     return {
         **record,
         "ref_text": record["text"],
@@ -264,7 +263,7 @@ def row(record: Mapping[str, Any], score: Score) -> dict[str, Any]:
 
 
 def sort_rows(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The worst rows first: by character errors, then word errors; ties stay in order."""
+    """Rows with the most character errors first, then by word errors; ties keep their order."""
     return sorted(rows, key=lambda row: (row["cer_errors"], row["wer_errors"]), reverse=True)
 
 
@@ -280,7 +279,7 @@ def summary(report: Report) -> str:
 
 
 def comparison_summary(comparison: Comparison, names: tuple[str, str]) -> str:
-    """A comparison in lines for people; ``names`` are ours and the other's."""
+    """A comparison in lines for people; ``names`` are those of the two systems."""
     ours, other = names
     equal = f"{comparison.n_equal} of {comparison.n_rows} rows equal"
     return (
@@ -310,7 +309,7 @@ def _counts(scores: Sequence[Score]) -> I64:
 
 
 def _intervals(counts: I64) -> tuple[Interval, Interval]:
-    """Where 95 % of the word and of the character rates lie when rows are drawn again."""
+    """The 95 % bootstrap intervals of the word and the character error rate."""
     rng, n_rows = np.random.default_rng(_SEED), len(counts)
     sums: list[I64] = []
     for n_draws in _portions(N_RESAMPLES, n_rows):
@@ -318,7 +317,7 @@ def _intervals(counts: I64) -> tuple[Interval, Interval]:
         times = np.bincount(drawn.ravel(), minlength=n_draws * n_rows).reshape(n_draws, n_rows)
         sums.append(times @ counts)
     drawn_sums = np.concatenate(sums)
-    # A draw of rows with empty references alone has no rate.
+    # A draw that has only rows with empty references has no rate.
     wer_errors, ref_words, cer_errors, ref_chars = drawn_sums[drawn_sums[:, 1] > 0].T
     wer_low, wer_high = np.percentile(100 * wer_errors / ref_words, (2.5, 97.5))
     cer_low, cer_high = np.percentile(100 * cer_errors / ref_chars, (2.5, 97.5))
@@ -326,8 +325,8 @@ def _intervals(counts: I64) -> tuple[Interval, Interval]:
 
 
 def _p_values(differences: I64) -> tuple[float, float]:
-    """Of the sums of both columns of ``[n_rows, 2]``, under random exchange of the systems."""
-    differences = differences[differences.any(axis=1)]  # the others contribute nothing
+    """The p-values of both columns' sums of ``[n_rows, 2]``, by exchange of the systems."""
+    differences = differences[differences.any(axis=1)]  # other rows contribute nothing
     observed, rng, n_extreme = differences.sum(axis=0), np.random.default_rng(_SEED), np.zeros(2)
     for n_draws in _portions(N_FLIPS, len(differences)):
         kept = rng.integers(2, size=(n_draws, len(differences)))

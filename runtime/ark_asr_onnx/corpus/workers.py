@@ -1,7 +1,7 @@
-"""Transcribing in several processes, each with the model of its own.
+"""Transcribes in several processes, called workers, each of which opens the model.
 
-A worker asks for a clip when it has room for one, so all are busy until the clips run out. It ends
-when its parent does, however that ends; one that dies ends the work with an error.
+A worker asks for a clip when it has room for one, so all are busy until the clips run out. A worker
+ends whenever its parent ends; a worker that dies ends the work with an error.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ from ..errors import ArkError, DecodeError
 from .identity import Values, fingerprint
 
 Result = Transcript | ArkError
-Heard = tuple[int, Result] | Values  # the result of a clip; first, the model that was opened
+Heard = tuple[int, Result] | Values  # first the opened model's fingerprint, then results
 
-_LEAD = 4  # slots full of clips that may be finished before their turn
+_LEAD = 4  # clips per slot that may be finished early
 _STARTING, _WORKING = "ark-asr-starting", "ark-asr-worker"  # names of processes
-_UNGUARDED = 78  # exit status of a worker that was to start workers while it started itself
+_UNGUARDED = 78  # exit status of a worker whose script starts workers when it is imported
 
 
 def transcribe_clips(
@@ -48,11 +48,11 @@ def transcribe_clips(
 ) -> Generator[Result]:
     """Yield the result of each clip, in order, as :meth:`Transcriber.transcribe_many` does.
 
-    Clips are taken when there is room for them. One worker is this process; for more,
+    Clips are taken when there is room for them. A single worker is this process; for more,
     ``open_transcriber`` must be picklable, such as ``functools.partial(ark_asr_onnx.load, model,
-    threads=1)``. What it opens is told ``on_open``, see :func:`fingerprint`, before a clip is
-    taken, and closed at the end; without clips nothing is opened. Raises :class:`DecodeError` when
-    a worker dies.
+    threads=1)``. ``on_open`` is called with the :func:`fingerprint` of the opened model before a
+    clip is taken. The model is closed at the end; without clips it is not opened. Raises
+    :class:`DecodeError` if a worker dies.
     """
     end_if_unguarded()
     clips = iter(clips)
@@ -71,17 +71,17 @@ def transcribe_clips(
 
 
 def end_if_unguarded() -> None:
-    """End this process if it is a worker that imports the script which calls us, without a guard.
+    """End this process if it is a worker that imports the calling script, which has no guard.
 
-    Its parent tells the cause. To go on would do the script's work again, and to raise would show
-    a traceback of each worker.
+    The parent reports the cause. Going on would do the script's work again, and raising would show
+    a traceback for each worker.
     """
     if multiprocessing.current_process().name == _STARTING:
         os._exit(_UNGUARDED)
 
 
 def _in_order(heard: Iterator[Heard], on_open: Callable[[Values], None] | None) -> Iterator[Result]:
-    """Results by number, each as soon as all before it are there."""
+    """Results in the order of their numbers, each once all results before it have arrived."""
     early: dict[int, Result] = {}
     due = 0
     for message in heard:
@@ -96,7 +96,7 @@ def _in_order(heard: Iterator[Heard], on_open: Callable[[Values], None] | None) 
 
 
 class _Transcribe:
-    """What a worker does, as a value that can be sent to it."""
+    """The work of a worker, as a value that can be sent to it."""
 
     def __init__(
         self,
@@ -109,7 +109,7 @@ class _Transcribe:
         self._options, self._splitting = options, splitting
 
     def __call__(self, numbered: Iterable[tuple[int, Clip]]) -> Generator[Heard]:
-        """Results with the numbers of their clips, which are asked for when there is room."""
+        """Results with the numbers of their clips; takes a clip when there is room."""
         numbers: deque[int] = deque()
 
         def clips() -> Iterator[Clip]:
@@ -128,7 +128,7 @@ class _Transcribe:
 def _deal(
     transcribe: _Transcribe, numbered: Iterator[tuple[int, Clip]], workers: int, lead: int
 ) -> Generator[Heard]:
-    """What all workers say as they say it; whoever asks is given the next clip."""
+    """Start workers, give them clips, and yield their messages as they arrive."""
     _check_picklable(transcribe)
     context = multiprocessing.get_context("spawn")
     processes: dict[Connection, BaseProcess] = {}
@@ -142,7 +142,7 @@ def _deal(
                 )
                 process.start()
                 processes[ours] = process
-                theirs.close()  # so that the worker's end is the only one
+                theirs.close()  # so that only the worker holds its end
         dealer = _Dealer(numbered, lead)
         while processes:
             ready = wait(list(processes))
@@ -177,21 +177,21 @@ def _check_picklable(transcribe: _Transcribe) -> None:
 
 
 class _Dealer:
-    """Gives each worker that asks the next clip, or ``None`` when there is none.
+    """Gives the next clip to each worker that asks, or None if there is none.
 
-    Results before their turn are in memory. So nobody gets a clip more than ``lead`` behind the
-    oldest that is not finished, but whoever has that one: it would not finish it while it waits.
+    Early results wait in memory. To bound them, a worker gets no clip that is ``lead`` or more
+    ahead of the oldest unfinished one. The worker that has that one is exempt: it would stall.
     """
 
     def __init__(self, numbered: Iterator[tuple[int, Clip]], lead: int) -> None:
         self._remaining = numbered
         self._n_dealt = 0
         self._lead = lead
-        self._unfinished: dict[int, Connection] = {}  # in the order in which they were dealt
+        self._unfinished: dict[int, Connection] = {}  # oldest first
         self._asking: list[Connection] = []
 
     def hear(self, worker: Connection, message: tuple[int, Result] | None) -> None:
-        """A worker asks, with ``None``, or has a result."""
+        """Handle a worker's message: None asks for a clip, anything else is a result."""
         if message is None:
             self._asking.append(worker)
         else:
@@ -203,7 +203,7 @@ class _Dealer:
                 if numbered is not None:
                     self._n_dealt += 1
                     self._unfinished[numbered[0]] = other
-                with contextlib.suppress(OSError):  # it ended: that is noticed where it is heard
+                with contextlib.suppress(OSError):  # it has ended, which :func:`_deal` notices
                     other.send(numbered)
 
     def _may_go(self, worker: Connection) -> bool:
@@ -213,7 +213,7 @@ class _Dealer:
 
 
 def _check_ended(process: BaseProcess, *, has_begun: bool) -> None:
-    """Raise unless a worker that hung up had nothing left to do."""
+    """Raise :class:`DecodeError` unless a worker that ended has finished its work."""
     process.join()
     status = process.exitcode or 0
     if status == _UNGUARDED:
@@ -236,14 +236,15 @@ def _check_ended(process: BaseProcess, *, has_begun: bool) -> None:
 
 @contextlib.contextmanager
 def _signals_held_back() -> Generator[None]:
-    """Processes started meanwhile never see Ctrl-C, nor what ends all processes of a service.
+    """Block signals in processes that are started within this context.
 
-    They end with their parent, which ends as it likes.
+    They do not see Ctrl-C or the signals that end a service's processes; they end with their
+    parent, which handles these.
     """
     if sys.platform == "win32":
         yield
         return
-    resource_tracker.ensure_running()  # starting it with the first process would let them through
+    resource_tracker.ensure_running()  # else the first process starts it, unblocking them
     held = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
     before = signal.pthread_sigmask(signal.SIG_BLOCK, held)
     try:
@@ -253,14 +254,14 @@ def _signals_held_back() -> Generator[None]:
 
 
 def _work(connection: Connection, transcribe: _Transcribe) -> None:
-    """A worker's life: ask for clips, answer with results, ``None`` being the question."""
+    """The body of a worker: asks for clips by sending None, and sends results."""
     multiprocessing.current_process().name = _WORKING
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Windows holds nothing back
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Windows has no signal mask
     threading.Thread(target=_end_with_parent, daemon=True).start()
     warnings.simplefilter("always", UserWarning)
     warnings.showwarning = _show_warning
 
-    sending = threading.Lock()  # clips are asked for in a thread of their own
+    sending = threading.Lock()  # another thread asks for clips
 
     def send(message: object) -> None:
         with sending:
@@ -282,12 +283,12 @@ def _work(connection: Connection, transcribe: _Transcribe) -> None:
 
 
 def _show_warning(message: Warning | str, *_: object, **__: object) -> None:
-    """One line, written at once: several processes share standard error."""
+    """Write a warning as one line in one call, since several processes share standard error."""
     sys.stderr.write(f"warning: {message}\n")
 
 
 def _end_with_parent() -> None:
-    """Leave no worker behind, in the middle of a pass or not."""
+    """End this worker when its parent ends, even in the middle of a pass."""
     parent = multiprocessing.parent_process()
     assert parent is not None
     wait([parent.sentinel])
