@@ -90,5 +90,5 @@ def test_of_many_clips_an_odd_one_fails_alone(demo: Transcriber) -> None:
 
 @pytest.mark.parametrize("clips", ["a.wav", b"RIFF", Clip("a.wav")], ids=repr)
 def test_one_clip_is_not_several(demo: Transcriber, clips: Any) -> None:
-    with pytest.raises(ValueError, match="must be several"):
+    with pytest.raises(ValueError, match="must be a list of clips"):
         demo.transcribe_many(clips)

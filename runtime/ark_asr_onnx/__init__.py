@@ -1,4 +1,4 @@
-"""Speech to text with ARK-ASR packages on the CPU, through onnxruntime alone.
+"""Speech to text with ARK-ASR packages on the CPU, with onnxruntime and without torch.
 
 >>> import ark_asr_onnx
 >>> transcriber = ark_asr_onnx.load("models/demo")               # doctest: +SKIP

@@ -4,5 +4,5 @@ import sys
 
 from .commands.cli import main
 
-if __name__ == "__main__":  # a worker process imports this under another name
+if __name__ == "__main__":  # a worker process imports this module under another name
     sys.exit(main())

@@ -1,4 +1,4 @@
-"""The array types that modules hand to each other."""
+"""The types of the arrays that modules exchange."""
 
 from __future__ import annotations
 

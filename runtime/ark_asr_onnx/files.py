@@ -1,4 +1,4 @@
-"""Files and folders that appear whole or not at all, and what a killed process left of them."""
+"""Writes files and folders completely or not at all, and removes leftovers of killed processes."""
 
 from __future__ import annotations
 
@@ -18,17 +18,16 @@ if sys.platform == "win32":
 else:
     import fcntl
 
-_PREFIX = ".ark-asr-"  # of what is being written; the same for whoever sweeps
+_PREFIX = ".ark-asr-"  # of names of unfinished files and folders
 _LOCK = "lock"  # in a staging folder, held by the process that fills it
-_MIN_AGE_SECONDS = 60.0  # between making a file and locking it, nobody may take it for left over
+_MIN_AGE_SECONDS = 60.0  # a younger file may not yet be locked, so it is no leftover
 _swept: set[str] = set()
 
 
 def write(path: str | os.PathLike[str], content: bytes) -> None:
-    """Write a file whole or not at all: the old one stays until the new one is on the disk.
+    """Write a file completely or not at all: the old one stays until the new one is on the disk.
 
-    A link is followed. What is no file (a device, a pipe) is written to as it is. Raises
-    ``OSError``.
+    A link is followed. A device or a pipe is written directly. Raises ``OSError``.
     """
     target = Path(path)
     if target.exists() and not target.is_file():
@@ -36,7 +35,7 @@ def write(path: str | os.PathLike[str], content: bytes) -> None:
         return
     target = Path(os.path.realpath(target))
     sweep(target.parent)
-    # The mode is the one that any new file gets, so that the umask counts.
+    # Opened as any new file, so that its mode follows the umask.
     temporary = target.with_name(f"{_PREFIX}{secrets.token_hex(8)}")
     with temporary.open("xb") as stream:
         try:
@@ -51,7 +50,7 @@ def write(path: str | os.PathLike[str], content: bytes) -> None:
             temporary.unlink()
             raise
     try:
-        os.replace(temporary, target)  # noqa: PTH105 - as tests replace it, in every Python
+        os.replace(temporary, target)  # noqa: PTH105 - tests replace this function
     except BaseException:
         temporary.unlink()
         raise
@@ -59,9 +58,9 @@ def write(path: str | os.PathLike[str], content: bytes) -> None:
 
 @contextlib.contextmanager
 def staging(parent: Path) -> Generator[Path]:
-    """A fresh folder in ``parent`` for what is to be renamed to its place; then removed.
+    """A new folder in ``parent``, whose content is then renamed to its place; removed afterwards.
 
-    ``parent`` is made if need be. Raises ``OSError``.
+    ``parent`` is made if needed. Raises ``OSError``.
     """
     parent.mkdir(parents=True, exist_ok=True)
     sweep(parent)
@@ -79,9 +78,10 @@ def staging(parent: Path) -> Generator[Path]:
 
 @contextlib.contextmanager
 def locked(folder: Path, name: str) -> Generator[None]:
-    """Wait until nobody else, in any process, is in here with this folder and name.
+    """Hold a lock on a name in a folder; waits for other threads and processes that hold it.
 
-    Who dies lets go. Where the file system knows no locks, nobody waits. Raises ``OSError``.
+    A process that dies releases it. Without locks in the file system, nothing waits. Raises
+    ``OSError``.
     """
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{_PREFIX}{name}"
@@ -90,7 +90,7 @@ def locked(folder: Path, name: str) -> Generator[None]:
         _wait_for(stream)
         if _is_same(stream.fileno(), path):
             break
-        stream.close()  # who had it removed it meanwhile
+        stream.close()  # its last owner has removed it
     try:
         yield
     finally:
@@ -100,15 +100,15 @@ def locked(folder: Path, name: str) -> Generator[None]:
                 fcntl.flock(stream, fcntl.LOCK_UN)
         stream.close()
         if sys.platform == "win32":
-            with contextlib.suppress(OSError):  # others wait with it
+            with contextlib.suppress(OSError):  # waiting processes have it open
                 path.unlink()
 
 
 class Claim:
-    """Holds a folder, as others may, too: until all let go, nobody removes it.
+    """A shared claim on a folder: while any claim on it exists, this package does not remove it.
 
-    ``name`` is a file in it, by which the folder is held on Windows. Raises ``OSError`` where
-    there is no such folder.
+    ``name`` is a file in the folder, which is held open on Windows. Raises ``OSError`` if there is
+    no such folder.
     """
 
     def __init__(self, folder: Path, name: str) -> None:
@@ -123,9 +123,9 @@ class Claim:
 
 
 def remove_unclaimed(folder: Path) -> None:
-    """Remove a folder unless somebody has a :class:`Claim` on it."""
+    """Remove a folder unless there is a :class:`Claim` on it."""
     with contextlib.suppress(OSError):
-        if sys.platform == "win32":  # a folder with an open file cannot be renamed
+        if sys.platform == "win32":  # renaming fails if a file in it is open
             _remove(folder)
             return
         descriptor = os.open(folder, os.O_RDONLY)
@@ -137,7 +137,7 @@ def remove_unclaimed(folder: Path) -> None:
 
 
 def sweep(folder: Path) -> None:
-    """Remove what killed processes left in a folder, once in the life of this process."""
+    """Remove leftovers of killed processes from a folder, once in the life of this process."""
     name = str(folder.absolute())
     if name in _swept:
         return
@@ -157,7 +157,7 @@ def _remove(folder: Path) -> None:
 
 
 def _is_same(descriptor: int, path: Path) -> bool:
-    """Whether a path still leads to an open file."""
+    """Whether a path still names an open file."""
     try:
         return os.path.samestat(os.fstat(descriptor), path.stat())
     except FileNotFoundError:
@@ -165,7 +165,7 @@ def _is_same(descriptor: int, path: Path) -> bool:
 
 
 def _wait_for(stream: BinaryIO) -> None:
-    """Claim a file as soon as nobody else does."""
+    """Lock a file once it is free."""
     if sys.platform != "win32":
         with contextlib.suppress(OSError):  # a file system that knows no locks
             fcntl.flock(stream, fcntl.LOCK_EX)
@@ -175,7 +175,7 @@ def _wait_for(stream: BinaryIO) -> None:
 
 
 def _lock_byte(stream: BinaryIO) -> bool:
-    """Windows' lock, which is on bytes."""
+    """Try to lock a file on Windows, by its first byte; returns whether it was free."""
     if sys.platform == "win32":
         try:
             msvcrt.locking(stream.fileno(), msvcrt.LK_NBLCK, 1)
@@ -185,7 +185,7 @@ def _lock_byte(stream: BinaryIO) -> bool:
 
 
 def lock(stream: BinaryIO) -> bool:
-    """Claim a file until it is closed or the process ends; whether that went well."""
+    """Lock a file until it is closed or the process ends; returns whether it was free."""
     if sys.platform == "win32":
         return True  # an open file cannot be removed there
     try:
@@ -198,7 +198,7 @@ def lock(stream: BinaryIO) -> bool:
 
 
 def _is_left_over(path: Path) -> bool:
-    """Whether nobody writes it any more."""
+    """Whether a path is a leftover: old enough, and not locked."""
     if path.is_symlink() or time.time() - path.stat().st_mtime < _MIN_AGE_SECONDS:
         return False
     claimed = path / _LOCK if path.is_dir() else path

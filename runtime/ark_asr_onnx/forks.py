@@ -1,4 +1,4 @@
-"""Where a process must not be forked."""
+"""Delays forks of the process during calls that a fork must not interrupt."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ import threading
 
 
 class _NoFork:
-    """A context, of several threads at once, in which the process is not forked.
+    """A context in which the process is not forked; several threads may be in it.
 
-    What another thread does in C++, or imports, stays half done in the child: its locks are held
-    for ever.
+    In a forked child, a C++ call or an import of another thread would stay unfinished and hold its
+    locks for ever.
     """
 
     def __init__(self) -> None:

@@ -1,4 +1,4 @@
-"""Loading a model: from a package to a transcriber, and packing its graphs for this CPU."""
+"""Opens a package as a transcriber, and packs its graphs for this CPU."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from .package.foreign import check_memory, reason, shortage
 from .package.opening import Package, open_package
 from .transcriber import Transcriber
 
-_MEMORY = 128 << 20  # that opening any model takes, most of it for threads
+_MEMORY = 128 << 20  # bytes that opening any model needs, mostly for threads
 
 
 def load(
@@ -36,15 +36,15 @@ def load(
     """Open a package folder, or a Hugging Face id, and return a :class:`Transcriber` for it.
 
     An id (``owner/name`` or ``owner/name/folder``) is downloaded once; ``local_files_only`` uses
-    the cache alone. A folder never causes a network call.
+    only the cache. A folder never causes a network call.
 
-    ``threads`` defaults to the physical cores this process may use, at most 8; ``verify`` compares
-    the checksums of the weights too. ``prepared_dir`` is where :func:`prepare` keeps graphs packed
-    for this CPU: they are used from there, and made there first if they are missing, stale or
-    damaged. ``idle_unload_seconds`` gives the memory back after so long without work; the next
-    call opens the model again. When ``max_waiting`` jobs, or jobs of ``max_waiting_seconds`` of
-    audio together, wait for the model, further ones are refused with :class:`QueueFullError`.
-    In a pickle, a transcriber is these arguments: where it is unpickled, it is opened again.
+    ``threads`` defaults to the physical cores that this process may use, at most 8; ``verify`` also
+    compares the checksums of the weights. ``prepared_dir`` is the folder of :func:`prepare` with
+    graphs packed for this CPU; they are made there first if they are missing, stale or damaged.
+    ``idle_unload_seconds`` frees the memory after this long without work; the next call opens the
+    model again. When ``max_waiting`` jobs, or jobs with ``max_waiting_seconds`` of audio together,
+    wait for the model, further ones raise :class:`QueueFullError`.
+    A pickled transcriber stores these arguments, and unpickling opens the model again.
     Raises :class:`PackageError`.
     """
     n_threads = default_threads() if threads is None else values.whole("threads", threads)
@@ -74,7 +74,7 @@ def load(
             max_waiting=max_waiting,
             max_waiting_seconds=max_waiting_seconds,
         )
-    is_folder = package.directory == Path(model)  # whose whole path is right in other processes
+    is_folder = package.directory == Path(model)  # whose absolute path works in other processes
     transcriber.reopen = partial(
         load,
         str(package.directory.absolute()) if is_folder else os.fspath(model),
@@ -99,9 +99,10 @@ def prepare(
 ) -> None:
     """Write a package's graphs, packed for this CPU and this onnxruntime, into ``prepared_dir``.
 
-    :func:`load` with that folder then maps them instead of packing them anew: it takes a fraction
-    of the time and almost no memory of its own. Up to date, nothing is done. ``verify`` compares
-    every checksum, of package and prepared graphs. Raises :class:`PackageError`.
+    :func:`load` with that folder then maps them instead of packing them again, which takes a
+    fraction of the time and almost no private memory. Does nothing if they are up to date.
+    ``verify`` compares every checksum of the package and the prepared graphs. Raises
+    :class:`PackageError`.
     """
     package = open_package(model, verify=verify, local_files_only=local_files_only)
     threads = default_threads() if threads is None else values.whole("threads", threads)
@@ -112,7 +113,7 @@ def prepare(
 
 @contextlib.contextmanager
 def _told(package: Package) -> Generator[None]:
-    """Say what the system ran out of, or which file is gone."""
+    """Raise :class:`PackageError` for a lack of memory or threads, and for a missing file."""
     try:
         check_memory(_MEMORY)
         yield
@@ -131,7 +132,7 @@ def _prepared(
 
 
 def _check_usable(package: Package) -> None:
-    """Refuse what this version cannot open."""
+    """Refuse a package that this version cannot open."""
     layout = package.manifest.layout
     if layout not in LAYOUTS:
         raise PackageError(

@@ -1,8 +1,8 @@
-"""Cues that people can read, from words and when they were said.
+"""Makes readable cues from words with times.
 
-Of all ways to cut the words into cues within the limits, a dynamic programme takes the one that
-costs least: few cues, long enough to be read, which end at punctuation and pauses rather than
-within a phrase. Formats are the business of :mod:`ark_asr_onnx.writers`.
+Of all ways to divide the words into cues within the limits, dynamic programming finds the one with
+the lowest cost: few cues, long enough to be read, that end at punctuation and pauses rather than
+within a phrase. :mod:`ark_asr_onnx.writers` has the formats.
 """
 
 from __future__ import annotations
@@ -17,27 +17,27 @@ from dataclasses import dataclass, replace
 from . import values
 from .transcript import Segment
 
-# Times are whole milliseconds here, as formats have them, so that no limit is missed by rounding.
-_SHORTEST = 1000  # that a cue can be read in
-_LEAST_SECONDS = 0.1  # of the limit for the longest
+# Times are whole milliseconds here, as in the formats, so that rounding breaks no limit.
+_SHORTEST = 1000  # the shortest time in which a cue can be read
+_LEAST_SECONDS = 0.1  # the lowest limit of a cue's length
 _SPEED = 21.0  # columns that can be read in a second
-_BORDER = 200  # silence that is no pause: there a cue may go on into the next segment
+_BORDER = 200  # a shorter silence between segments does not end a cue
 _LONGEST_PAUSE = 2000  # within a cue
-_CLEAR = 600  # silence that is as good a place to break as a full stop
+_CLEAR = 600  # silence at which a break costs nothing, as at a full stop
 
-# What is bad about a cue, and about a line; only their proportions count.
-_ONE_MORE = 1.0  # a cue
-_WITHIN_A_PHRASE, _AT_A_COMMA = 3.0, 0.5  # where it ends
-_TORN = 3.0  # more, before a letter that begins no line
-_SILENT = 2.0  # a second of a pause in it
-_SENTENCES = 1.0  # a sentence ends in it and another begins
-# It is too short, and a second of that: more than it can cost to join it with the next one.
+# Costs of a cue and of a line; only their proportions count.
+_ONE_MORE = 1.0  # each cue
+_WITHIN_A_PHRASE, _AT_A_COMMA = 3.0, 0.5  # its end is there
+_TORN = 3.0  # in addition, before a letter that must not begin a line
+_SILENT = 2.0  # each second of a pause within it
+_SENTENCES = 1.0  # the end of a sentence within it
+# It is too short, and each second of that: more than joining it with the next one can cost.
 _SHORT, _SHORTER = 2.0, 10.0
-_HASTY = 2.0  # all of it is too much to be read in its time
+_HASTY = 2.0  # nothing of it can be read in its time
 _EMPTY = 0.5  # it uses nothing of its limits
-_UNEVEN = 12.0  # a line takes all of the width: least when all are equally long
+_UNEVEN = 12.0  # a line uses its whole width; the sum is least for lines of equal length
 
-# Wide and narrow forms are the same here.
+# Wide forms are first converted to these narrow ones.
 _FULL_STOPS, _COMMAS = frozenset(".!?。؟\u06d4।॥"), frozenset(",;:、،؛\u2013\u2014")
 _BEGINS_NO_LINE = frozenset("ーｰぁぃぅぇぉっゃゅょゎァィゥェォッャュョヮヵヶ々〻ゝゞヽヾ")
 _LINE_ENDS = re.compile("[\n\r\v\f\x1c-\x1e\x85\u2028\u2029]+")
@@ -45,7 +45,7 @@ _LINE_ENDS = re.compile("[\n\r\v\f\x1c-\x1e\x85\u2028\u2029]+")
 
 @dataclass(frozen=True, slots=True)
 class CueLayout:
-    """How large a cue may be. A word that is wider than a line has one for itself."""
+    """The limits of a cue. A word that is wider than a line is alone in it."""
 
     max_line_width: int = 42  # columns; wide East Asian letters take two
     max_line_count: int = 2
@@ -62,9 +62,9 @@ class CueLayout:
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """A word of a cue, with all that stands beside it in the text."""
+    """A word of a cue, with the spaces and the punctuation around it."""
 
-    space: str  # before it: as in the text, or an end of line; none at the beginning
+    space: str  # before it: as in the text, or a line feed; "" at the beginning
     text: str
     start: float  # seconds from the beginning of the audio
     end: float
@@ -72,7 +72,7 @@ class Piece:
 
 @dataclass(frozen=True, slots=True)
 class Cue:
-    """Text that is shown at once."""
+    """Text that is shown together."""
 
     start: float  # seconds from the beginning of the audio
     end: float
@@ -80,14 +80,14 @@ class Cue:
 
     @property
     def text(self) -> str:
-        """Its lines."""
+        """Its lines, joined by line feeds."""
         return "".join(piece.space + piece.text for piece in self.pieces)
 
 
 def cues(segments: Iterable[Segment], layout: CueLayout | None) -> list[Cue]:
-    """Cues with every word of some segments once, in order; None: a cue for each segment.
+    """Cues with every word of the segments once, in order; without a layout, one per segment.
 
-    Raises ``ValueError`` for a segment that has a text and no words.
+    Raises ``ValueError`` for a segment that has a text but no words.
     """
     spoken = [segment for segment in segments if segment.text.strip()]
     if layout is None:
@@ -101,7 +101,7 @@ def cues(segments: Iterable[Segment], layout: CueLayout | None) -> list[Cue]:
 
 
 def width(text: str) -> int:
-    """Columns that a text takes where every letter has one, or, if it is wide, two.
+    """Columns of a text: one for each letter, two for a wide one.
 
     >>> width("ab"), width("天気"), width("e\\u0301")
     (2, 4, 1)
@@ -116,7 +116,7 @@ def _width(letter: str) -> int:
 
 
 def _pieces(segment: Segment) -> list[Piece]:
-    """A segment's text, word by word; of the spaces around it nothing is left."""
+    """A segment's text as pieces, one per word, without spaces around the text."""
     if not segment.words:
         raise ValueError("this transcript has no times of words: transcribe with words=True")
     found: list[Piece] = []
@@ -135,7 +135,7 @@ def _pieces(segment: Segment) -> list[Piece]:
 
 
 def _runs(segments: Sequence[Segment]) -> Generator[list[Piece]]:
-    """Pieces that cues may hold together; segments have a space between them, as in transcripts."""
+    """Runs of pieces without a long pause; a space separates segments, as in transcripts."""
     run: list[Piece] = []
     for segment in segments:
         for i, piece in enumerate(_pieces(segment)):
@@ -150,7 +150,7 @@ def _runs(segments: Sequence[Segment]) -> Generator[list[Piece]]:
 
 
 class _Run:
-    """Words between two silences, and the best way through them."""
+    """The words between two long pauses, and the best way to divide them into cues."""
 
     def __init__(self, pieces: Sequence[Piece], layout: CueLayout) -> None:
         self._pieces, self._layout = pieces, layout
@@ -161,10 +161,10 @@ class _Run:
         self._widths = [width(piece.text) for piece in pieces]
         self._spaces = [width(piece.space) for piece in pieces]
         texts = [piece.text for piece in pieces]
-        self._tears = [0.0, *map(_tear, texts, texts[1:])]  # what a break before each costs
+        self._tears = [0.0, *map(_tear, texts, texts[1:])]  # cost of a break before each
 
     def cues(self, limit: float, last: int) -> Generator[Cue]:
-        """Its cues, which end before some time and begin after another, in milliseconds."""
+        """Its cues, which begin at ``last`` or later and end by ``limit``, both in milliseconds."""
         for first, end in self._breaks(limit):
             n_columns = sum(self._widths[first:end]) + sum(self._spaces[first + 1 : end])
             start = max(self.starts[first], last)
@@ -174,7 +174,7 @@ class _Run:
             yield Cue(start / 1000, last / 1000, self._in_lines(first, end))
 
     def _breaks(self, limit: float) -> list[tuple[int, int]]:
-        """Numbers of the first word of each cue, and of the one after its last."""
+        """For each cue, the number of its first word and of the word after its last."""
         n = len(self._pieces)
         best = [0.0, *[math.inf] * n]
         came = [0] * (n + 1)
@@ -191,7 +191,7 @@ class _Run:
         return found[::-1]
 
     def _candidates(self, first: int) -> Generator[tuple[int, int, float]]:
-        """Where a cue may end: number of the next word, columns, what is bad about its pauses."""
+        """Possible ends of a cue: number of the next word, columns, cost of pauses within it."""
         layout = self._layout
         in_line = n_columns = self._widths[first]
         n_lines, inner = 1, 0.0
@@ -209,7 +209,7 @@ class _Run:
             yield i + 1, n_columns, inner
 
     def _cost(self, first: int, end: int, n_columns: int, limit: float) -> float:
-        """What else is bad about a cue."""
+        """The other costs of a cue."""
         layout, is_last = self._layout, end == len(self._pieces)
         available = min(
             (limit if is_last else self.starts[end]) - self.starts[first], self._longest
@@ -225,7 +225,7 @@ class _Run:
         return cost + _EMPTY * max(0.0, 1 - use) ** 2
 
     def _in_lines(self, first: int, end: int) -> tuple[Piece, ...]:
-        """A cue's words in as few lines as hold them, about equally long."""
+        """A cue's words in the smallest number of lines, of about equal length."""
         begins = set(self._lines(first, end))
         return tuple(
             replace(piece, space="\n" if i in begins else piece.space if i > first else "")
@@ -233,9 +233,9 @@ class _Run:
         )
 
     def _lines(self, first: int, end: int) -> tuple[int, ...]:
-        """The words that begin the second line, the third …"""
+        """The numbers of the words that begin the second line, the third …"""
         most = self._layout.max_line_width
-        best: dict[int, tuple[float, tuple[int, ...]]] = {first: (0.0, ())}  # by the next word
+        best: dict[int, tuple[float, tuple[int, ...]]] = {first: (0.0, ())}  # by next word
         while end not in best:
             longer: dict[int, tuple[float, tuple[int, ...]]] = {}
             for begin, (before, breaks) in best.items():
@@ -253,7 +253,7 @@ class _Run:
 
 
 def _tear(before: str, after: str) -> float:
-    """What is bad about a break between two words, however they are spoken."""
+    """The cost of a break between two words, without their pause."""
     torn = _TORN if after[:1] in _BEGINS_NO_LINE else 0.0
     if (mark := _last_mark(before)) in _FULL_STOPS:
         return torn
@@ -262,7 +262,7 @@ def _tear(before: str, after: str) -> float:
 
 
 def _last_mark(word: str) -> str:
-    """The last letter, or mark, that closes no bracket and no quotation."""
+    """The last character of a word, without closing brackets and quotation marks."""
     letters = reversed(unicodedata.normalize("NFKC", word))
     closing = ("Pe", "Pf")
     rest = (c for c in letters if c not in "\"'" and unicodedata.category(c) not in closing)
@@ -270,7 +270,7 @@ def _last_mark(word: str) -> str:
 
 
 def _reading(n_columns: int) -> float:
-    """Milliseconds in which so much can be read."""
+    """Milliseconds in which ``n_columns`` can be read."""
     return max(_SHORTEST, 1000 * n_columns / _SPEED)
 
 

@@ -1,4 +1,4 @@
-"""The face: audio to text, from a source over windows to segments, with a loaded model."""
+"""The main interface: a loaded model turns audio into text, window by window."""
 
 from __future__ import annotations
 
@@ -35,28 +35,27 @@ from .package.opening import Package
 from .package.text import Text
 from .transcript import Segment, Transcript, join
 
-_LISTS = 8  # of hotwords whose tokens are kept
+_LISTS = 8  # lists of hotwords whose tokens are cached
 
 
 @dataclass(frozen=True, slots=True)
 class Status:
-    """What a transcriber does now."""
+    """The present state of a transcriber."""
 
     is_loaded: bool  # the model is in memory; else the next call opens it
     n_active: int  # windows being decoded
     n_waiting: int  # calls and jobs that wait for their first slot
-    stalled_seconds: float  # since the last step of work that is due
+    stalled_seconds: float  # since the last step, while there is work; else 0
 
 
 class Transcriber:
-    """A loaded model. Safe to use from several threads at once; a context manager that closes it.
+    """A loaded model. Safe to use from several threads; as a context manager, closes itself.
 
-    ``has_words`` says whether the package can tell when each word was said. ``manifest``, ``text``
-    (its tokenizer) and ``model`` are for tools that look at one stage; transcribing needs none of
-    them.
+    ``has_words``: whether the package gives times of words. ``manifest``, ``text`` (its tokenizer)
+    and ``model`` are for tools that examine one stage; transcribing needs none of them.
     """
 
-    reopen: Callable[[], Transcriber] | None = None  # what opens another like it
+    reopen: Callable[[], Transcriber] | None = None  # opens another transcriber like this one
 
     def __init__(
         self,
@@ -70,8 +69,8 @@ class Transcriber:
         self.manifest = package.manifest
         build = LAYOUTS[package.manifest.layout].build
         self._resident = Resident(lambda: build(package, threads), idle_unload_seconds)
-        # What cannot be opened is told now. A large tokenizer takes as long to read as the graphs,
-        # and holds the interpreter's lock: theirs comes first, and is free once they are mapped.
+        # Open the model now, so that its errors appear here. A large tokenizer takes as long to
+        # read as the graphs, and holds the interpreter's lock, so the graphs begin first.
         with ThreadPoolExecutor(1) as pool:
             opening = pool.submit(lambda: self.model)
             wait([opening], timeout=0.02)
@@ -84,28 +83,28 @@ class Transcriber:
         self._tokens_of = functools.lru_cache(_LISTS)(tokens_of)
 
     def __reduce__(self) -> tuple[Callable[[], Transcriber], tuple[()]]:
-        """In a pickle it is the arguments of :func:`load`; it is opened again from them."""
+        """Pickle the arguments of :func:`load`, from which it is opened again."""
         if self.reopen is None:
-            raise PackageError("only a transcriber that load() gave can be pickled; use load()")
+            raise PackageError("only a transcriber from load() can be pickled; use load()")
         return self.reopen, ()
 
     @property
     def model(self) -> Model:
-        """The opened model; whoever holds it keeps it in memory."""
+        """The opened model; a reference to it keeps it in memory."""
         with self._resident.use() as model:
             return model
 
     @property
     def status(self) -> Status:
-        """What it does now; for those who watch it."""
+        """Its present state, for monitoring."""
         pool = self._pool
         return Status(self._resident.is_open, pool.n_active, pool.n_waiting, pool.stalled_seconds)
 
     def check(self, options: Options) -> None:
-        """Refuse options that cannot be followed.
+        """Refuse options that this package does not support.
 
-        Raises :class:`PackageError` where the package has no times of words, ``ValueError`` for
-        hotwords that it may not write.
+        Raises :class:`PackageError` if ``words`` are requested and the package has no times of
+        words, ``ValueError`` for hotwords that the model may not write.
         """
         if options.words and not self.has_words:
             raise PackageError(
@@ -115,9 +114,9 @@ class Transcriber:
         self._hotwords(options)
 
     def close(self) -> None:
-        """End the work in progress after its step, and give the memory back.
+        """End the work after the current step, and free the memory.
 
-        Calls that wait for it, and further ones, raise :class:`ClosedError`.
+        Waiting calls and later ones raise :class:`ClosedError`.
         """
         self._pool.close()
         self._resident.close()
@@ -142,16 +141,16 @@ class Transcriber:
         words: bool = False,
         on_progress: Callable[[float], None] | None = None,
     ) -> Transcript:
-        """Text of a path, bytes, binary file object, or array with its ``sample_rate``.
+        """Transcript of a path, bytes, binary file object, or array with ``sample_rate`` in Hz.
 
-        The audio may have any length: it is read as a stream, and becomes windows as ``splitting``
-        says, of which at most ``slots`` are decoded together. ``begin_seconds`` and ``end_seconds``
-        select a part. ``words`` asks also for when each word was said (:attr:`Segment.words`).
+        The audio may have any length: it is read as a stream and split into windows according to
+        ``splitting``; at most ``slots`` windows are decoded together. ``begin_seconds`` and
+        ``end_seconds`` select a part. ``words`` requests times of words (:attr:`Segment.words`).
         ``on_progress`` is called with the seconds of audio that are done.
 
         Raises :class:`AudioError` for audio that cannot be read or is longer than ``max_seconds``
-        (default: no limit), :class:`DecodeError` when the model fails, and :class:`PackageError`
-        for ``words`` where the package has no times.
+        (default: no limit), :class:`DecodeError` if the model fails, and :class:`PackageError`
+        for ``words`` if the package has no times of words.
         """
         job = self._job(
             Clip(source, sample_rate, begin_seconds, end_seconds),
@@ -181,9 +180,9 @@ class Transcriber:
     ) -> Job:
         """The segments of :meth:`transcribe`, in order, each as soon as it is finished.
 
-        The work begins when the first is asked for, and goes on in the background. Closing stops it
-        after the step in progress. Errors are raised where they occur: the segments before them
-        stand.
+        The work begins when the first segment is requested, and continues in the background.
+        Closing stops it after the current step. An error is raised at its place in the audio, after
+        the segments before it.
         """
         return self._job(
             Clip(source, sample_rate, begin_seconds, end_seconds),
@@ -203,9 +202,9 @@ class Transcriber:
         slots: int = DEFAULT_SLOTS,
         words: bool = False,
     ) -> Job:
-        """As :meth:`stream`, begun at once: the job of a service that has many.
+        """As :meth:`stream`, but the work begins at once; for services with many jobs.
 
-        Raises :class:`QueueFullError` when as much waits as :func:`load` was told to allow.
+        Raises :class:`QueueFullError` if the limits of :func:`load` are reached.
         """
         job = self._job(
             Clip(source, sample_rate, begin_seconds, end_seconds),
@@ -227,10 +226,10 @@ class Transcriber:
     ) -> Iterator[Segment]:
         """Segments of live audio, each when its speech has ended.
 
-        ``blocks`` are arrays such as a microphone gives, of any length. Speech ends with a pause
-        of ``splitting.pause_seconds``. With ``partial_seconds``, speech that goes on gives a
-        segment that is not ``is_final`` each time so much audio has come. ``on_warning`` is told
-        what is wrong with the audio; without it, Python's ``warnings`` are.
+        ``blocks`` are arrays of any length, such as a microphone gives. Speech ends with a pause
+        of ``splitting.pause_seconds``. With ``partial_seconds``, unfinished speech gives a
+        segment that is not ``is_final`` each time this much audio has come. ``on_warning`` is
+        called with warnings about the audio; without it, Python's ``warnings`` reports them.
         """
         if partial_seconds is not None:
             values.positive("partial_seconds", partial_seconds)
@@ -250,20 +249,20 @@ class Transcriber:
         slots: int = DEFAULT_SLOTS,
         words: bool = False,
     ) -> Iterator[Transcript | ArkError]:
-        """Transcripts of several audios, in their order, lazily; windows of all share the slots.
+        """Transcripts of several clips, lazily and in order; windows of all share the slots.
 
-        A clip is a :class:`Clip`, or a source that needs nothing else. One that fails gives its
-        error as a value: those after it are transcribed all the same.
+        A clip is a :class:`Clip`, or a source without further parameters. A clip that fails gives
+        its error as a value, and the clips after it are still transcribed.
         The timings of a transcript are its share of the work.
         """
         if isinstance(clips, (str, bytes, Clip)):
-            raise ValueError(f"clips is one {type(clips).__name__}, must be several: a list of it")
+            raise ValueError(f"clips is one {type(clips).__name__}, must be a list of clips")
         slots = values.whole("slots", slots)
         how = self._how(options, words)
         return self._many(iter(clips), how, splitting or Splitting(), slots)
 
     def _how(self, options: Options | None, words: bool) -> Options:
-        """The options of a call, which can be followed."""
+        """The options of a call, checked."""
         found = options or Options()
         if words:
             found = replace(found, words=True)
@@ -271,7 +270,7 @@ class Transcriber:
         return found
 
     def _hotwords(self, options: Options) -> Hotwords | None:
-        """The expected words of some options, after :meth:`check` at once."""
+        """The hotwords of options; cached, so that it is fast after :meth:`check`."""
         if not options.hotwords:
             return None
         return self._tokens_of(options.hotwords, options.block_from_id)

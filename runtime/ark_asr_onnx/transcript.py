@@ -1,4 +1,4 @@
-"""What a transcription gives back."""
+"""The results of a transcription."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Literal
 
-# How a text ended: the model ended its turn; a limit of tokens was reached; it began to repeat
-# itself; or it ended its turn at once, though there is clear speech.
+# How a text ended: the model ended its turn; the limit of tokens was reached; the model began to
+# repeat itself; or it ended its turn at once, although there is clear speech.
 FinishReason = Literal["stop", "length", "loop", "empty"]
 
 
 @dataclass(frozen=True, slots=True)
 class Word:
-    """A word of a text, and when it was said."""
+    """A word of a text, with its times."""
 
     text: str  # with its punctuation, without spaces around it
     start: float  # seconds from the beginning of the audio
     end: float
-    probability: float  # geometric mean of those of its tokens
+    probability: float  # geometric mean of its tokens' probabilities
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,13 +30,13 @@ class Segment:
     end: float
     text: str
     raw_text: str  # as decoded, special tokens included
-    token_ids: tuple[int, ...]  # as chosen, the end-of-turn token included
+    token_ids: tuple[int, ...]  # the end-of-turn token included
     logprobs: tuple[float, ...]  # natural log, one per token id
     finish_reason: FinishReason
-    speech_seconds: float  # of it, as far as anybody looked for speech; else its length
-    is_final: bool = True  # False: speech goes on, a longer text will replace this one
+    speech_seconds: float  # of detected speech; without a detector, its length
+    is_final: bool = True  # False: unfinished speech, a longer text will replace this one
     audio_tokens: int = 0  # positions of the prompt that held audio
-    words: tuple[Word, ...] = ()  # those of the text, where they were asked for
+    words: tuple[Word, ...] = ()  # of the text, if they were requested
 
     @property
     def mean_logprob(self) -> float:
@@ -49,36 +49,36 @@ class Timings:
     """Seconds spent in each stage."""
 
     read: float  # decoding and resampling the audio
-    split: float  # looking for speech, and cutting
+    split: float  # detecting speech and splitting
     features: float  # log-mel
     encode: float  # encoder and adapter
     prefill: float  # prompts, up to the first token
     decode: float  # all further tokens
     total: float
-    words: float = 0.0  # when they were said, where that was asked for
+    words: float = 0.0  # times of words, if they were requested
 
 
 @dataclass(frozen=True, slots=True)
 class AudioWarning:
-    """Something about an audio that may have cost words, such as a file that was cut off."""
+    """A fault of the audio that may have cost words, such as a truncated file."""
 
     kind: str
-    message: str  # what was found, in one line, without the name of the audio
+    message: str  # one line, without the name of the audio
 
 
 @dataclass(frozen=True, slots=True)
 class Transcript:
-    """The text of one audio, and how it came about."""
+    """The text of one audio, with its segments, timings and warnings."""
 
     text: str
     segments: tuple[Segment, ...]
     duration: float  # seconds of audio
     timings: Timings
-    warnings: tuple[AudioWarning, ...] = ()  # what may be missing from the audio, or wrong with it
+    warnings: tuple[AudioWarning, ...] = ()  # about faults of the audio
 
     @property
     def raw_text(self) -> str:
-        """As decoded, special tokens included."""
+        """The text as decoded, special tokens included."""
         return "".join(segment.raw_text for segment in self.segments)
 
     @property
@@ -93,22 +93,22 @@ class Transcript:
 
     @property
     def words(self) -> tuple[Word, ...]:
-        """Words of all segments, where they were asked for."""
+        """Words of all segments, if they were requested."""
         return tuple(word for segment in self.segments for word in segment.words)
 
     @property
     def flagged(self) -> tuple[Segment, ...]:
-        """Segments whose text may lack something: those that did not end with ``stop``."""
+        """Segments whose text may be incomplete: those that did not end with ``stop``."""
         return tuple(s for s in self.segments if s.finish_reason != "stop")
 
     @property
     def finish_reason(self) -> FinishReason:
-        """``stop`` when no segment is flagged, else why the first of them is."""
+        """``stop`` if no segment is flagged, else the reason of the first flagged one."""
         return self.flagged[0].finish_reason if self.flagged else "stop"
 
     @property
     def speech_seconds(self) -> float:
-        """Seconds of speech that were found."""
+        """Seconds of speech in all segments."""
         return sum(segment.speech_seconds for segment in self.segments)
 
     @property
@@ -128,7 +128,7 @@ def join(
     timings: Timings,
     warnings: Callable[[str], tuple[AudioWarning, ...]] = lambda _: (),
 ) -> Transcript:
-    """The transcript of an audio from its segments; ``warnings`` gives those for a text."""
+    """The transcript of an audio from its segments; ``warnings`` gives the warnings for a text."""
     text = " ".join(segment.text for segment in segments if segment.text)
     return Transcript(text, tuple(segments), duration, timings, warnings(text))
 

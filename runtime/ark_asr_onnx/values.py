@@ -1,4 +1,4 @@
-"""Numbers that callers give: what means the same is taken, the rest is refused as it was given."""
+"""Checks numbers from callers: accepts equal values of other types, refuses the rest."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import numbers
 
 
 def whole(name: str, value: object, least: int = 1) -> int:
-    """A number that counts, such as 2, 2.0 or numpy's 2; ``ValueError`` for anything else."""
+    """A count, such as 2, 2.0 or numpy's 2. Raises ``ValueError`` for anything else."""
     found = _float(value)
     if found is None or not math.isfinite(found) or found != int(found) or found < least:
         raise ValueError(f"{name} is {value!r}, must be a whole number of at least {least}")
@@ -15,7 +15,7 @@ def whole(name: str, value: object, least: int = 1) -> int:
 
 
 def positive(name: str, value: object) -> float:
-    """A finite number above 0; ``ValueError`` for anything else."""
+    """A finite number above 0. Raises ``ValueError`` for anything else."""
     found = _float(value)
     if found is None or not 0 < found < math.inf:
         raise ValueError(f"{name} is {value!r}, must be a positive number")
@@ -23,7 +23,7 @@ def positive(name: str, value: object) -> float:
 
 
 def seconds(name: str, value: object) -> float:
-    """A finite number that is not negative; ``ValueError`` for anything else."""
+    """A finite number of at least 0. Raises ``ValueError`` for anything else."""
     found = _float(value)
     if found is None or not 0 <= found < math.inf:
         raise ValueError(f"{name} is {value!r}, must be a number of seconds, and not negative")

@@ -1,12 +1,12 @@
 """A transcript as text, subtitles, a table, or JSON, in the formats of ``openai/whisper``.
 
-Each writer is a pure function that gives back the whole file; it ends lines with ``\\n`` on every
-system. Where files go, and what they are called, is the caller's matter: write them as UTF-8.
+Each writer is a pure function that returns the whole file; it ends lines with ``\\n`` on every
+system. The caller chooses names and folders, and writes the files as UTF-8.
 
 The first five give the same bytes as whisper 20250625 (``whisper/utils.py``, ``WriteTXT``,
 ``WriteSRT``, ``WriteVTT``, ``WriteTSV``, ``WriteJSON``) for the same segments, with one
-difference: segments without text get no line and no cue. JSON keeps them. What words add is left
-out where nobody asked for them.
+difference: segments without text get no line and no cue. JSON keeps them. Without words, there are
+no fields of words.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from .transcript import Segment, Transcript, Word
 
 @dataclass(frozen=True, slots=True)
 class Style:
-    """What is made of the times of words, in the formats that can show them."""
+    """How the formats use times of words."""
 
-    layout: CueLayout | None = None  # of cues; None: as whisper's, one for each segment
-    inline_times: bool = False  # of the words within WebVTT's cues
+    layout: CueLayout | None = None  # of cues; None: one cue per segment, as whisper
+    inline_times: bool = False  # times of words within WebVTT's cues
     words: bool | None = None  # in JSON; None: if there are any
 
 
@@ -52,7 +52,8 @@ def to_txt(transcript: Transcript) -> str:
 def to_srt(transcript: Transcript, layout: CueLayout | None = None) -> str:
     """SubRip subtitles: numbered cues from 1, hours always shown, a comma before milliseconds.
 
-    With a ``layout``, cues of words, see :func:`.subtitles.cues`: ``ValueError`` if it has none.
+    With a ``layout``, cues are made of words, see :func:`.subtitles.cues`. Raises ``ValueError`` if
+    the transcript has no words.
     """
     found = _spoken(transcript) if layout is None else cues(transcript.segments, layout)
     return "".join(
@@ -66,9 +67,9 @@ def to_vtt(
 ) -> str:
     """WebVTT subtitles: cues without numbers, hours shown only in times that have them.
 
-    With a ``layout``, cues of words; with ``inline_times``, the time of each of a cue's words but
-    the first before it. Both want words, else ``ValueError``, and escape what WebVTT would take for
-    a tag, which whisper does not.
+    With a ``layout``, cues are made of words; with ``inline_times``, every word of a cue but the
+    first has its time before it. Both raise ``ValueError`` without words, and escape characters
+    that WebVTT would read as a tag, which whisper does not.
     """
     if layout is None and not inline_times:
         found = [(cue, _plain(cue.text)) for cue in _spoken(transcript)]
@@ -93,9 +94,9 @@ def to_tsv(transcript: Transcript) -> str:
 def to_json(transcript: Transcript, *, words: bool | None = None) -> str:
     """One JSON object in ASCII, without an end of line, as whisper's.
 
-    Its keys are whisper's where there is a counterpart, then ours. ``language`` is missing
-    because the model does not tell it. Texts are not stripped. ``words`` are those of segments;
-    None: if there are any.
+    Its keys are whisper's where there is a counterpart, then this package's. ``language`` is
+    missing because the model does not report it. Texts are not stripped. ``words`` are those of
+    segments; None: if there are any.
     """
     has_words = bool(transcript.words) if words is None else words
     segments = [
@@ -132,7 +133,7 @@ def to_json(transcript: Transcript, *, words: bool | None = None) -> str:
 
 
 def to_jsonl(transcript: Transcript, *, words: bool | None = None) -> str:
-    """One line of JSON per segment, UTF-8 unescaped: what a log or a stream wants to read."""
+    """One line of JSON per segment, UTF-8 unescaped; for logs and streams."""
     has_words = bool(transcript.words) if words is None else words
     lines = (segment_to_json(segment, words=has_words) for segment in transcript.segments)
     return "".join(f"{line}\n" for line in lines)
@@ -173,7 +174,7 @@ WRITERS: dict[str, Callable[[Transcript], str]] = {
 
 
 def _spoken(transcript: Transcript) -> list[Segment]:
-    """Segments with text; a cue without text is a flaw."""
+    """Segments with text; a cue without text would be a flaw."""
     return [segment for segment in transcript.segments if segment.text.strip()]
 
 
@@ -182,15 +183,15 @@ def _words(segment: Segment, has_words: bool) -> dict[str, Any]:
 
 
 def _plain(text: str) -> str:
-    """Text without the arrow that would read as a line of times.
+    """Text without arrows, which would be read as a line of times.
 
-    As in whisper, one pass: of a longer arrow (``---->``) an arrow remains.
+    One pass, as in whisper: a longer arrow (``---->``) leaves an arrow.
     """
     return text.strip().replace("-->", "->")
 
 
 def _marked(cue: Cue, inline_times: bool) -> str:
-    """A cue's text in WebVTT, with the times that it may have: growing, and within the cue's."""
+    """A cue's text in WebVTT; with inline times if they grow and lie within the cue's times."""
     found: list[str] = []
     before, end = _milliseconds(cue.start), _milliseconds(cue.end)
     for i, piece in enumerate(cue.pieces):
@@ -210,12 +211,12 @@ def _times(cue: Segment | Cue, decimal_marker: str, *, hours: bool) -> str:
 
 
 def _timestamp(seconds: float, decimal_marker: str, *, hours: bool) -> str:
-    """``[HH:]MM:SS.mmm``; hours when asked for, or when there are any.
+    """``[HH:]MM:SS.mmm``; hours if ``hours``, or if there are any.
 
     >>> _timestamp(59.9999, ".", hours=False)
     '01:00.000'
     """
-    # To milliseconds first, so that what is rounded up carries into seconds, minutes and hours.
+    # To milliseconds first, so that rounding up carries into seconds, minutes and hours.
     n_seconds, ms = divmod(_milliseconds(seconds), 1000)
     n_minutes, s = divmod(n_seconds, 60)
     h, m = divmod(n_minutes, 60)
@@ -224,5 +225,5 @@ def _timestamp(seconds: float, decimal_marker: str, *, hours: bool) -> str:
 
 
 def _milliseconds(seconds: float) -> int:
-    """Rounded to the nearest millisecond; halves go to the even one (0.0005 s gives 0)."""
+    """Seconds rounded to the nearest millisecond, halves to the even one (0.0005 s gives 0)."""
     return round(1000 * seconds)
