@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
-"""Transcribe audio with an ARK-ASR package, straight from a clone: nothing needs to be installed
-but the packages in the README.
+"""Transcribe audio with an ARK-ASR package, directly from a clone: only the packages in the README
+must be installed.
 
     python infer_ark_audio_onnx.py --audio a.wav [--audio b.flac ...] [--model-dir DIR]
 """

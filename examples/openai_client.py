@@ -1,10 +1,10 @@
-"""OpenAI's client with our service: a text as it is heard, and its segments.
+"""OpenAI's client with this service: first a streamed text, then segments with times.
 
     pip install openai
     ark-asr serve start --model DIR
     python examples/openai_client.py audio.flac [http://127.0.0.1:8025/v1]
 
-The key is what ``OPENAI_API_KEY`` says; a service without keys takes any.
+The key comes from ``OPENAI_API_KEY``; a service without keys accepts any key.
 """
 
 from __future__ import annotations

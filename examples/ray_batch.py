@@ -1,11 +1,11 @@
-"""``ark-asr batch`` on a cluster: the same rows through Ray Data.
+"""``ark-asr batch`` on a cluster: Ray Data writes the same rows.
 
     pip install 'ark-asr-onnx[ray]'
     python examples/ray_batch.py --model DIR --input in.jsonl --output DIR [--actors 2]
 
-Every actor opens the model once. Model and audio must be where the actors run, under the same
-paths: on a shared file system, or in the machines' image. The files of the output, one after the
-other in the order of their names, are what ``ark-asr batch`` writes.
+Every actor opens the model once. Model and audio must have the same paths on all machines: on a
+shared file system, or in the machines' image. The output files, joined in the order of their names,
+equal the file that ``ark-asr batch`` writes.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Transcribe:
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, list[bytes]]:
         """The column ``line`` of a batch with the column ``record``."""
-        # Pickled, because metadata differs from record to record and a column has one type.
+        # Pickled, because fields differ from record to record, and a column has one type.
         records = [pickle.loads(record) for record in batch["record"]]
         clips = [record_clip(record) for record in records]
         results = self._transcriber.transcribe_many(clips, slots=self._slots)
@@ -56,16 +56,16 @@ class JsonLines(BlockBasedFileDatasink):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Transcribe a manifest with the cluster of ``$RAY_ADDRESS``, else with this machine."""
-    parser = argparse.ArgumentParser(description="Transcribe a JSON Lines manifest with Ray Data.")
+    """Transcribe a list with the cluster of ``$RAY_ADDRESS``, else with this machine."""
+    parser = argparse.ArgumentParser(description="Transcribe a JSON Lines list with Ray Data.")
     add = parser.add_argument
     add("--model", required=True, help="model folder or Hugging Face id")
     add("--input", required=True, type=Path, help="JSON Lines, see ark-asr batch")
     add("--output", required=True, help="new folder, or address such as s3://bucket/folder")
     add("--actors", type=int, default=2, help="processes that transcribe")
-    add("--threads", type=int, default=1, help="threads, and CPUs, of each")
-    add("--slots", type=int, default=8, help="windows that each decodes together")
-    add("--batch-size", type=int, default=64, help="records that each is given at a time")
+    add("--threads", type=int, default=1, help="threads, and CPUs, of each process")
+    add("--slots", type=int, default=8, help="windows that each process decodes together")
+    add("--batch-size", type=int, default=64, help="records that a process gets at a time")
     arguments = parser.parse_args(argv)
     try:
         transcribe(arguments)
@@ -76,7 +76,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def transcribe(arguments: argparse.Namespace) -> None:
-    """Records in, lines out."""
+    """Turn the records of the input into lines of the output."""
     if Path(arguments.output).is_dir() and any(Path(arguments.output).iterdir()):
         raise RecordsError(f"{arguments.output}: is not empty, give a new folder")
     records = read_records(arguments.input.resolve())
@@ -93,7 +93,7 @@ def transcribe(arguments: argparse.Namespace) -> None:
         compute=ray.data.ActorPoolStrategy(size=arguments.actors),
         num_cpus=arguments.threads,
     )
-    # Writing takes no CPU of its own: actors may hold all there are, and would wait for it forever.
+    # Writing requests no CPU: actors may hold all of them, and writing would wait for ever.
     dataset.write_datasink(
         JsonLines(arguments.output, file_format="jsonl"), ray_remote_args={"num_cpus": 0}
     )

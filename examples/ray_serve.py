@@ -1,13 +1,12 @@
-"""The service on more than one machine: Ray Serve around the same application.
+"""The service on several machines: Ray Serve runs the same application.
 
     pip install 'ark-asr-onnx[ray,server]' 'ray[serve]'
     ARK_ASR_MODEL=DIR serve run examples.ray_serve:app          # on a cluster's head
     curl -sS http://127.0.0.1:8000/v1/audio/transcriptions -F file=@audio.flac
 
-Every replica opens the model once, uses ``THREADS`` cores and has the limits of
-``ark-asr serve``, and its keys, if ``ARK_ASR_API_KEYS`` has some. The model must lie under the same
-path on every machine, and these variables be set there. Ray starts more replicas when requests
-wait.
+Every replica opens the model once, uses ``THREADS`` cores and has the limits of ``ark-asr serve``,
+and the keys of ``ARK_ASR_API_KEYS``, if there are any. The model must have the same path on every
+machine, and these variables must be set there. Ray starts more replicas when requests wait.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ THREADS = int(os.environ.get("ARK_ASR_THREADS", "2"))
 
 
 def build() -> object:
-    """The application of one replica; Ray's proxy stands before it, whatever its name is."""
+    """The application of one replica; accepts any host name, since Ray's proxy is before it."""
     keys = frozenset(filter(None, os.environ.get("ARK_ASR_API_KEYS", "").split(",")))
     load = functools.partial(ark_asr_onnx.load, os.environ["ARK_ASR_MODEL"], threads=THREADS)
     return create_app(load, ServiceSettings(access=Access(keys, is_loopback=False)))
