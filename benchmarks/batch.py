@@ -1,4 +1,4 @@
-"""How much more do several utterances give that are decoded together?
+"""How much faster is decoding several utterances together than one?
 
 python benchmarks/batch.py [--size 0.6B] [--rounds 5]
 
@@ -16,7 +16,7 @@ SLOTS = (1, 2, 4, 8, 16)
 
 
 def measure(lab: Lab) -> list[Row]:
-    """A row for 8 slots; the others go into the findings."""
+    """A row for 8 slots; the other figures go into the findings."""
     with lab.subjects("native") as subjects:
         ask = subjects["native"]
         found = alternate(

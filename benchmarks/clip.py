@@ -2,7 +2,8 @@
 
 python benchmarks/clip.py [--size 0.6B] [--rounds 5]
 
-30 s with 96 tokens and 5 s with 16: the weights are random, so the number of tokens is forced.
+Clips of 30 s with 96 tokens and of 5 s with 16. The number of tokens is forced, because the weights
+are random.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ def measure(lab: Lab) -> list[Row]:
 
 
 def _lengths(lab: Lab, subject: Any) -> list[dict[str, float]]:
-    """Cost of each stage against the length of the clip, ours."""
+    """Our cost of each stage, by the length of the clip."""
     found: list[dict[str, float]] = []
     for seconds in (1, 2, 5, 10, 15, 20, 25, 30):
         times: dict[str, list[float]] = {"encode": [], "prefill": [], "step": []}

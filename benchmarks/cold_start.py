@@ -1,9 +1,10 @@
-"""How long from the start of a process to the text of a clip, what do imports cost, and disk?
+"""How long does a process take from its start to the text of a clip, and what do imports cost?
 
 python benchmarks/cold_start.py [--size 0.6B] [--rounds 5]
 
-The text of 5 s, 16 tokens, files in the page cache: our command, prepared and not, and the
-published script. Imports alone in fresh interpreters. Installations in fresh environments, once.
+The clip has 5 s and 16 tokens, and files are in the page cache. Compared are our command, with and
+without prepared graphs, and the published script. Imports alone are measured in new interpreters,
+the size on disk once in new environments.
 """
 
 from __future__ import annotations
@@ -81,7 +82,7 @@ def measure(lab: Lab) -> list[Row]:
 
 
 def _installed(lab: Lab) -> dict[str, list[float]]:
-    """Megabytes and number of distributions of fresh environments, pip aside."""
+    """Megabytes and number of distributions in new environments, without pip."""
     record = lab.work / "install.json"
     if record.exists():
         return json.loads(record.read_text())

@@ -1,11 +1,11 @@
-"""All questions in one run: ours against the published package and other engines, with verdicts.
+"""All benchmarks in one run: ours against the published package and other engines, with verdicts.
 
 python benchmarks/compare.py [--size 0.6B|small] [--tokenizer NAME] [--work DIR] [--out FILE.json]
 
-Makes what it needs once (0.6B: checkpoint, two exports, peers' models; about 25 minutes and 15 GB
-in ``--work``), then measures for less than 20 minutes on two cores. Exit status 1 when a target is
-missed; with ``--size small``, which measures nothing worth a verdict, only when something fails.
-Peers are measured where there is a Python that has ``benchmarks/peers.txt``.
+Makes the models once (0.6B: checkpoint, two exports, peers' models; about 25 minutes and 15 GB
+in ``--work``), then measures for less than 20 minutes on two cores. Exit status 1 if a target is
+missed; with ``--size small``, whose times mean nothing, only if something fails.
+Peers are measured if there is a Python with ``benchmarks/peers.txt``.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ QUESTIONS = {
 
 
 def check_words(lab: Lab) -> None:
-    """Refuse to measure engines that do not compute the same."""
+    """End the program if engines do not compute the same tokens."""
     clip_path = str(lab.clips[5])
     with lab.subjects("native", "unprepared", "published") as subjects:
         ids = {n: s("clip", path=clip_path, tokens=8)["ids"] for n, s in subjects.items()}

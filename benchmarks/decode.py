@@ -2,8 +2,8 @@
 
 python benchmarks/decode.py [--size 0.6B] [--rounds 5] [--peers-python PYTHON]
 
-A prompt of 390 positions, then steps of one token after it. Alternating: each round asks every
-engine once, for a prompt or for the median of some steps.
+A prompt of 390 positions, then steps of one token. Engines alternate: each round asks every engine
+once, for a prompt or for the median of some steps.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def measure(lab: Lab) -> list[Row]:
             lab.rounds,
             {n: lambda s=s: 1e3 * s("prefill", positions=POSITIONS) for n, s in subjects.items()},
         )
-        # A round is short, and this machine's memory is not always ours alone: more rounds.
+        # More rounds, since a round is short and other programs may use the memory's bandwidth.
         steps = alternate(
             3 * lab.rounds,
             {

@@ -5,8 +5,8 @@
 
 Transcribes every dev clip three times: greedy torch on the checkpoint, an fp32 package that this
 script exports, and the INT8 package. Reports word error rate per folder, how many clips have
-identical tokens, and how far INT8 moves the log-probability of torch's tokens. Exit status 3 when
-INT8 is outside its bars.
+identical tokens, and how far INT8 moves the log-probability of torch's tokens. Exit status 3 if
+INT8 exceeds its limits.
 """
 
 from __future__ import annotations
@@ -38,13 +38,13 @@ DEMO = ROOT / "models" / "demo"
 FOLDERS = ("sentences", "digits", "words")
 ENGINES = ("fp32", "int8")
 MAX_TOKENS = 256
-# What INT8 may cost on each dev split: points of WER, mean |dlogp|, share of clips changed.
+# Limits for INT8 on each dev split: points of WER, mean |dlogp|, share of unchanged clips.
 MAX_WER, MAX_DLOGP, MIN_SAME = 0.2, 0.02, 0.99
 
 
 @dataclass(frozen=True)
 class Clip:
-    """A dev clip, its words, and how each engine compares with torch on it."""
+    """A dev clip, its words, and the comparison of each engine with torch on it."""
 
     audio: str
     source: str
@@ -52,7 +52,7 @@ class Clip:
     judged: dict[str, verify.Comparison]
 
     def heard(self, engine: str) -> str:
-        """What torch, fp32 or int8 made of it."""
+        """The text from torch, fp32 or int8."""
         if engine == "torch":
             return self.judged["int8"].text
         return self.judged[engine].package_text
@@ -61,7 +61,7 @@ class Clip:
 def transcribe_folder(
     speech: Path, folder: str, oracle: TorchEngine, packages: dict[str, PackageEngine]
 ) -> list[Clip]:
-    """All dev clips of one folder through the three engines."""
+    """All dev clips of one folder, transcribed by the three engines."""
     clips: list[Clip] = []
     for row in tqdm(rows(speech, f"{folder}/dev"), desc=folder, file=sys.stderr):
         waveform = read(row["path"])
@@ -74,7 +74,7 @@ def transcribe_folder(
 
 
 def figures(clips: list[Clip]) -> dict[str, float]:
-    """Everything the table shows."""
+    """The figures of the table."""
     texts = [clip.text for clip in clips]
     found: dict[str, float] = {"clips": len(clips), "words": sum(len(t.split()) for t in texts)}
     for engine in ("torch", *ENGINES):
@@ -87,7 +87,7 @@ def figures(clips: list[Clip]) -> dict[str, float]:
 
 
 def within_bars(found: dict[str, float]) -> bool:
-    """Whether INT8 costs no more than it may."""
+    """Whether INT8 is within its limits."""
     return (
         found["wer_int8"] - found["wer_fp32"] <= MAX_WER
         and found["dlogp_int8"] <= MAX_DLOGP
@@ -96,7 +96,7 @@ def within_bars(found: dict[str, float]) -> bool:
 
 
 def table(groups: dict[str, dict[str, float]]) -> str:
-    """A markdown table, one row a folder."""
+    """A Markdown table with a row for each folder."""
     lines = [
         "| dev split | clips | words | WER torch | WER fp32 | WER INT8 "
         "| same tokens fp32 | same tokens INT8 | mean dlogp INT8 | bars |",

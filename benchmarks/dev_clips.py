@@ -8,6 +8,6 @@ from outside import rows
 
 
 def dev_clips(speech: Path, n_clips: int) -> list[Path]:
-    """``n_clips`` audio files, at most, of ``speech/sentences/dev.jsonl``."""
+    """At most ``n_clips`` audio files of ``speech/sentences/dev.jsonl``."""
     paths = [row["path"] for row in rows(speech, "sentences/dev")]
     return paths[:: max(1, len(paths) // n_clips)][:n_clips]

@@ -2,8 +2,8 @@
 
 python benchmarks/encoder.py [--size 0.6B] [--rounds 5] [--plan FILE] [--peers-python PYTHON]
 
-Log-mel to audio embeddings, 30 s, 15 s and 5 s; CTranslate2 runs the same shape without adapter.
-What OpenVINO's precisions cost in closeness to its own fp32 is said with the times.
+From log-mel to audio embeddings, for 30 s, 15 s and 5 s; CTranslate2 runs the same shape without
+adapter. The error of OpenVINO's precisions, relative to its own fp32, is shown with the times.
 """
 
 from __future__ import annotations

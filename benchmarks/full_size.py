@@ -5,7 +5,7 @@
 
 Makes a checkpoint of random weights in the published format, exports it to INT8, opens the package
 and transcribes 5 s of sound, 16 tokens at most. Needs 8 GB of disk in DIR for 0.6B and 35 GB for
-3B, given back at the end. No speech is recognised: the weights are random. Peak memory is the
+3B, freed at the end. No speech is recognised, since the weights are random. Peak memory is the
 largest resident set, mapped files included.
 """
 
@@ -44,13 +44,13 @@ print(f"opened in {opened - begin:.2f} s (import included); 5 s of sound, warm: 
 
 
 def run(label: str, command: list[str]) -> float:
-    """Run a command, show its output, print its time and give its peak memory in MB."""
+    """Run a command, show its output, print its time and return its peak memory in MB."""
     print(f"\n$ {label}", flush=True)
     start, peak = time.perf_counter(), 0
     with subprocess.Popen(command, env={**os.environ, "PYTHONPATH": _path()}) as process:
         while process.poll() is None:
-            # The exporter counts its peak anew for each stage, so the kernel's final figure
-            # (wait4) is that of the last one.
+            # The exporter resets its peak for each stage, so the kernel's final figure (wait4) is
+            # only that of the last stage.
             peak = max(peak, _peak_kb(process.pid))
             time.sleep(0.02)
     if process.returncode:

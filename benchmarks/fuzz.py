@@ -1,4 +1,4 @@
-"""Damaged inputs for a long time: does anything crash, hang, swell, or lose audio unsaid?
+"""Damaged inputs for a long time: does anything crash, hang, grow, or silently lose audio?
 
     python benchmarks/fuzz.py --minutes 60 [--kind audio|package|records|http|all] [--seed 0]
         [--cases N] [--jobs 2] [--out fuzz-findings]
@@ -6,9 +6,9 @@
 
 Inputs are made and judged as in ``tests/attacks``, whose short run has the same cases; texts have
 at most 8 tokens, for speed. ``package`` is the demo, with and without a prepared folder, and a tiny
-package of the published layout. The time is shared by the kinds, and a kind ends early after
-``--cases``. What was found is written into ``--out``, of each group the smallest inputs. Exit
-status 1 when there was anything.
+package of the published layout. The kinds share the time, and a kind ends early after ``--cases``.
+Findings are written into ``--out``, with the smallest inputs of each group. Exit status 1 if there
+are any.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ _KEPT = 3  # inputs of a group
 
 @dataclass
 class Tally:
-    """What came of the cases of one kind."""
+    """The results of the cases of one kind."""
 
     n: int = 0
     outcomes: Counter[str] = field(default_factory=Counter)
@@ -75,7 +75,7 @@ class Tally:
 
 
 def base_of(kind: str, work: Path) -> Path:
-    """An intact package of a layout, or a prepared folder of the demo, made if need be."""
+    """An intact package of a layout, or a prepared folder of the demo, made if needed."""
     target = work / kind
     if target.exists():
         return target
@@ -101,7 +101,7 @@ def base_of(kind: str, work: Path) -> Path:
 
 
 def cases_of(kind: str, seed: int, work: Path) -> Callable[[int], Case]:
-    """Case by number."""
+    """A function that gives a case by its number."""
     if kind == "audio":
         return made.audio_cases(seed, variants=4)
     if kind == "records":
@@ -115,7 +115,7 @@ def cases_of(kind: str, seed: int, work: Path) -> Callable[[int], Case]:
 
 
 def fuzz(kind: str, options: argparse.Namespace, seconds: float, work: Path) -> Tally:
-    """Cases of one kind until the time or their number is up."""
+    """Run cases of one kind until the time or their number is reached."""
     case, tally, until = cases_of(kind, options.seed, work), Tally(), time.monotonic() + seconds
     numbers: dict[int, int] = {}
 
@@ -139,7 +139,7 @@ def fuzz(kind: str, options: argparse.Namespace, seconds: float, work: Path) -> 
 
 
 def write(tally: Tally, kind: str, options: argparse.Namespace) -> None:
-    """The smallest inputs of each group, and what is wrong with them."""
+    """Write the smallest inputs of each group, and their findings."""
     for group in tally.groups.values():
         for _, number, judged, finding in group:
             folder = options.out / f"{kind}-{options.seed}-{number}"
@@ -162,7 +162,7 @@ def write(tally: Tally, kind: str, options: argparse.Namespace) -> None:
 
 
 def repeat(folder: Path, work: Path) -> int:
-    """One case again, from what was written of it."""
+    """Run one case again, from its written folder."""
     case = json.loads((folder / "case.json").read_text("utf-8"))
     kind, facts = case["kind"], case["facts"]
     files: dict[str, bytes | str] = dict(case["places"])
@@ -185,7 +185,7 @@ def repeat(folder: Path, work: Path) -> int:
 
 
 def table(tallies: dict[str, Tally]) -> str:
-    """Markdown: a row for each kind."""
+    """A Markdown table with a row for each kind."""
     names = ("cases", "transcripts", "errors", *_FIGURES, "slowest, s", "largest, MB")
     lines = [f"| kind | {' | '.join(names)} |", f"| --- |{' --: |' * len(names)}"]
     for kind, tally in tallies.items():

@@ -4,10 +4,10 @@
         [--speech DIR] [--clips 10]
 
 Products of unsigned and signed bytes saturate on x86 with AVX2 and no VNNI, in some recipes. This
-transcribes real clips natively and under emulation and compares tokens and log-probabilities.
-``--seconds`` joins clips to that length: prompts above 96 positions (8 s) take the graph for them.
-Needs qemu-x86_64 (Debian: qemu-user) and an x86-64 machine. COMMAND is a Python on another CPU,
-for example benchmarks/results/trusted_int8.md's on aarch64.
+script transcribes real clips natively and under emulation, and compares tokens and
+log-probabilities. ``--seconds`` joins clips to that length: prompts of more than 96 positions (8 s)
+use the prefill graph. Needs qemu-x86_64 (Debian: qemu-user) and an x86-64 machine. COMMAND is a
+Python on another CPU, for example that of benchmarks/results/trusted_int8.md on aarch64.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def transcribe(python: list[str], model: Path, paths: list[Path]) -> list[dict[str, object]]:
-    """One JSON object a clip, from the runtime in a process of its own."""
+    """One JSON object for each clip, from the runtime in another process."""
     command = [
         *python, "-m", "ark_asr_onnx", "transcribe", "--model", str(model),
         "--threads", "1", "--format", "json", *map(str, paths),
@@ -62,7 +62,7 @@ def joined(paths: list[Path], seconds: float, directory: Path) -> list[Path]:
 
 
 def main() -> int:
-    """Command line; exit status 1 when a token differs."""
+    """Command line; exit status 1 if a token differs."""
     parser = argparse.ArgumentParser(description="Native against emulated CPU.")
     parser.add_argument("--model", type=Path, default=ROOT / "models" / "demo")
     parser.add_argument("--clips", type=int, default=10)

@@ -1,23 +1,23 @@
-"""Do expected words help where they were misheard, and do they appear where nobody said them?
+"""Do hotwords help if they were misheard, and do they appear although they were not said?
 
     python benchmarks/hotwords.py [--model models/demo] [--sets sentences words digits]
         [--strengths 1 2 3 4] [--share 0.1] [--unsaid 100] [--every 1] [--speech DIR]
 
-Each set of clips is transcribed without hotwords. Words that were misheard in at least a share of
-the times that they are said are given as hotwords, in two ways:
+Each set of clips is first transcribed without hotwords. The words that were misheard at least in a
+``--share`` of their occurrences then become hotwords, in two ways:
 
-**A list for all**: words that were misheard in one half of the clips (every other one) are the
-hotwords of all clips of the other half; so for both halves, whose errors are added up. This is the
-hard way: the list is made of words that the model takes for each other.
+**A list for all**: the words that were misheard in one half of the clips (every other one) are the
+hotwords of all clips of the other half, and vice versa; the errors of both halves are added. This
+is the hard way: the list consists of words that the model confuses with each other.
 
-**A list for each clip**: its own words that were misheard anywhere in the set, and ``--unsaid``
-names that nobody says, as in the literature on contextual biasing. Clips without such words are not
-counted.
+**A list for each clip**: those of its words that were misheard anywhere in the set, and
+``--unsaid`` names that no clip contains, as in the literature on contextual biasing. Clips without
+such words are not counted.
 
-Errors on hotwords are those that a reference has and that are not there in the text (substituted or
-left out), errors elsewhere are all others, hotwords included that nobody said. Texts are compared
-in small letters, without punctuation. At last all clips are transcribed with names that nobody
-says as their only hotwords.
+Errors on hotwords are hotwords of the reference that the text lacks (substituted or deleted);
+errors elsewhere are all others, including hotwords that were not said. Texts are compared in lower
+case, without punctuation. Finally all clips are transcribed with only names that no clip contains
+as hotwords.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ import ark_asr_onnx
 from ark_asr_onnx import Options, Transcriber
 
 ROOT = Path(__file__).resolve().parent.parent
-# Folder, split and source of each set; fsdd has speakers and a bandwidth that nothing here learnt.
+# Folder, split and source of each set; the demo was not trained on fsdd's speakers and bandwidth.
 SETS = {
     "sentences": ("sentences", "dev", ""),
     "words": ("words", "dev", ""),
@@ -55,7 +55,7 @@ HEAD = (
 
 @dataclass(frozen=True)
 class Clip:
-    """A clip, and what is said in it."""
+    """A clip and its reference text."""
 
     path: str
     text: str
@@ -63,14 +63,14 @@ class Clip:
 
 @dataclass
 class Counts:
-    """Errors with some hotwords."""
+    """Errors with a list of hotwords."""
 
-    said: int = 0  # hotwords
-    words: int = 0  # that are said, hotwords included
-    misheard: int = 0  # hotwords
+    said: int = 0  # hotwords in references
+    words: int = 0  # words in references, hotwords included
+    misheard: int = 0  # hotwords in references that the texts lack
     elsewhere: int = 0  # all other errors
     unsaid: int = 0  # hotwords in the texts of clips that have none
-    steps: int = 0  # tokens that the decoder read
+    steps: int = 0  # steps of the decoder
 
     def __add__(self, other: Counts) -> Counts:
         return Counts(
@@ -79,7 +79,7 @@ class Counts:
 
 
 class Listener:
-    """A model that counts what its decoder reads."""
+    """A model that counts the steps of its decoder."""
 
     def __init__(self, transcriber: Transcriber) -> None:
         self._transcriber, self.steps = transcriber, 0
@@ -101,7 +101,7 @@ class Listener:
         return started
 
     def hear(self, clips: Sequence[Clip], options: Options | None = None) -> list[str]:
-        """The texts of clips, as they are compared."""
+        """The texts of clips, normalised for comparison."""
         self.steps = 0
         paths = [clip.path for clip in clips]
         found: list[str] = []
@@ -113,13 +113,13 @@ class Listener:
 
 
 def plain(text: str) -> str:
-    """Small letters, one space between words, no punctuation but apostrophes."""
+    """A text in lower case, with one space between words, and no punctuation but apostrophes."""
     kept = (c if c.isalnum() or c == "'" else " " for c in text.lower())
     return " ".join("".join(kept).split())
 
 
 def clips_of(speech: Path, name: str, every: int) -> list[Clip]:
-    """The clips of a set, or every so many of them."""
+    """Every ``every``-th clip of a set."""
     folder, split, source = SETS[name]
     found = outside.rows(speech, f"{folder}/{split}")
     chosen = [row for row in found if source in ("", row["source"])][::every]
@@ -127,7 +127,7 @@ def clips_of(speech: Path, name: str, every: int) -> list[Clip]:
 
 
 def missed(clip: Clip, heard: str) -> tuple[list[str], int]:
-    """Words of a reference that are not there in a text, and all errors."""
+    """The words of a reference that a text lacks, and the number of all errors."""
     found = jiwer.process_words([clip.text], [heard])
     words = clip.text.split()
     parts = (part for part in found.alignments[0] if part.type in ("substitute", "delete"))
@@ -136,7 +136,7 @@ def missed(clip: Clip, heard: str) -> tuple[list[str], int]:
 
 
 def often_misheard(clips: Sequence[Clip], heard: Sequence[str], share: float) -> list[str]:
-    """Words that were misheard in a share of the times that they are said."""
+    """Words that were misheard at least in this share of their occurrences."""
     said = Counter(word for clip in clips for word in clip.text.split())
     lost = Counter(
         w for clip, text in zip(clips, heard, strict=True) for w in missed(clip, text)[0]
@@ -145,7 +145,7 @@ def often_misheard(clips: Sequence[Clip], heard: Sequence[str], share: float) ->
 
 
 def count(clips: Sequence[Clip], heard: Sequence[str], hotwords: Sequence[str]) -> Counts:
-    """Errors on hotwords, and elsewhere."""
+    """Count errors on hotwords and elsewhere."""
     wanted, found = set(hotwords), Counts()
     for clip, text in zip(clips, heard, strict=True):
         words = clip.text.split()
@@ -164,7 +164,7 @@ def halves(
     listener: Listener, clips: Sequence[Clip], heard: Sequence[str], share: float,
     strengths: Sequence[float],
 ) -> tuple[list[int], dict[float, Counts]]:  # fmt: skip
-    """How many hotwords each half has, and the counts by strength; 0 is without them."""
+    """The number of hotwords of each half, and the counts by strength; 0 means without hotwords."""
     totals = {strength: Counts() for strength in (0.0, *strengths)}
     sizes: list[int] = []
     for one in (0, 1):
@@ -186,7 +186,7 @@ def by_clip(
     listener: Listener, clips: Sequence[Clip], heard: Sequence[str], share: float,
     strengths: Sequence[float], n_unsaid: int,
 ) -> dict[float, Counts]:  # fmt: skip
-    """The counts by strength, where each clip has a list of its own; 0 is without."""
+    """The counts by strength, with a list for each clip; 0 means without hotwords."""
     chosen = set(often_misheard(clips, heard, share))
     totals = {strength: Counts() for strength in (0.0, *strengths)}
     for clip in clips:
@@ -220,7 +220,7 @@ def rows(totals: dict[float, Counts]) -> list[str]:
 
 
 def names(n: int) -> list[str]:
-    """So many names that nobody says."""
+    """``n`` names that no clip contains."""
     return [head + tail for tail in TAILS for head in HEADS][:n]
 
 

@@ -1,7 +1,7 @@
-"""The graphs that kernels.py measures: one product each, by every operator that there is.
+"""The graphs that kernels.py measures: one product each, by every operator that exists.
 
-A candidate takes a graph, the input ``x [1, rows, K]`` and the matrix ``w [K, N]``, and gives the
-value that is the result. Levels of ``u8s8`` are those that no CPU's 16-bit sums saturate on.
+A candidate takes a graph, the input ``x [1, rows, K]`` and the matrix ``w [K, N]``, and returns the
+result's value. With the levels of ``u8s8``, 16-bit sums saturate on no CPU.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ ACTIVATIONS, WEIGHTS = 90, 91  # 2 * (2 * 90) * 91 < 32768
 
 
 class Graph:
-    """A graph in the making, with the arrays that it will be fed."""
+    """A graph under construction, with its input arrays."""
 
     def __init__(self) -> None:
         self.graph = ir.Graph([], [], nodes=[], name="g", opset_imports={"": 21, MICROSOFT: 1})
         self.feeds: dict[str, np.ndarray] = {}
 
     def input(self, array: np.ndarray) -> ir.Value:
-        """An input that is fed this array."""
+        """An input with this array as its value."""
         name = f"x{len(self.feeds)}"
         self.feeds[name] = array
         kind = ir.TensorType(ir.DataType.from_numpy(array.dtype))
@@ -52,7 +52,7 @@ class Graph:
     def many(
         self, operator: str, inputs: Sequence[ir.Value | None], n: int, **attributes: Any
     ) -> tuple[ir.Value, ...]:
-        """A node with several outputs; operators that only onnxruntime has start with a dot."""
+        """A node with several outputs; a dot marks operators that only onnxruntime has."""
         domain = MICROSOFT if operator.startswith(".") else ""
         node = ir.node(operator.removeprefix("."), inputs, attributes, domain=domain, num_outputs=n)
         self.graph.append(node)
@@ -63,12 +63,12 @@ class Graph:
         return self.many(operator, inputs, 1, **attributes)[0]
 
     def session(self, y: ir.Value, threads: int) -> onnxruntime.InferenceSession:
-        """Open it; ``y`` is the result."""
+        """A session of the graph with the result ``y``."""
         y.name = "y"
         self.graph.outputs.append(y)
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
-        options.log_severity_level = 4  # what it lacks is told by the table
+        options.log_severity_level = 4  # the table shows what onnxruntime lacks
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         data = ir.serde.serialize_model(ir.Model(self.graph, ir_version=10)).SerializeToString()
         return onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
@@ -102,12 +102,12 @@ def blocks(g: Graph, x: F32, w: F32, bits: int, block: int, accuracy: int = 4) -
 
 
 def codes_of(array: F32, level: int, zero: int, dtype: npt.DTypeLike) -> np.ndarray:
-    """What ``QuantizeLinear`` makes of numbers in [-1, 1]."""
+    """The codes that ``QuantizeLinear`` gives for numbers in [-1, 1]."""
     return (np.rint(array * np.float32(level)) + zero).astype(dtype)
 
 
 class Side:
-    """How the bytes of one side of a product are made: type, largest code, code of zero."""
+    """The quantisation of one side of a product: type, largest code, code of zero."""
 
     def __init__(self, signed: bool, level: int) -> None:
         self.dtype: Any = np.int8 if signed else np.uint8
@@ -152,7 +152,7 @@ def to_float(
 
 
 def rows(g: Graph, x: F32, w: F32, kind: str, whole: bool) -> ir.Value:
-    """One scale for each row: recipe ``rows``."""
+    """A product with one scale for each row: recipe ``rows``."""
     left, right = KINDS[kind]
     codes, scales = weights(w, right)
     if not whole:
@@ -200,13 +200,13 @@ def gemm(g: Graph, x: F32, w: F32) -> ir.Value:
 
 
 def dynamic(g: Graph, x: F32, w: F32) -> ir.Value:
-    """``DynamicQuantizeMatMul``: one scale for the whole input, found at run time."""
+    """``DynamicQuantizeMatMul``: one scale for the whole input, computed at runtime."""
     codes, scales = weights(w, KINDS["u8s8"][1])
     return g.add(".DynamicQuantizeMatMul", g.input(x), g.constant(codes), g.constant(scales))
 
 
 def sizes_of(n_in: int, parts: Sequence[int] | int) -> list[int]:
-    """Sizes of segments: so many nearly equal ones, or first ones of 1/n of the channels."""
+    """Sizes of segments: a number of nearly equal ones, or 1/n of the channels, and the rest."""
     if isinstance(parts, int):
         bounds = [round(i * n_in / parts / 16) * 16 for i in range(parts + 1)]
         return np.diff(bounds).tolist()
@@ -237,7 +237,7 @@ def segments(g: Graph, x: F32, w: F32, parts: Sequence[int] | int, whole: bool =
 
 
 def folded_segments(g: Graph, x: F32, w: F32, n: int) -> ir.Value:
-    """Equal segments whose codes are computed together, and split as bytes."""
+    """Equal segments whose codes are computed together and split as bytes."""
     left, right = KINDS["u8s8"]
     n_in = len(w)
     folded = g.add("Reshape", g.input(x), g.constant(np.array([1, -1, n, n_in // n])))
@@ -258,7 +258,7 @@ def folded_segments(g: Graph, x: F32, w: F32, n: int) -> ir.Value:
 
 
 def extended(g: Graph, x: F32, w: F32, share: float, whole: bool) -> ir.Value:
-    """Some channels twice, each time with half the weight: K grows by a share."""
+    """A product with a ``share`` of the channels twice, each with half the weight."""
     more = round(share * len(w) / 4) * 4
     longer: F32 = np.concatenate((w, w[:more]))
     longer[:more] /= 2
@@ -278,9 +278,9 @@ def extended(g: Graph, x: F32, w: F32, share: float, whole: bool) -> ir.Value:
 def left_side(
     g: Graph, x: F32, w: F32, parts: Sequence[int] | int = 1, whole: bool = True
 ) -> ir.Value:
-    """Weights on the left, as in ``prefill``: the rows' scales are the kernel's, of columns.
+    """Weights on the left, as in ``prefill``: the kernel takes the rows' scales as columns' scales.
 
-    Whole, codes and result are transposed; given, both stay ``[., rows]``.
+    For ``whole``, codes and result are transposed; otherwise both stay ``[., rows]``.
     """
     left, right = Side(False, 127), Side(True, 127)
     sizes = sizes_of(len(w), parts)
@@ -338,12 +338,12 @@ def one_pass(g: Graph, x: F32, w: F32, operator: str, of: str = "K", **attribute
 
 
 def scaling(g: Graph, x: F32, w: F32) -> ir.Value:  # noqa: ARG001 - a candidate takes both
-    """All passes from fp32 to codes of rows."""
+    """All passes from fp32 to the codes of rows."""
     return row_codes(g, g.input(x), KINDS["u8s8"][0])[0]
 
 
 def scaling_by_axis(g: Graph, x: F32, w: F32) -> ir.Value:  # noqa: ARG001
-    """The same without ``Div``: ``QuantizeLinear`` with a scale for each row, signed codes."""
+    """As :func:`scaling` without ``Div``: ``QuantizeLinear`` with a scale per row, signed codes."""
     value = g.input(x)
     largest = g.add("ReduceMax", g.add("Abs", value), g.constant(np.array([0, 2])), keepdims=0)
     scale = g.add("Mul", largest, g.constant(np.float32(1 / 127)))
@@ -351,7 +351,7 @@ def scaling_by_axis(g: Graph, x: F32, w: F32) -> ir.Value:  # noqa: ARG001
 
 
 def scaling_by_extremes(g: Graph, x: F32, w: F32) -> ir.Value:  # noqa: ARG001
-    """The same as :func:`scaling` without ``Abs``: of the greatest and the least."""
+    """As :func:`scaling` without ``Abs``: from the greatest and the least value."""
     value, axes = g.input(x), g.constant(np.array([-1]))
     high = g.add("ReduceMax", value, axes, keepdims=1)
     low = g.add("Neg", g.add("ReduceMin", value, axes, keepdims=1))
@@ -360,7 +360,7 @@ def scaling_by_extremes(g: Graph, x: F32, w: F32) -> ir.Value:  # noqa: ARG001
 
 
 def candidates() -> dict[str, Candidate]:
-    """Name in the table, and what builds the graph."""
+    """The functions that build the graphs, by name in the table."""
     found: dict[str, Candidate] = {
         "whole: MatMul fp32": plain,
         "whole: MatMul fp16": partial(plain, dtype=np.float16),
@@ -402,7 +402,7 @@ def candidates() -> dict[str, Candidate]:
 
 
 def passes() -> dict[str, Candidate]:
-    """What the scaling consists of."""
+    """The single passes of the scaling, by name in the table."""
 
     def of(operator: str, of: str = "K", **attributes: Any) -> Candidate:
         return partial(one_pass, operator=operator, of=of, **attributes)

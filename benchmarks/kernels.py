@@ -4,15 +4,15 @@
         [--least]
 
 ``[rows, K] x [K, N]`` at the encoder's shapes, by every operator that the CPU provider has for it:
-*whole* ones take fp32 and give fp32 with a scale for each row, *given* ones start from codes, so
-that their difference is what the scaling costs; *pass* is one elementwise step alone, over the
-input ``[rows, K]`` or the result ``[rows, N]``. Segments cut K, each with its own scale for a row.
+*whole* products take and give fp32, with a scale for each row; *given* ones start from codes, so
+that the difference is the cost of the scaling; *pass* is a single elementwise step over the input
+``[rows, K]`` or the result ``[rows, N]``. Segments divide K, each with a scale for each row.
 
-Every row of the input has the same largest value, therefore products with one scale for the whole
-input are exact enough to be checked too: *error* is against fp32, at the first shape. Candidates
-take turns; medians, or with ``--least`` the least times, which other work on the machine disturbs
-less. Threads do not spin (see recipes.py). Inputs and results are bound, nothing is copied. A dash
-is a product that this onnxruntime does not have; the JSON line says why.
+All rows of the input have the same largest value, so products with one scale for the whole input
+can be checked too: *error* is relative to fp32, at the first shape. Candidates take turns; times
+are medians, or with ``--least`` the least times, which other work on the machine disturbs less.
+Threads do not spin (see recipes.py). Inputs and results are bound, so nothing is copied. A dash
+marks a product that this onnxruntime does not have; the JSON line says why.
 """
 
 from __future__ import annotations
@@ -52,14 +52,14 @@ class Opened:
         self.times: list[float] = []
 
     def time(self) -> None:
-        """One more run."""
+        """Run once more, and keep the time."""
         begin = time.perf_counter()
         self.session.run_with_iobinding(self.binding)
         self.times.append(1000 * (time.perf_counter() - begin))
 
 
 def error(result: np.ndarray, exact: F32) -> float | None:
-    """``||y - y'|| / ||y||`` of a product; None for what is none."""
+    """``||y - y'|| / ||y||`` of a product; None for other results."""
     if result.size != exact.size or result.dtype != np.float32:
         return None
     turned = result.T if result.shape == exact[0].T.shape and result.ndim == 2 else result
@@ -69,7 +69,7 @@ def error(result: np.ndarray, exact: F32) -> float | None:
 def measure(
     chosen: dict[str, Candidate], shape: tuple[int, int, int], threads: int, repeat: int
 ) -> tuple[dict[str, list[float]], dict[str, float], dict[str, str]]:
-    """Times of every candidate, errors of products, and what could not be opened."""
+    """Times of every candidate, errors of products, and the reasons of failed candidates."""
     n_rows, n_in, n_out = shape
     generator = np.random.default_rng(0)
     w = generator.standard_normal((n_in, n_out), np.float32) / np.float32(n_in**0.5)
@@ -79,7 +79,7 @@ def measure(
     for name, build in chosen.items():
         try:
             opened[name] = Opened(build, x, w, threads)
-        except Exception as problem:  # onnxruntime's own types have no common base
+        except Exception as problem:  # onnxruntime's errors have no common base
             failed[name] = str(problem).splitlines()[0][:200]
             continue
         found = None if name.startswith("pass") else error(opened[name].result, exact)

@@ -1,7 +1,7 @@
-"""What the benchmark scripts share: packages to measure, subjects, alternating runs, tables.
+"""Shared by the benchmark scripts: packages to measure, subjects, alternating runs, tables.
 
-Everything that takes long to make (checkpoint, packages, packed graphs, peers' models) is made once
-and kept in ``--work``, by default ``~/.cache/ark-asr-benchmarks``: about 15 GB for 0.6B.
+Checkpoint, packages, packed graphs and peers' models take long to make, so they are made once and
+kept in ``--work``, by default ``~/.cache/ark-asr-benchmarks``: about 15 GB for 0.6B.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ class Subject:
     def __init__(
         self, name: str, arguments: Mapping[str, Any], python: str = sys.executable
     ) -> None:
-        # A file: a pipe that nobody reads is full after 64 kB of warnings, and the subject waits.
-        self._complaints = tempfile.TemporaryFile()  # noqa: SIM115 - as long as the process
+        # A file, since an unread pipe is full after 64 kB of warnings, and the subject would wait.
+        self._complaints = tempfile.TemporaryFile()  # noqa: SIM115 - open as long as the process
         self._process = subprocess.Popen(
             [python, ROOT / "benchmarks" / "subjects.py", name, json.dumps(dict(arguments))],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._complaints, text=True,
@@ -48,7 +48,7 @@ class Subject:
         self._answer()
 
     def __call__(self, ask: str, **arguments: Any) -> Any:
-        """Ask for a method's result."""
+        """Call a method of the subject and return its result."""
         assert self._process.stdin is not None
         with contextlib.suppress(BrokenPipeError):
             self._process.stdin.write(json.dumps({"ask": ask, **arguments}) + "\n")
@@ -68,7 +68,7 @@ class Subject:
     def close(self) -> None:
         """End the process."""
         assert self._process.stdin is not None and self._process.stdout is not None
-        with contextlib.suppress(BrokenPipeError):  # a question that it did not live to read
+        with contextlib.suppress(BrokenPipeError):  # it died before it read a question
             self._process.stdin.close()
         self._process.wait()
         self._process.stdout.close()
@@ -77,20 +77,20 @@ class Subject:
 
 @dataclass
 class Lab:
-    """Packages and engines of one size, and what was found about them."""
+    """Packages and engines of one size, and the findings about them."""
 
     size: str
     work: Path
     threads: int
     rounds: int
     python_of_peers: Path
-    plan: Path | None = None  # a report.json whose choices our package takes
-    tokenizer: str = ""  # of a checkpoint, in place of one that is made
+    plan: Path | None = None  # a report.json with the recipes for our package
+    tokenizer: str = ""  # of a checkpoint; "": one is made
     findings: dict[str, Any] = field(default_factory=dict)
 
     @property
     def checkpoint(self) -> Path:
-        """A random checkpoint, made if need be."""
+        """A random checkpoint, made if needed."""
         path = self.work / "checkpoint"
         if not path.exists():
             kind = "tiny" if self.size == "small" else self.size
@@ -100,7 +100,7 @@ class Lab:
 
     @property
     def native(self) -> Path:
-        """Our package by the plan, or by the default recipe, exported if need be."""
+        """Our package by the plan, or by the default recipe, exported if needed."""
         if self.plan is None:
             return self.random
         digest = hashlib.sha256(self.plan.read_bytes()).hexdigest()[:8]
@@ -108,12 +108,12 @@ class Lab:
 
     @property
     def random(self) -> Path:
-        """Our package by what the default recipe chooses for random weights."""
+        """Our package by the default recipe's choices for random weights."""
         return self._package("native")
 
     @property
     def published(self) -> Path:
-        """Upstream's layout and recipe, exported if need be."""
+        """A package of upstream's layout and recipe, exported if needed."""
         return self._package("published", "--layout", "published")
 
     @property
@@ -126,7 +126,7 @@ class Lab:
 
     @property
     def clips(self) -> dict[int, Path]:
-        """Noise of 5 and 30 seconds: with random weights, speech would say no more."""
+        """Noise of 5 and 30 seconds; with random weights, speech would give no more information."""
         import soundfile
 
         paths: dict[int, Path] = {}
@@ -167,7 +167,7 @@ class Lab:
 
     @contextlib.contextmanager
     def subjects(self, *names: str) -> Iterator[dict[str, Subject]]:
-        """Several engines side by side, those that can be had."""
+        """Those of several engines that are available, running side by side."""
         started = {name: self.subject(name) for name in names}
         found = {name: subject for name, subject in started.items() if subject is not None}
         try:
@@ -177,10 +177,10 @@ class Lab:
                 subject.close()
 
     def commands(self, seconds: int, tokens: int) -> dict[str, tuple[list[str], dict[str, str]]]:
-        """Command and environment of a process that prints a clip's text: ours, and theirs."""
+        """Command and environment of a process that prints a clip's text: ours and upstream's."""
         clip = str(self.clips[seconds])
         infer = str(ROOT / "infer_ark_audio_onnx.py")
-        # In one pass: noise has no speech that could be cut out.
+        # In one pass, since noise has no speech to detect.
         script = [sys.executable, infer, "--window", "30", "--no-retry", "--audio", clip]
         model = ["--model-dir", str(self.native), "--max-new-tokens", str(tokens)]
         ours = [*script, *model, "--threads", str(self.threads)]
@@ -213,14 +213,14 @@ class Lab:
 
 @dataclass(frozen=True)
 class Row:
-    """A line of the verdict: ours against another's."""
+    """A line of the table: our figure against another's."""
 
     what: str
     ours: float
     other: float
     unit: str
-    ratio: float  # how many times ours is better, or for memory and start-up ours over the other's
-    target: str  # such as ">= 4" or "<= 0.6"; empty for what is only told
+    ratio: float  # how many times ours is faster; for memory and start-up, ours over the other's
+    target: str  # such as ">= 4" or "<= 0.6"; "": none
 
     @property
     def verdict(self) -> str:
@@ -233,20 +233,20 @@ class Row:
 
 
 def faster(what: str, ours: Sequence[float], other: Sequence[float], target: str, unit: str) -> Row:
-    """Medians of times, and how many times as fast ours is: the median of the rounds' ratios."""
+    """Medians of times, and how many times ours is as fast: the median of the rounds' ratios."""
     ratio = statistics.median(b / a for a, b in zip(ours, other, strict=True))
     return Row(what, statistics.median(ours), statistics.median(other), unit, ratio, target)
 
 
 def smaller(what: str, ours: float, other: float, target: str, unit: str) -> Row:
-    """What ours takes, as a share of the other's."""
+    """A row with our figure as a share of the other's."""
     return Row(what, ours, other, unit, ours / other, target)
 
 
 def alternate(
     rounds: int, questions: Mapping[str, Callable[[], float]], warm: bool = True
 ) -> dict[str, list[float]]:
-    """Ask each in turn, so many rounds: what disturbs one round disturbs all of them."""
+    """Ask each in turn for ``rounds`` rounds, so that a disturbance affects all of them."""
     found: dict[str, list[float]] = {name: [] for name in questions}
     for i in range(rounds + warm):
         for name, question in questions.items():
@@ -257,7 +257,7 @@ def alternate(
 
 
 def spread(values: Sequence[float]) -> str:
-    """Median, least and greatest."""
+    """Median, least and greatest value."""
     return f"{statistics.median(values):.4g} ({min(values):.4g} to {max(values):.4g})"
 
 
@@ -276,7 +276,7 @@ def table(rows: Sequence[Row]) -> str:
 
 
 def machine() -> dict[str, Any]:
-    """What was measured on, and with."""
+    """The machine and the versions of the measurement."""
     cpu, flags = platform.processor(), ""
     with contextlib.suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text().splitlines():
@@ -297,12 +297,12 @@ def machine() -> dict[str, Any]:
 
 
 def checksum(package: Path) -> str:
-    """Of the manifest, which has those of all files."""
+    """Checksum of the manifest, which contains the checksums of all files."""
     return hashlib.sha256((package / "ark_manifest.json").read_bytes()).hexdigest()[:16]
 
 
 def say(line: str) -> None:
-    """To stderr: progress."""
+    """Print progress on stderr."""
     print(line, file=sys.stderr, flush=True)
 
 
@@ -325,7 +325,7 @@ def arguments(description: str | None) -> argparse.ArgumentParser:
 
 
 def work_folder(name: str) -> Path:
-    """The folder of this name where benchmarks keep what they make once."""
+    """The folder of this name in which benchmarks keep the files that they make once."""
     try:
         cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     except RuntimeError:
@@ -334,7 +334,7 @@ def work_folder(name: str) -> Path:
 
 
 def opened(options: argparse.Namespace) -> Lab:
-    """The lab that the options ask for."""
+    """The lab for the options."""
     work = options.work or work_folder(options.size)
     peers = options.peers_python or work / "peers" / "bin" / "python"
     return Lab(
@@ -344,7 +344,7 @@ def opened(options: argparse.Namespace) -> Lab:
 
 
 def report(lab: Lab, rows: Sequence[Row], begin: float) -> int:
-    """Machine, table and one JSON line on stdout; 1 when a target is missed."""
+    """Print machine, table and one JSON line on stdout; returns 1 if a target is missed."""
     facts = {**machine(), "threads": lab.threads, "package": checksum(lab.native)}
     print(", ".join(f"{k} {' '.join(v) if isinstance(v, list) else v}" for k, v in facts.items()))
     print(f"\n{table(rows)}\n")

@@ -1,16 +1,17 @@
-"""Hours of audio: are they heard as well as single clips, in constant memory, and how fast?
+"""Hours of audio: are they recognised as well as single clips, in constant memory, and how fast?
 
 python benchmarks/long_form.py [--speech DIR] [--minutes 30] [--hours 3] [--rounds 3]
 
-Sentences of AN4 (``--speech``'s ``sentences/dev``), joined with silences of 0.8 to 2 s, through the
-demo: word error rate against the same clips one by one, how near the segments' times are to where
-the speech is, one slot against eight, and the memory of a long file against that of a minute. Then
-the same sentences without pauses, cut into windows of several lengths. ``--work`` names the folder
-of ``compare.py``: with it, slots are compared at 0.6B too (random weights, 40 tokens a window).
+Sentences of AN4 (``--speech``'s ``sentences/dev``), joined with silences of 0.8 to 2 s, are
+transcribed by the demo. Measured are the word error rate against the same clips one by one, the
+distance between the segments' times and the speech, one slot against eight, and the memory for a
+long file against that for a minute. Then the same sentences without pauses are split into windows
+of several lengths. ``--work`` is the folder of ``compare.py``: with it, slots are compared at 0.6B
+too (random weights, 40 tokens per window).
 
-Where speech begins and ends is told by loudness, in the single clips: frames of 10 ms at least
-10 dB above the quiet tenth and within 30 dB of the loud twentieth; what is apart from the rest by
-100 ms and stays 12 dB below that is breath.
+Loudness in the single clips gives the begin and the end of speech: frames of 10 ms that are at
+least 10 dB above the quiet tenth and within 30 dB of the loud twentieth. A sound that is 100 ms
+apart from the rest and at least 12 dB below it is breath.
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ print(n, int(status["VmHWM"].split()[0]) * 1024 / 1e6)
 
 @dataclass(frozen=True)
 class Sentence:
-    """A clip, its words, and where in it there is speech."""
+    """A clip, its words, and the times of its speech."""
 
     waveform: F32
     text: str
@@ -71,7 +72,7 @@ def sentences(speech: Path) -> list[Sentence]:
 
 
 def bounds(waveform: F32) -> tuple[float, float]:
-    """Where speech begins and ends in a clip, by its loudness."""
+    """Begin and end of speech in a clip in seconds, by its loudness."""
     n = len(waveform) // 160
     energy = np.square(waveform[: n * 160].reshape(n, 160), dtype=float).mean(1)
     levels = np.convolve(np.pad(10 * np.log10(energy + 1e-10), 1, "edge"), np.ones(3) / 3, "valid")
@@ -85,7 +86,7 @@ def bounds(waveform: F32) -> tuple[float, float]:
 def joined(
     clips: Sequence[Sentence], minutes: float, gaps: tuple[float, float], seed: int = 0
 ) -> tuple[F32, list[Sentence]]:
-    """So much audio of clips in random order, and what is said in it when."""
+    """``minutes`` of clips in random order, and the sentences with their times."""
     generator = np.random.default_rng(seed)
     parts: list[F32] = []
     said: list[Sentence] = []
@@ -102,7 +103,7 @@ def joined(
 
 
 def rates(said: Sequence[Sentence], segments: Sequence[Any]) -> dict[str, float]:
-    """Word error rate, and shares of beginnings and ends within 0.3 s of a segment's."""
+    """Word error rate, and shares of begins and ends within 0.3 s of a segment's."""
     import jiwer
 
     words = " ".join(s.text for s in said), " ".join(s.text for s in segments)
@@ -126,7 +127,7 @@ def peak_memory(package: Path, audio: Path) -> float:
 
 
 def write_long(path: Path, waveform: F32, seconds: float) -> None:
-    """The waveform over and over, to a file of such a length."""
+    """Write the waveform repeatedly, up to ``seconds``."""
     left = round(seconds * RATE)
     with soundfile.SoundFile(path, "w", RATE, 1, "PCM_16", format="WAV") as file:
         while left > 0:
@@ -135,7 +136,7 @@ def write_long(path: Path, waveform: F32, seconds: float) -> None:
 
 
 def compare_slots(transcriber: Any, waveform: F32, rounds: int, **options: Any) -> dict[str, Any]:
-    """One slot against eight: seconds, in all and for decoding alone, alternating."""
+    """One slot against eight, alternating: seconds in total and for decoding."""
     found: dict[str, list[float]] = {"1": [], "8": [], "1 decode": [], "8 decode": []}
     for i in range(rounds + 1):
         for slots in (1, 8):

@@ -6,12 +6,12 @@
 The weights are random, so the transcripts are noise; tensor names, shapes, config keys, side files
 and the safetensors header are those of ARK-ASR (a 0.6B folder has a model.safetensors of exactly
 2,599,020,680 bytes). Tensors are made and written one after the other. The tokenizer is made, too:
-``0.6B`` and ``3B`` have as many tokens as the real one, its added ones among them, ``tiny`` some
-300. ``--tokenizer`` takes that of a checkpoint instead, a folder or a Hugging Face id.
+``0.6B`` and ``3B`` have as many tokens as the real one, including its added ones, ``tiny`` about
+300. ``--tokenizer`` takes the tokenizer of a checkpoint instead, a folder or a Hugging Face id.
 
-``--outliers`` plants what breaks INT8 in such models, each multiplied by the strength: a few
-residual channels (x 50), a few norm gains (x 30), and an attention sink in the embedding of the
-first prompt token (x 1000).
+``--outliers`` plants the outliers that break INT8 in such models, each multiplied by the strength:
+a few residual channels (x 50), a few norm gains (x 30), and an attention sink in the embedding of
+the first prompt token (x 1000).
 """
 
 from __future__ import annotations
@@ -104,7 +104,7 @@ def make_checkpoint(
 ) -> Path:
     """Write the folder and return it; ``overrides`` replace keys of ``config.json``.
 
-    Raises :class:`PackageError` where the named tokenizer cannot be had, or is another model's.
+    Raises :class:`PackageError` if the named tokenizer cannot be fetched or fits another model.
     """
     if out.exists():
         raise FileExistsError(EEXIST, "exists", str(out))
@@ -129,7 +129,7 @@ def make_checkpoint(
 
 
 def tensor_shapes(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
-    """Every tensor the published checkpoint of this configuration stores."""
+    """The shape of every tensor in the published checkpoint of this configuration."""
     whisper, hidden = config["whisper_config"], config["hidden_size"]
     width, ffn = whisper["d_model"], whisper["encoder_ffn_dim"]
     dim = hidden // config["num_attention_heads"]
@@ -187,7 +187,7 @@ def write_weights(
     dtype: torch.dtype,
     outliers: float,
 ) -> None:
-    """The safetensors files, one tensor in memory at a time."""
+    """Write the safetensors files, with one tensor in memory at a time."""
     shapes = tensor_shapes(config)
     names = list(shapes)
     parts = [names[i::shards] for i in range(shards)]
@@ -225,9 +225,9 @@ def random_tensor(
 ) -> Tensor:
     """Seeded values: norms near one, biases small, matrices scaled by their fan-in.
 
-    What writes to the residual stream shrinks with depth, as before any training: without that
-    a deep random network is chaotic and multiplies every rounding error. A tied
-    ``lm_head.weight`` repeats the embedding, as the published file does.
+    Matrices that write to the residual stream shrink with depth, as in an initialised network:
+    without that a deep random network is chaotic and multiplies every rounding error. A tied
+    ``lm_head.weight`` repeats the embedding, as in the published file.
     """
     if name == "lm_head.weight" and config["tie_word_embeddings"]:
         name = "model.embed_tokens.weight"
@@ -251,7 +251,7 @@ def random_tensor(
 def plant_outliers(
     tensor: Tensor, name: str, config: dict[str, Any], seed: int, strength: float
 ) -> None:
-    """Scale what feeds a few residual channels, a few norm gains, and the first prompt token."""
+    """Scale the inputs of a few residual channels, a few norm gains, and the first prompt token."""
     width = tensor.shape[0]
     channels = torch.randperm(width, generator=torch.Generator().manual_seed(seed))
     if name.endswith(_RESIDUAL_WRITERS):
@@ -259,7 +259,7 @@ def plant_outliers(
     elif "norm" in name and name.endswith("weight"):
         tensor[channels[3:6]] *= 30 * strength
     elif name == "model.embed_tokens.weight":
-        first = config.get("user_token_id", 151665)  # where <|user|> stands in the real tokenizer
+        first = config.get("user_token_id", 151665)  # the id of <|user|> in the real tokenizer
         hidden = torch.randperm(tensor.shape[1], generator=torch.Generator().manual_seed(seed))
         tensor[min(first, width - 1), hidden[:2]] *= 1000 * strength
 
@@ -278,7 +278,7 @@ def _write_small_tokenizer(out: Path) -> dict[str, Any]:
     tokenizer.save(str(out / "tokenizer.json"))
     ids = tokenizer.get_vocab()
     return {
-        # Two rows without a token at the end, as the 3B model has hundreds.
+        # Two rows without a token at the end; the 3B model has hundreds of them.
         "vocab_size": tokenizer.get_vocab_size() + 2,
         "bos_token_id": ids["<|endoftext|>"],
         "eos_token_id": ids["<|im_end|>"],
@@ -288,7 +288,7 @@ def _write_small_tokenizer(out: Path) -> dict[str, Any]:
 
 
 def _write_side_files(out: Path, n_mels: int) -> None:
-    """Both processor files, known to the byte for 128 bands."""
+    """Write both processor files; for 128 bands, byte for byte the published ones."""
     auto_map = {"AutoProcessor": "processing_arkasr.ArkasrProcessor"}
     preprocessor = {
         "auto_map": auto_map, "chunk_length": 30, "dither": 0.0,
@@ -310,7 +310,7 @@ def _write_json(path: Path, value: dict[str, Any]) -> None:
 
 
 def settings(pairs: list[str]) -> Iterator[tuple[str, Any]]:
-    """``KEY=VALUE`` pairs, values as JSON where they are JSON."""
+    """``KEY=VALUE`` pairs; values are parsed as JSON if they are JSON."""
     for pair in pairs:
         key, _, text = pair.partition("=")
         try:

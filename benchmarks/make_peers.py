@@ -3,8 +3,8 @@
     python benchmarks/make_peers.py {genai_int8,genai_int4,llamacpp,ctranslate2,openvino} OUT
         [--tokenizer DIR]
 
-Runs under a Python that has ``benchmarks/peers.txt``; ``compare.py`` calls it once and keeps what
-it makes. genai's builder reads a tokenizer: that of the checkpoint in DIR.
+Runs under a Python with ``benchmarks/peers.txt``; ``compare.py`` calls it once and keeps the
+results. genai's builder reads a tokenizer: that of the checkpoint in DIR.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _HEAD_DIM = HIDDEN // HEADS
 
 
 def genai(out: Path, precision: str, tokenizer: Path) -> None:
-    """The folder that ``onnxruntime_genai.models.builder`` makes of a Qwen2 checkpoint."""
+    """Write the folder that ``onnxruntime_genai.models.builder`` makes from a Qwen2 checkpoint."""
     import torch
     from transformers import Qwen2Config, Qwen2ForCausalLM
 
@@ -69,7 +69,7 @@ def genai(out: Path, precision: str, tokenizer: Path) -> None:
 
 
 def llamacpp(out: Path) -> None:
-    """A GGUF file, Q8_0."""
+    """Write a GGUF file, Q8_0."""
     import gguf
 
     writer = gguf.GGUFWriter(str(out), "qwen2")
@@ -116,7 +116,7 @@ def llamacpp(out: Path) -> None:
 
 
 def ctranslate2(out: Path) -> None:
-    """Whisper-large-v3's encoder with a decoder of one layer, which is never run."""
+    """Write Whisper-large-v3's encoder with a decoder of one layer, which is never run."""
     from ctranslate2.converters.transformers import TransformersConverter, WhisperLoader
     from transformers import WhisperConfig, WhisperForConditionalGeneration
 
@@ -128,7 +128,7 @@ def ctranslate2(out: Path) -> None:
     )  # fmt: skip
 
     class Converter(TransformersConverter):
-        """Takes the weights from memory, and does without a tokenizer."""
+        """Takes the weights from memory, and needs no tokenizer."""
 
         def _load(self) -> object:
             spec = WhisperLoader().get_model_spec(WhisperForConditionalGeneration(config))
@@ -141,7 +141,7 @@ def ctranslate2(out: Path) -> None:
 
 
 def openvino(out: Path) -> None:
-    """Encoder and adapter as graphs of each kind, in a folder; static ones calibrated on noise."""
+    """Write encoder and adapter as graphs of each kind; static ones are calibrated on noise."""
     from openvino_encoder import Sizes, write
 
     sizes = Sizes(
@@ -168,7 +168,7 @@ _ENCODER_SHAPES = {
 
 
 def _encoder_tensor(name: str) -> Any:
-    """A random tensor of the checkpoint, the same for the same name."""
+    """A random tensor of the checkpoint, determined by its name."""
     shape = next((s for end, s in _ENCODER_SHAPES.items() if name.endswith(end)), (D_MODEL,))
     generator = np.random.default_rng(zlib.crc32(name.encode()))
     numbers = np.float32(0.02) * generator.standard_normal(shape, np.float32)

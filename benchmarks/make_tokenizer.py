@@ -1,4 +1,4 @@
-"""Tokenizers for random checkpoints: a tiny one, one of the real size, or one that is named."""
+"""Tokenizers for random checkpoints: a tiny one, one of the real size, or a named one."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from ark_asr_onnx import PackageError
 from ark_asr_onnx.package.text import QWEN2_SPLIT, Text
 from ark_asr_onnx.package.vocabulary import decoding_tokens
 
-# Added tokens of the tiny tokenizer, after its BPE vocabulary: at other ids than the 0.6B model's,
-# so that nothing can be hard-wired to it. Markers are added but not special, as in the published.
+# Added tokens of the tiny tokenizer, after its BPE vocabulary. Their ids differ from the 0.6B
+# model's, so that no code can rely on those. Markers are added but not special, as published.
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 MARKERS = ("<tool_call>", "<|audio|>")
 PROMPT = ("<|user|>", "<|begin_of_audio|>", "<|end_of_audio|>", "<|assistant|>", "<|system|>")
@@ -47,7 +47,7 @@ _INSTRUCTION = ("Please trans", "cribe", " this audio.")
 
 
 def small_tokenizer() -> Tokenizer:
-    """A byte-level BPE of some 300 entries in Qwen2's arrangement, with ARK's added tokens."""
+    """A byte-level BPE of about 300 entries in Qwen2's arrangement, with ARK's added tokens."""
     tokenizer = _byte_pairs([_SAMPLE] * 2, 300)
     for token in (*SPECIAL, *MARKERS, *PROMPT, *CODES):
         special = token not in (*MARKERS, *CODES)
@@ -56,10 +56,10 @@ def small_tokenizer() -> Tokenizer:
 
 
 def full_tokenizer(vocab_size: int) -> Tokenizer:
-    """As many tokens as the real one has, the added ones at their ids; the others are made up.
+    """A tokenizer of the real size, with the added tokens at their ids; the others are invented.
 
-    Instruction and added tokens give the real number of ids; what else is said is one to four
-    letters a token. The codec's tokens are there if the vocabulary has room for them.
+    The instruction and the added tokens give the real number of ids; tokens of other text have one
+    to four letters. The codec's tokens are included if the vocabulary has room for them.
     """
     state = json.loads(_byte_pairs(_INSTRUCTION, N_BYTE_PAIRS).to_str())
     vocab: dict[str, int] = state["model"]["vocab"]
@@ -81,8 +81,8 @@ def full_tokenizer(vocab_size: int) -> Tokenizer:
 def take_tokenizer(named: str, out: Path, config: dict[str, Any]) -> None:
     """Copy the tokenizer of a checkpoint, a folder or a Hugging Face id, into a folder.
 
-    Left out are the codec's tokens where the model has no rows for them. Raises
-    :class:`PackageError` for one that cannot be had, and for another model's.
+    The codec's tokens are left out if the model has no rows for them. Raises
+    :class:`PackageError` for a tokenizer that cannot be fetched or fits another model.
     """
     source = _folder(named)
     for name in TOKENIZER_FILES:
@@ -99,7 +99,7 @@ def take_tokenizer(named: str, out: Path, config: dict[str, Any]) -> None:
 
 
 def _byte_pairs(texts: Sequence[str], vocab_size: int) -> Tokenizer:
-    """Trained on some texts, until each word is one token or the vocabulary is full."""
+    """A BPE trained on texts, until each word is one token or the vocabulary is full."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.normalizer = normalizers.NFC()
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
@@ -119,7 +119,7 @@ def _byte_pairs(texts: Sequence[str], vocab_size: int) -> Tokenizer:
 
 
 def _letters() -> Iterator[str]:
-    """Two letters, then three, …; each begins with one that came before."""
+    """Strings of two letters, then three, …; each begins with an earlier string."""
     for length in count(2):
         yield from map("".join, product(ascii_lowercase, repeat=length))
 
@@ -139,7 +139,7 @@ def _folder(named: str) -> Path:
 
 
 def _leave_out_codes(out: Path) -> None:
-    """The same tokenizer without the tokens that only the 0.6B model has."""
+    """Remove the tokens that only the 0.6B model has from a tokenizer."""
     path = out / "tokenizer.json"
     if path.is_file():
         tokenizer = json.loads(path.read_text(encoding="utf-8"))

@@ -1,10 +1,11 @@
-"""How much memory does a transcription take, and how much of it can no other process share?
+"""How much memory does a transcription take, and how much of it is private to the process?
 
 python benchmarks/memory.py [--size 0.6B]
 
-30 s, 96 tokens, each in a fresh process that is watched every 20 ms: our command, prepared and not,
-and the published script. Resident memory counts mapped files; anonymous memory is what is left when
-the system takes those back. Idle: CPU time over wall time of a loaded model that waits.
+30 s of audio, 96 tokens, each in a new process whose memory is read every 20 ms: our command, with
+and without prepared graphs, and the published script. Resident memory includes mapped files, whose
+pages the system can reclaim; anonymous memory does not. Idle is CPU time over wall time of a loaded
+model that waits.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from lab import Lab, Row, main, say, smaller
 
 
 def watch(command: list[str], environment: dict[str, str]) -> list[tuple[float, float, float]]:
-    """Seconds, anonymous and file-backed megabytes, from start to end."""
+    """Samples of seconds, anonymous and file-backed megabytes, from the start to the end."""
     begin = time.perf_counter()
     samples: list[tuple[float, float, float]] = []
     with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE) as process:

@@ -1,16 +1,16 @@
-"""The encoder as OpenVINO graphs, for three ways to store its matrices; weights come from outside.
+"""The encoder as OpenVINO graphs, for three ways to store its matrices; callers give the weights.
 
     python benchmarks/openvino_encoder.py NETWORK.npz OUT
 
-Used by make_peers.py, which writes graphs, and by subjects.py, which runs them. The network is that
-of ``export/ark_onnx_export/modeling/audio.py``, operator by operator; openvino_fidelity.py checks
-that. Convolutions and products are what a kind is about:
+make_peers.py writes the graphs, subjects.py runs them. The network is that of
+``export/ark_onnx_export/modeling/audio.py``, operator by operator; openvino_fidelity.py checks
+that. The kinds differ in convolutions and products:
 
-- ``float``: numbers as they are; the precision of the arithmetic is chosen when it is opened.
-- ``weights8``: signed bytes with one scale for each output; activations get their scales when it
-  runs, in groups (``DYNAMIC_QUANTIZATION_GROUP_SIZE``). Convolutions stay as they are.
-- ``static8``: the same bytes, convolutions too; activations become bytes with one scale for the
-  whole array, from the extremes of calibration inputs. Attention is left alone.
+- ``float``: unchanged numbers; the precision of the arithmetic is chosen when the graph is opened.
+- ``weights8``: signed bytes with one scale for each output; activations get their scales at
+  runtime, in groups (``DYNAMIC_QUANTIZATION_GROUP_SIZE``). Convolutions are not changed.
+- ``static8``: the same bytes, also for convolutions; activations become bytes with one scale for
+  the whole array, from the extremes of calibration inputs. Attention is not changed.
 """
 
 from __future__ import annotations
@@ -40,11 +40,11 @@ Weights = Callable[[str], F32]  # a checkpoint's tensor by its name
 Ranges = Mapping[str, tuple[float, float]]  # name of a weight: extremes of its input
 
 ROPE_DIM, ROPE_THETA, NORM_EPS = 32, 10000.0, 1e-5
-GROUP = 128  # inputs that share a scale in weights8 when it runs
+GROUP = 128  # inputs that share a scale in weights8 at runtime
 
 _F32, _BF16 = {"INFERENCE_PRECISION_HINT": "f32"}, {"INFERENCE_PRECISION_HINT": "bf16"}
 _GROUPS = {"DYNAMIC_QUANTIZATION_GROUP_SIZE": str(GROUP)}
-# How each row of the tables is opened: kind of graph, settings.
+# For each row of the tables: kind of graph, settings to open it.
 VARIANTS: dict[str, tuple[str, dict[str, str]]] = {
     "openvino_fp32": ("float", _F32),
     "openvino_bf16": ("float", _BF16),
@@ -72,7 +72,7 @@ class Sizes:
 
 
 def write(sizes: Sizes, weights: Weights, calibration: Sequence[F32], out: Path) -> None:
-    """A folder with a graph of each kind."""
+    """Write a folder with a graph of each kind."""
     scratch = out.with_name(f"{out.name}.part")
     for kind in KINDS:
         model = build(sizes, weights, kind, calibration)
@@ -81,7 +81,7 @@ def write(sizes: Sizes, weights: Weights, calibration: Sequence[F32], out: Path)
 
 
 def compiled(model: ov.Model | Path, settings: Mapping[str, str], threads: int) -> Any:
-    """A graph made ready for one clip at a time."""
+    """A graph compiled for one clip at a time."""
     fixed: dict[str, Any]
     fixed = {"PERFORMANCE_HINT": "LATENCY", "NUM_STREAMS": "1", "INFERENCE_NUM_THREADS": threads}
     return ov.Core().compile_model(model, "CPU", {**fixed, **settings})
@@ -98,7 +98,7 @@ def build(sizes: Sizes, weights: Weights, kind: str, calibration: Sequence[F32] 
 
 
 def _ranges(sizes: Sizes, weights: Weights, calibration: Sequence[F32]) -> Ranges:
-    """Extremes of the input of every product and convolution, over all of ``calibration``."""
+    """Extremes of every product's and convolution's input, over all of ``calibration``."""
     encoder = _Encoder(sizes, weights, "float", {})
     encoder.audio_embeds()
     results = []
@@ -117,7 +117,7 @@ def _ranges(sizes: Sizes, weights: Weights, calibration: Sequence[F32]) -> Range
 
 
 class _Encoder:
-    """The network in the making; ``inputs`` collects what enters each weight."""
+    """The network under construction; ``inputs`` collects the input of each weight."""
 
     def __init__(self, sizes: Sizes, weights: Weights, kind: str, ranges: Ranges) -> None:
         self.sizes, self.weights, self.kind, self.ranges = sizes, weights, kind, ranges
@@ -125,7 +125,7 @@ class _Encoder:
         self.log_mel = ops.parameter([1, sizes.n_mels, -1], np.float32, "log_mel")
 
     def audio_embeds(self) -> Any:
-        """All of it: convolutions, layers, merge, adapter."""
+        """The whole network: convolutions, layers, merge, adapter."""
         whisper = "audio_encoder.whisper"
         x = ops.gelu(self._conv(self.log_mel, f"{whisper}.conv1", 1), "erf")
         x = ops.gelu(self._conv(x, f"{whisper}.conv2", 2), "erf")
@@ -166,14 +166,14 @@ class _Encoder:
         return self._linear(flat, f"{name}.out_proj")
 
     def _tables(self, length: Any) -> tuple[Any, Any]:
-        """Cosines and sines ``[1, 1, S, 32]``, the angles twice."""
+        """Cosines and sines ``[1, 1, S, 32]``; each angle is there twice."""
         inverse = ROPE_THETA ** (-np.arange(0, ROPE_DIM, 2) / ROPE_DIM)
         angle = np.tile(np.outer(np.arange(self.sizes.max_positions), inverse), 2)
         cos, sin = (t.astype(np.float32)[None, None] for t in (np.cos(angle), np.sin(angle)))
         return _first(cos, length, axis=2), _first(sin, length, axis=2)
 
     def _merge(self, x: Any, length: Any) -> Any:
-        """Groups of frames side by side; a clip with fewer than one group is filled with zeros."""
+        """Join groups of frames; a clip that is shorter than a group is filled with zeros."""
         factor, width = self.sizes.merge_factor, self.sizes.d_model
         n_audio = ops.maximum(ops.divide(length, np.array([factor])), np.array([1]))
         filled = ops.concat([x, np.zeros((1, factor - 1, width), np.float32)], 1)
@@ -210,9 +210,9 @@ class _Encoder:
         return ops.add(y, self.weights(f"{name}.bias")[outputs]) if bias else y
 
     def _coded(self, x: Any, name: str) -> Any:
-        """Bytes with one scale: signed ones, or unsigned ones where little is below zero."""
+        """Bytes with one scale: unsigned if little of the range is negative, else signed."""
         low, high = self.ranges[name]
-        if -low < 0.2 * high:  # what comes from a GELU
+        if -low < 0.2 * high:  # the output of a GELU
             step = (high - min(low, 0.0)) / 255
             zero = np.rint(-min(low, 0.0) / step)
             low, high = -zero * step, (255 - zero) * step
@@ -240,7 +240,7 @@ def _first(x: Any, length: Any, axis: int = 1) -> Any:
 
 
 def _halves(n_heads: int, dim: int) -> npt.NDArray[np.int64]:
-    """Rows of q and k in an order that turns i with i + 16 instead of 2 i with 2 i + 1."""
+    """Rows of q and k in an order that rotates i with i + 16 instead of 2 i with 2 i + 1."""
     rotary = np.concatenate((np.arange(0, ROPE_DIM, 2), np.arange(1, ROPE_DIM, 2)))
     head = np.concatenate((rotary, np.arange(ROPE_DIM, dim)))
     return (np.arange(n_heads)[:, None] * dim + head).reshape(-1)
@@ -257,7 +257,7 @@ def _rotate(x: Any, tables: tuple[Any, Any]) -> Any:
 
 
 def main() -> int:
-    """``SIZES.npz OUT``: graphs of a network whose tensors, sizes and calibration are in a file."""
+    """Command line: write graphs of the network in a file of tensors, sizes and calibration."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("network", help="what openvino_fidelity.py stored")
     parser.add_argument("out", type=Path)

@@ -1,11 +1,12 @@
-"""Does OpenVINO's encoder compute what ours does, and how far off is each of its precisions?
+"""Does OpenVINO's encoder compute the same as ours, and what is the error of its precisions?
 
     python benchmarks/openvino_fidelity.py --peers-python PYTHON [--layers 2] [--clips 14]
         [--checkpoint DIR] [--speech DIR] [--threads 2] [--keep DIR]
 
-Relative error of the audio embeddings against the tower in torch, fp32: random weights of the true
-width on noise, or with ``--checkpoint`` that network on read speech, calibrated on other clips.
-Exit status 1 when the fp32 row is further off than 1e-4, which means another network.
+Prints the relative error of the audio embeddings against the fp32 tower in torch: with random
+weights of the true width on noise, or with the network of ``--checkpoint`` on read speech,
+calibrated on other clips. Exit status 1 if the error of fp32 exceeds 1e-4, which would mean another
+network.
 """
 
 from __future__ import annotations
@@ -43,12 +44,12 @@ VARIANTS = {
     "openvino_static8": "INT8 static",
     "openvino_static8_bf16": "INT8 static, rest bf16",
 }
-_LIMIT = 1e-4  # of fp32: sums in another order
+_LIMIT = 1e-4  # of fp32, for sums in another order
 _N_CALIBRATION = 8  # clips
 
 
 def random_tower(n_layers: int) -> AudioTower:
-    """The 0.6B tower with fewer layers; norms and biases are random too, so that none is lost."""
+    """The 0.6B tower with fewer layers; norms and biases are random too, so that all are tested."""
     torch.manual_seed(0)
     tower = AudioTower(AudioConfig(**{**AUDIO, "n_layers": n_layers}), HIDDEN)
     for name, parameter in tower.named_parameters():
@@ -57,14 +58,14 @@ def random_tower(n_layers: int) -> AudioTower:
 
 
 def noise(n_mels: int) -> Iterator[F32]:
-    """Log-mels of different lengths, the last ones too short for a group or not a multiple."""
+    """Log-mels of several lengths; the last ones are shorter than a group, or no multiple of it."""
     generator = np.random.default_rng(0)
     for frames in (500, 1501, 1203, 3000, 57, 5):
         yield generator.standard_normal((1, n_mels, frames), np.float32)
 
 
 def sizes(tower: AudioTower) -> dict[str, Any]:
-    """What ``openvino_encoder.Sizes`` holds."""
+    """The fields of ``openvino_encoder.Sizes``."""
     config = asdict(tower.config)
     for name in ("max_frames", "n_stored_positions"):
         del config[name]
@@ -73,7 +74,7 @@ def sizes(tower: AudioTower) -> dict[str, Any]:
 
 
 def store(tower: AudioTower, calibration: list[F32], path: Path) -> None:
-    """What ``openvino_encoder.py`` reads."""
+    """Write the file that ``openvino_encoder.py`` reads."""
     tensors = {n: p.detach().float().numpy() for n, p in tower.named_parameters()}
     log_mels = {f"log_mel{i}": log_mel for i, log_mel in enumerate(calibration)}
     arrays: dict[str, Any] = {**tensors, **log_mels, "sizes": json.dumps(sizes(tower))}
@@ -83,7 +84,7 @@ def store(tower: AudioTower, calibration: list[F32], path: Path) -> None:
 def errors(
     tower: AudioTower, log_mels: list[F32], calibration: list[F32], options: argparse.Namespace
 ) -> dict[str, list[float]]:
-    """Relative error of every input, for every variant."""
+    """Relative errors of all inputs, for every variant."""
     python = str(options.peers_python)
     found: dict[str, list[float]] = {}
     with tempfile.TemporaryDirectory() as name:

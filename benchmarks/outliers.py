@@ -1,12 +1,13 @@
-"""Does INT8 stand planted outliers? The default recipe, one recipe for all, and upstream's.
+"""Is INT8 robust to planted outliers? The default recipe, one recipe for all, and upstream's.
 
     python benchmarks/outliers.py [--seeds 0 1 2] [--strengths 1] [--layers 8] [--work DIR]
 
-Checkpoints of the real width with random weights, and in them what breaks INT8 in such models:
+Checkpoints of the real width get random weights and the outliers that break INT8 in such models:
 residual channels x 50, norm gains x 30, a first-token sink x 1000, each times the strength. On six
-real clips: relative error of the audio embeddings, worst clip; and share of the same first choices
-along the reference's own tokens (teacher-forced), once from the reference's audio embeddings and
-once from the package's own. A checkpoint takes some 4 minutes and 1.5 GB of disk, given back.
+real clips, the table shows the relative error of the audio embeddings for the worst clip, and the
+share of the same first choices along the reference's tokens (teacher-forced): once from the
+reference's audio embeddings and once from the package's. A checkpoint takes about 4 minutes and
+1.5 GB of disk, freed at the end.
 """
 
 from __future__ import annotations
@@ -58,14 +59,14 @@ class Row:
     encoder_error: float  # worst clip
     top1: float  # from the reference's audio embeddings
     mean_dlogp: float
-    top1_whole: float  # from the package's own
+    top1_whole: float  # from the package's audio embeddings
     tokens: int
     megabytes: float
     matrices: str
 
 
 def measure(package: Path, clips: list[verify.Heard]) -> dict[str, Any]:
-    """The figures of :class:`Row` that speech gives."""
+    """The figures of :class:`Row` that are measured on speech."""
     found = PackageEngine(package)
     errors: list[float] = []
     same: list[np.ndarray] = []
@@ -102,7 +103,7 @@ def measure(package: Path, clips: list[verify.Heard]) -> dict[str, Any]:
 
 
 def main() -> int:
-    """Command line; exit status 3 when the default recipe misses a bar."""
+    """Command line; exit status 3 if the default recipe misses a limit."""
     parser = argparse.ArgumentParser(description="INT8 against planted outliers.")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--strengths", type=float, nargs="+", default=[1.0])

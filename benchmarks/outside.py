@@ -1,8 +1,8 @@
-"""What the repository lacks, recorded speech and real tokenizers, and where it is looked for.
+"""Finds recorded speech and real tokenizers, which are not in the repository.
 
 An option or an environment variable names the folder; without either, the folder of that name in
-``shared`` beside the repository is taken, where there is one. CONTRIBUTING.md tells what is in a
-folder of speech, and how to make one.
+``shared`` beside the repository is used, if it exists. CONTRIBUTING.md describes a folder of
+speech, and how to make one.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 SPEECH, TOKENIZER = "ARK_ASR_SPEECH", "ARK_ASR_TOKENIZER"  # environment variables
-# Files of a checkpoint that are its tokenizer; folders have some of them.
+# Files of a checkpoint's tokenizer; a folder has some of them.
 TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
     "vocab.json", "merges.txt",
@@ -28,9 +28,9 @@ _CORPORA = {
 
 
 def folder(variable: str, beside: str) -> Path:
-    """The folder that the variable names, else the one beside the repository, there or not.
+    """The folder that the variable names, else the one beside the repository, existing or not.
 
-    Ends the program with one line where the variable names what is no folder.
+    Ends the program with one line if the variable names no folder.
     """
     named = os.environ.get(variable)
     if not named:
@@ -42,9 +42,9 @@ def folder(variable: str, beside: str) -> Path:
 
 
 def speech(named: str, *manifests: str) -> Path:
-    """The folder of speech, named or found, with these manifests in it, such as ``read/dev``.
+    """The folder of speech, named or found; it has these manifests, such as ``read/dev``.
 
-    Ends the program with one line that says what is needed.
+    Ends the program with one line if a manifest is missing.
     """
     path = Path(named).absolute() if named else folder(SPEECH, "speech")
     missing = [name for name in manifests if not (path / f"{name}.jsonl").is_file()]
@@ -59,14 +59,14 @@ def speech(named: str, *manifests: str) -> Path:
 
 
 def rows(speech: Path, manifest: str) -> list[dict[str, Any]]:
-    """The rows of a manifest, such as ``read/dev``; ``path`` is where the audio lies."""
+    """The rows of a manifest, such as ``read/dev``; ``path`` is the path of the audio."""
     source = speech / f"{manifest}.jsonl"
     found = map(json.loads, source.read_text(encoding="utf-8").splitlines())
     return [{**row, "path": source.parent / row["audio"]} for row in found]
 
 
 def add_speech(parser: argparse.ArgumentParser, *manifests: str) -> None:
-    """Give a command ``--speech``, a folder in which these manifests have to be."""
+    """Add the option ``--speech``, a folder that must have these manifests."""
     parser.add_argument(
         "--speech", type=lambda named: speech(named, *manifests),
         default="", metavar="DIR", help=SPEECH_HELP,

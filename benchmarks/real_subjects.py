@@ -1,6 +1,6 @@
-"""Engines that transcribe real speech, each in a process of its own; see subjects.py.
+"""Engines that transcribe real speech, each in a separate process; see subjects.py.
 
-Asked by real_peers.py. Log-mels come as files, so that encoders are timed on the same input.
+real_peers.py asks them. Log-mels come as files, so that encoders are timed on the same input.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import numpy as np
 
 
 def peak_memory() -> float:
-    """Most resident memory of this process so far, in megabytes."""
+    """Peak resident memory of this process so far, in megabytes."""
     fields = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
     return int(fields["VmHWM"].split()[0]) / 1e3
 
@@ -33,7 +33,7 @@ class Transcriber:
         return time.perf_counter() - begin
 
     def save(self, log_mel: str, out: str) -> None:
-        """Audio embeddings of a log-mel, into a file."""
+        """Write the audio embeddings of a log-mel to a file."""
         np.save(out, self.transcriber.model.encode(np.load(log_mel)))
 
     def transcribe(self, path: str) -> tuple[float, str]:
@@ -63,14 +63,14 @@ class Whisper:
         return np.array(self.model.model.encode(self.storage.from_array(log_mel)))
 
     def encode_file(self, log_mel: str) -> float:
-        """Seconds from a log-mel of at most 30 s to what the encoder gives."""
+        """Seconds from a log-mel of at most 30 s to the encoder's output."""
         numbers = np.load(log_mel)
         begin = time.perf_counter()
         self._encoded(numbers)
         return time.perf_counter() - begin
 
     def save(self, log_mel: str, out: str) -> None:
-        """What the encoder gives for a log-mel, into a file."""
+        """Write the encoder's output for a log-mel to a file."""
         np.save(out, self._encoded(np.load(log_mel)))
 
     def transcribe(self, path: str) -> tuple[float, str]:

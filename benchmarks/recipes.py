@@ -1,11 +1,12 @@
-"""How fast is each INT8 recipe's product here? The costs that the choice of recipes rests on.
+"""How fast is each INT8 recipe's product here? The choice of recipes uses these costs.
 
     python benchmarks/recipes.py [--threads 2] [--repeat 15] [--write]
 
 One matrix product with its activations' scaling, for each recipe and for fp32, at the shapes of
 the encoder (5 s, 15 s and 30 s) and of the decoder (gate or up, one token and a prompt). Recipes
-take turns; medians. Threads do not spin, or one session's would slow the next one's. ``--write``
-makes ``export/ark_onnx_export/costs.json`` of it; run it alone, on a CPU with VNNI.
+take turns; the times are medians. Threads do not spin, since those of one session would slow the
+next one's. ``--write`` writes ``export/ark_onnx_export/costs.json``; run it alone, on a CPU with
+VNNI.
 """
 
 from __future__ import annotations
@@ -36,8 +37,8 @@ DECODER = {
 BLOCKS = ("blocks8", "fine8", "fp32")
 TWO_BYTES = ("blocks8a16", "blocks12a16")  # slow for many rows
 COSTS = Path(__file__).parent.parent / "export" / "ark_onnx_export" / "costs.json"
-_CACHED = 50_000_000  # bytes that no cache holds
-_COLUMNS = 0.9  # of a block's cost: a step is as fast, and prompts gain
+_CACHED = 50_000_000  # bytes; more than any cache holds
+_COLUMNS = 0.9  # of a block's cost: a step is as fast, and prompts are faster
 
 
 def session(weight: np.ndarray, recipe: str, threads: int) -> onnxruntime.InferenceSession:
@@ -64,14 +65,14 @@ def session(weight: np.ndarray, recipe: str, threads: int) -> onnxruntime.Infere
 
 def measure(shapes: dict[str, tuple[int, int, int]], recipes: list[str], threads: int,
             repeat: int) -> dict[str, dict[str, float]]:  # fmt: skip
-    """Milliseconds by shape and recipe; one line of the table for each shape."""
+    """Milliseconds by shape and recipe; prints a line of the table for each shape."""
     generator = np.random.default_rng(0)
     figures: dict[str, dict[str, float]] = {}
     print(f"| product | rows | {' | '.join(recipes)} |\n| --- | --: |{' --: |' * len(recipes)}")
     for label, (n_rows, n_in, n_out) in shapes.items():
         weight = generator.standard_normal((n_in, n_out), np.float32) / np.float32(n_in**0.5)
         x = generator.standard_normal((1, n_rows, n_in), np.float32)
-        # A step reads each weight from memory: one that stays in a cache would tell nothing.
+        # A step reads each weight from memory, so the weights must not stay in a cache.
         n_copies = 1 if n_rows > 1 else -(-_CACHED // (n_in * n_out))
         sessions = {
             recipe: [session(weight, recipe, threads) for _ in range(n_copies)]
@@ -92,12 +93,12 @@ def measure(shapes: dict[str, tuple[int, int, int]], recipes: list[str], threads
 
 def costs(encoder: dict[str, dict[str, float]], decoder: dict[str, dict[str, float]]
           ) -> dict[str, dict[str, float]]:  # fmt: skip
-    """What ``costs.json`` holds: ratios of the times, shapes summed."""
+    """The content of ``costs.json``: ratios of the times, summed over shapes."""
     found: dict[str, dict[str, float]] = {}
     for name, parts in (("audio", ("out", "fc2")), ("audio, more outputs than inputs",
                                                      ("qkv", "fc1"))):  # fmt: skip
         rows = [times for label, times in encoder.items() if label.startswith(parts)]
-        # Those of 7 and of 8 bits are the same products: the quieter measurement holds.
+        # 7 and 8 bits have the same products, so the faster measurement is used.
         sums = {
             r: sum(min(t[r.replace("rows7", "rows8")], t[r.replace("rows8", "rows7")])
                    for t in rows)

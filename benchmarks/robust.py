@@ -2,13 +2,13 @@
 
     python benchmarks/robust.py [--model models/demo] [--clips 10] [--speech DIR]
 
-INT8 activations need scales. Where one scale serves a whole tensor, a loud click takes the digits
-that the speech needed. Here each row of each product has scales of its own. Shown three times, by
-clips with a disturbance before or after the speech: their words, INT8 against an fp32 package made
-from the same checkpoint; the error of the speech's own audio embeddings (root mean square, relative
-to fp32 of the same sound), beside the same of Optimum's dynamic recipe with one scale a tensor; and
-by the products themselves, fed a quiet row alone and beside a row a thousand times louder
-(tests/test_quantize.py does that on every run).
+INT8 activations need scales. If a whole tensor shares one scale, a loud click coarsens the speech
+beside it. This package has scales for each row of each product. Three tests show the effect, the
+first two on clips with a disturbance before or after the speech: their words, INT8 against an fp32
+package of the same checkpoint; the error of the speech's audio embeddings (root mean square,
+relative to fp32 of the same sound), beside that of Optimum's dynamic recipe with one scale per
+tensor; and the products themselves, with a quiet row alone and beside a row that is a thousand
+times louder (tests/test_quantize.py runs this one every time).
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def silence(_: F32) -> F32:
 
 
 def beside(sound: Callable[[F32], F32], place: str) -> Callable[[F32], F32]:
-    """Speech to speech with the sound before or after it."""
+    """A function that puts the sound before or after speech."""
 
     def disturbed(speech: F32) -> F32:
         parts = [sound(speech), speech] if place == "before" else [speech, sound(speech)]
@@ -69,7 +69,7 @@ def error(
     change: Callable[[F32], F32],
     own: slice,
 ) -> float:
-    """Mean relative error of some of the audio embeddings of changed speech."""
+    """Mean relative error of the audio embeddings ``own`` of changed speech."""
     ratios: list[float] = []
     for speech in speeches:
         mel = log_mel(change(speech), expected.manifest.sizes.n_mels)

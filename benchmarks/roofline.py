@@ -1,10 +1,10 @@
-"""How close is a step to what the memory can deliver, and the encoder to the multipliers' limit?
+"""How close is a step to the limit of the memory's bandwidth?
 
 python benchmarks/roofline.py [--size 0.6B] [--rounds 5]
 
-A step reads every weight of the decoder once. Its bytes over the measured bandwidth (numpy summing
-512 MB with as many threads) is the least time it can take; the share is that over the measured
-time. Bandwidth and steps are measured in turn.
+A step reads every weight of the decoder once. The least time of a step is these bytes divided by
+the measured bandwidth (numpy summing 512 MB with as many threads); the share is the least time
+divided by the measured time. Bandwidth and steps are measured in turn.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from lab import Lab, Row, alternate, main, say, spread
 
 
 def bandwidth(numbers: np.ndarray, threads: int) -> float:
-    """Bytes per second, best of three passes."""
+    """Bytes per second, the best of three passes."""
     best = 0.0
     for _ in range(3):
         readers = [threading.Thread(target=part.sum) for part in np.array_split(numbers, threads)]

@@ -1,12 +1,12 @@
-"""The service under load: requests a second, waits, memory, and what attackers try.
+"""The service under load: requests per second, waiting times, memory, and attacks.
 
     python benchmarks/service.py [--model models/demo] [--speech DIR]
         [--clients 200] [--seconds 60] [--requests 10000] [--attacks]
 
-Starts ``ark-asr serve`` and asks it over loopback: one client alone, ``--clients`` at once for
-``--seconds``, and then as many requests as are left of ``--requests``, four at a time, with the
-server's resident memory before and after. ``--attacks`` adds uploads without an end, of a
-gigabyte, and of hours in a small file. Client and server share the cores.
+Starts ``ark-asr serve`` and sends requests over loopback: one client alone, ``--clients`` at the
+same time for ``--seconds``, and then the rest of ``--requests``, four at a time, with the server's
+resident memory before and after. ``--attacks`` adds uploads without an end, of a gigabyte, and of
+hours of audio in a small file. Client and server share the cores.
 """
 
 from __future__ import annotations
@@ -41,15 +41,15 @@ _GIGABYTE = 10**9
 
 @dataclass
 class Found:
-    """What some clients saw."""
+    """The measurements of the clients."""
 
     seconds: list[float] = field(default_factory=list)  # of answers with a text
-    outside: list[float] = field(default_factory=list)  # of them not spent in the engine
+    outside: list[float] = field(default_factory=list)  # of these, outside the engine
     statuses: Counter[int] = field(default_factory=Counter)
     elapsed: float = 0.0
 
     def line(self) -> str:
-        """Requests a second, median and 99th percentile."""
+        """Requests per second, median and 99th percentile."""
         ordered = sorted(self.seconds)
         late = ordered[min(len(ordered) - 1, round(0.99 * len(ordered)))]
         return (
@@ -60,7 +60,7 @@ class Found:
 
 
 class Server:
-    """``ark-asr serve`` in a process of its own."""
+    """``ark-asr serve`` in a separate process."""
 
     def __init__(self, model: Path, *options: object) -> None:
         with socket.create_server(("127.0.0.1", 0)) as free:
@@ -72,7 +72,7 @@ class Server:
         )
 
     async def until_ready(self) -> None:
-        """Wait until it would answer."""
+        """Wait until it answers."""
         while True:
             with contextlib.suppress(OSError):
                 async with connection(self.port) as (reader, writer):
@@ -83,19 +83,19 @@ class Server:
 
     @property
     def megabytes(self) -> float:
-        """Resident now."""
+        """Resident memory now."""
         status = Path(f"/proc/{self.process.pid}/status").read_text("utf-8")
         return int(re.findall(r"VmRSS:\s+(\d+)", status)[0]) / 1e3
 
     @property
     def cpu_seconds(self) -> float:
-        """Used so far."""
+        """CPU time used so far."""
         fields = Path(f"/proc/{self.process.pid}/stat").read_text("utf-8").rpartition(")")[2]
         ticks = sum(map(int, fields.split()[11:13]))
         return ticks / os.sysconf("SC_CLK_TCK")
 
     def stop(self) -> int:
-        """Its exit status."""
+        """Stop it and return its exit status."""
         self.process.send_signal(signal.SIGTERM)
         return self.process.wait(60)
 
@@ -131,7 +131,7 @@ def request(audio: bytes, *fields: tuple[str, str]) -> bytes:
 
 
 def head(length: int) -> bytes:
-    """The head of a POST with so many bytes."""
+    """The headers of a POST with ``length`` bytes."""
     return (
         "POST /v1/audio/transcriptions HTTP/1.1\r\nhost: localhost\r\n"
         f"content-type: multipart/form-data; boundary={BOUNDARY}\r\n"
@@ -140,7 +140,7 @@ def head(length: int) -> bytes:
 
 
 async def ask(port: int, clips: Iterator[bytes], found: Found, until: float) -> None:
-    """A client that asks one thing after the other on one connection."""
+    """A client that sends one request after the other on one connection."""
     while time.perf_counter() < until and (clip := next(clips, None)) is not None:
         async with connection(port) as (reader, writer):
             begin = time.perf_counter()
@@ -160,7 +160,7 @@ async def ask(port: int, clips: Iterator[bytes], found: Found, until: float) -> 
 async def load(
     port: int, clips: Sequence[bytes], clients: int, seconds: float = 1e9, requests: int = 10**9
 ) -> Found:
-    """Many clients at once, for so long, or until so many requests are done."""
+    """Many clients at the same time, for ``seconds`` or until ``requests`` are done."""
     found, begin = Found(), time.perf_counter()
     queue = itertools.islice(itertools.cycle(clips), requests)
     until = begin + seconds
@@ -170,7 +170,7 @@ async def load(
 
 
 async def attacks(server: Server) -> list[str]:
-    """What an attacker tries, and what it costs."""
+    """Run the attacks; returns lines with their costs."""
     lines: list[str] = []
     before, begin = server.megabytes, time.perf_counter()
     async with connection(server.port) as (reader, writer):
@@ -225,7 +225,7 @@ async def attacks(server: Server) -> list[str]:
 
 
 async def measure(options: argparse.Namespace) -> None:
-    """All of it, one after the other."""
+    """Run all measurements, one after the other."""
     fields = (("max_new_tokens", str(options.tokens)),) if options.tokens else ()
     found = rows(options.speech, "sentences/dev")
     clips = [request(row["path"].read_bytes(), *fields) for row in found]

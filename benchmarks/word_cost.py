@@ -1,11 +1,11 @@
-"""What times of words cost: a window with and without them.
+"""How much time do times of words cost? A window with and without them.
 
     python benchmarks/word_cost.py [--size 0.6B|small] [--work DIR] [--plan REPORT.json]
 
-Random weights have no heads that look at words, so eight heads of one layer are taken: that at four
-fifths of the depth, where the last heads of the real network are, and the last one, the dearest
-choice there is, for all layers are read again. Lengths of texts are forced, 3.2 tokens a second.
-With and without alternate within the run; the ratio is that of their medians.
+Random weights have no heads that attend to words, so eight heads of one layer are taken: of the
+layer at four fifths of the depth, where the last heads of the real network are, and of the last
+layer, which costs most because all layers run again. Lengths of texts are forced, 3.2 tokens per
+second. Runs with and without times alternate; the ratio is that of their medians.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _DEPTHS = (0.8, 1.0)  # of the layer whose heads are taken
 
 
 def with_times(package: Path, checkpoint: Path, out: Path, depth: float) -> Path:
-    """A package with the graph for times of words, of links to the files of another."""
+    """A package that links to another's files and adds the graph for times of words."""
     manifest: dict[str, Any] = json.loads((package / contract.MANIFEST_FILE).read_text("utf-8"))
     config: dict[str, Any] = json.loads((checkpoint / "config.json").read_text("utf-8"))
     shutil.rmtree(out, ignore_errors=True)

@@ -1,18 +1,18 @@
-"""Times of words: how far are starts and ends from where the words were said?
+"""How far are the starts and ends of words from the true times?
 
     python benchmarks/word_times.py [--speech DIR] [--model models/demo]
         [--sequences 100] [--minutes 30] [--peers-python PYTHON --wheels DIR]
 
 **Spliced**: digits and command words of the dev speakers (``--speech``'s ``digits/dev`` and
-``words/dev``), three to six of one speaker in a sequence, with pauses of 0, 50, 100 or 250 ms:
-every border is known. Silence around each word is cut away first (what is 20 dB below its loudest
-25 ms). Words that the model did not hear rightly are left out; how many those are is told, and the
-figures of sequences that were heard without an error, where no neighbour is missing.
+``words/dev``), three to six of one speaker in a sequence, with pauses of 0, 50, 100 or 250 ms, so
+that every border is known. Silence around each word is cut away first (more than 20 dB below its
+loudest 25 ms). Misrecognised words are left out, and their number is printed. The figures of
+sequences without an error, where no neighbour is missing, are printed as well.
 **Sentences**: AN4 (``sentences/dev``) joined with silences of 0.8 to 2 s. The borders of words
-within a sentence are not known: what is told is how many words lie within the speech of their
-sentence, 0.3 s allowed, and how far its first start and last end are from those of the speech.
-With ``--peers-python`` (which has faster-whisper) and ``--wheels`` (where Whisper base lies, see
-``models/real``), faster-whisper's word times on the same spliced sequences stand beside.
+within a sentence are unknown, so the figures are how many words lie within the speech of their
+sentence, with a tolerance of 0.3 s, and how far its first start and last end are from the speech's.
+With ``--peers-python`` (which has faster-whisper) and ``--wheels`` (with Whisper base, see
+``models/real``), faster-whisper's times on the same spliced sequences are printed, too.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ for path in sys.argv[2:]:
 
 
 def spliced(speech: Path, n: int, seed: int = 0) -> list[tuple[F32, list[Timed]]]:
-    """Sequences of single words of one speaker each, and when each word is said."""
+    """Sequences of single words of one speaker each, and the times of the words."""
     from ark_asr_onnx.audio import sources
 
     chance, noise = random.Random(seed), np.random.default_rng(seed)
@@ -80,19 +80,19 @@ def spliced(speech: Path, n: int, seed: int = 0) -> list[tuple[F32, list[Timed]]
 
 
 def trimmed(waveform: F32) -> F32:
-    """Without the silence around it."""
+    """A waveform without the silence around it."""
     energy = np.convolve(np.square(waveform), np.ones(400) / 400, "same")
     loud = np.flatnonzero(energy > 0.01 * energy.max())
     return waveform[loud[0] : loud[-1] + 1]
 
 
 def plain(text: str) -> str:
-    """A word to be compared."""
+    """A word, normalised for comparison."""
     return "".join(c for c in text.lower() if c.isalnum() or c == "'")
 
 
 def matched(found: Sequence[Timed], said: Sequence[Timed]) -> list[tuple[Timed, Timed]]:
-    """Words that were heard rightly, and as they were said."""
+    """Pairs of recognised words and the same words of the reference."""
     words = [[plain(word[0]) for word in side] for side in (found, said)]
     blocks = SequenceMatcher(None, *words, autojunk=False).get_matching_blocks()
     return [(found[b.a + i], said[b.b + i]) for b in blocks for i in range(b.size)]
@@ -109,7 +109,7 @@ def figures(off: Iterable[float]) -> dict[str, float]:
 
 
 def judged(name: str, heard: Sequence[Sequence[Timed]], said: Sequence[Sequence[Timed]]) -> Any:
-    """How far words of an engine are off: all that were heard, and those of whole sequences."""
+    """Errors of an engine's times: of all recognised words, and of sequences without an error."""
     for one in heard:
         assert all(start <= end for _, start, end in one), one
         assert all(a[2] <= b[1] + 1e-6 for a, b in itertools.pairwise(one)), one
@@ -140,7 +140,7 @@ def timed(transcript: Any) -> list[Timed]:
 
 
 def sentences(transcriber: Any, speech: Path, minutes: float) -> dict[str, float]:
-    """Whether words lie within the speech of their sentence."""
+    """The share of words within the speech of their sentence, and of exact starts and ends."""
     import long_form
 
     waveform, said = long_form.joined(long_form.sentences(speech), minutes, (0.8, 2.0))
@@ -166,7 +166,7 @@ def sentences(transcriber: Any, speech: Path, minutes: float) -> dict[str, float
 
 
 def peer(python: Path, model: Path, waveforms: Sequence[F32]) -> list[list[Timed]]:
-    """What faster-whisper says."""
+    """The times of words from faster-whisper."""
     with tempfile.TemporaryDirectory() as folder:
         paths = [Path(folder) / f"{i}.wav" for i in range(len(waveforms))]
         for path, waveform in zip(paths, waveforms, strict=True):
