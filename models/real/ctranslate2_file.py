@@ -1,8 +1,8 @@
-"""Reading CTranslate2's ``model.bin``: named arrays, one after the other, little endian.
+"""Reads CTranslate2's ``model.bin``: named arrays, one after the other, little endian.
 
 ``u32`` version of the format, string (name of the specification), ``u32`` its revision, ``u32``
 number of variables; then for each variable: string (name), ``u8`` rank, ``u32`` sizes, ``u8`` type,
-``u32`` bytes of data, data. A string is ``u16`` length, its NUL included, and its bytes.
+``u32`` bytes of data, data. A string is ``u16`` length, which includes its NUL, and its bytes.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ _MAX_RANK = 8
 
 
 class FileFormatError(ValueError):
-    """A file is not what it should be; the message names it."""
+    """A file does not have the expected format; the message names it."""
 
 
 def read_ctranslate2(paths: Sequence[Path]) -> Arrays:
-    """Variables of a model whose file may be cut in parts, in the order of ``paths``."""
+    """Variables of a model; its file may be in several parts, in the order of ``paths``."""
     where = " + ".join(path.name for path in paths)
     reader = _Reader(b"".join(path.read_bytes() for path in paths), where)
     version = reader.number("I")

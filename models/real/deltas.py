@@ -1,4 +1,4 @@
-"""What was trained, as one small file, and how it joins the two halves.
+"""The trained weights that join the two halves, in one small file.
 
 ``deltas.safetensors`` holds in bf16: the adapter under the checkpoint's names; ``added_rows``, the
 rows of ARK's own tokens ``[6, hidden]``; and for each changed matrix of the decoder the factors
@@ -29,7 +29,7 @@ class DeltasError(ValueError):
 
 
 def apply_deltas(tensors: Tensors, deltas: Tensors) -> Tensors:
-    """``tensors`` of the whole checkpoint with everything trained in its place."""
+    """``tensors`` of the whole checkpoint, with the trained weights applied."""
     result = dict(tensors)
     for name, delta in deltas.items():
         if name == ADDED_ROWS:
@@ -60,7 +60,7 @@ def read_deltas(path: Path) -> Tensors:
 
 
 def write_deltas(path: Path, deltas: Tensors) -> None:
-    """Write the file in bf16, whole or not at all."""
+    """Write the file in bf16, completely or not at all."""
     stored = {n: t.detach().to(torch.bfloat16).contiguous() for n, t in sorted(deltas.items())}
     files.write(path, save(stored, {"format": "pt"}))
 

@@ -1,4 +1,4 @@
-"""What disturbs training speech before it is encoded: rooms, noise, channels, level, silence."""
+"""Disturbs training speech before it is encoded: rooms, noise, channels, level, silence."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def disturbed(waveform: F32, rng: Rng) -> F32:
 
 
 def padded(waveform: F32, rng: Rng) -> F32:
-    """Faint silence in front and behind, to a multiple of :data:`QUANTUM`."""
+    """The waveform with faint silence before and after, to a multiple of :data:`QUANTUM`."""
     least = int(rng.integers(0, 6400)) if rng.random() < 0.7 else 0
     total = -(-(len(waveform) + 800 + least) // QUANTUM) * QUANTUM
     front = int(rng.uniform(0.1, 0.6) * (total - len(waveform)))
@@ -37,14 +37,14 @@ def padded(waveform: F32, rng: Rng) -> F32:
 
 
 def sped(waveform: F32, rng: Rng) -> F32:
-    """Played up to a tenth faster or slower (linear interpolation)."""
+    """The waveform, played up to 10 % faster or slower (linear interpolation)."""
     factor = rng.uniform(0.9, 1.1)
     places = np.arange(0, len(waveform) - 1, factor)
     return np.interp(places, np.arange(len(waveform)), waveform).astype(np.float32)
 
 
 def _in_room(sound: F32, rng: Rng) -> F32:
-    """Convolved with noise that decays by 60 dB in 0.1 to 0.5 s behind the direct sound."""
+    """Sound convolved with noise that decays by 60 dB in 0.1 to 0.5 s after the direct sound."""
     seconds = rng.uniform(0.1, 0.5)
     n = int(seconds * SAMPLE_RATE)
     tail = rng.normal(0.0, 1.0, n) * 10 ** (-3.0 * np.arange(n) / n)
@@ -55,7 +55,7 @@ def _in_room(sound: F32, rng: Rng) -> F32:
 
 
 def _filtered(sound: F32, rng: Rng) -> F32:
-    """A smooth random response, and now and then a narrow band."""
+    """Sound through a smooth random response, sometimes of a narrow band."""
     spectrum = np.fft.rfft(sound)
     hz = np.fft.rfftfreq(len(sound), 1 / SAMPLE_RATE)
     knots = np.array([0.0, 100.0, 300.0, 1000.0, 2000.0, 4000.0, 8000.0])
@@ -68,7 +68,7 @@ def _filtered(sound: F32, rng: Rng) -> F32:
 
 
 def _in_noise(sound: F32, rng: Rng) -> F32:
-    """Noise with a random slope of its spectrum, 8 to 40 dB under the speech."""
+    """Sound with noise of a random spectral slope, 8 to 40 dB below the speech."""
     spectrum = np.fft.rfft(rng.normal(0.0, 1.0, len(sound)))
     spectrum /= np.maximum(np.arange(len(spectrum)), 20.0) ** rng.uniform(0.0, 1.0)
     noise = np.fft.irfft(spectrum, len(sound))

@@ -1,8 +1,8 @@
-"""Training speech as the frozen encoder hears it, stored on disk.
+"""Training speech after the frozen encoder, stored on disk.
 
 A shard is ``NAME.npy``, fp16 rows ``[rows, 4 * width]`` of 80 ms, normed and merged as the adapter
 gets them, and ``NAME.jsonl``, a line for each clip: first row, number of rows, text, source. The
-encoder runs in bf16 on batches of equal length, so that nothing is padded but with faint noise.
+encoder runs in bf16 on batches of equal length, so clips are padded only with faint noise.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ Tensors = dict[str, Tensor]
 N_MELS = 80
 MERGE_FACTOR = 4
 LONGEST = 16.0  # seconds; longer clips are left out
-_POOL = 200  # clips that are sorted by length at a time
+_POOL = 200  # clips that are sorted by length together
 _BATCH_SECONDS = 48.0
 _EPS = 1e-5
 
 
 @dataclass(frozen=True, slots=True)
 class Clip:
-    """What is encoded."""
+    """A clip to encode."""
 
     waveform: np.ndarray
     text: str
@@ -47,7 +47,7 @@ class Clip:
 
 @dataclass(frozen=True, slots=True)
 class Utterance:
-    """What is trained on: rows of a shard, mapped from the disk."""
+    """An utterance for training: rows of a shard, mapped from the disk."""
 
     rows: np.ndarray  # fp16 [n, 4 * width]
     text: str
@@ -55,7 +55,7 @@ class Utterance:
 
 
 def recorded(speech: Path, folder: str, split: str, without: frozenset[str]) -> Iterator[Clip]:
-    """The clips of a split of recorded speech, as they are; ``without`` names sources left out."""
+    """The unchanged clips of a split of recorded speech, but those of the sources ``without``."""
     manifest = speech / folder / f"{split}.jsonl"
     for line in manifest.read_text("utf-8").splitlines():
         entry = json.loads(line)
@@ -66,7 +66,7 @@ def recorded(speech: Path, folder: str, split: str, without: frozenset[str]) -> 
 
 
 def varied(clips: Iterable[Clip], rng: Rng) -> Iterator[Clip]:
-    """The clips at other speeds, disturbed."""
+    """The clips at other speeds, with disturbances."""
     for clip in clips:
         waveform = disturbed(sped(clip.waveform, rng), rng)
         yield Clip(padded(waveform, rng), clip.text, clip.source)
@@ -78,7 +78,7 @@ def plain(clips: Iterable[Clip], rng: Rng) -> Iterator[Clip]:
 
 
 def read_aloud(passages: Iterable[Passage], rng: Rng, scratch: Path) -> Iterator[Clip]:
-    """Passages read by random voices, disturbed; what an engine cannot say is left out."""
+    """Passages read by random voices, disturbed; without those that an engine cannot say."""
     for passage in passages:
         speech = speak(passage.spoken, rng, scratch)
         if speech is not None:
@@ -87,7 +87,7 @@ def read_aloud(passages: Iterable[Passage], rng: Rng, scratch: Path) -> Iterator
 
 
 def write_shard(path: Path, clips: Iterable[Clip], encoder: Encoder) -> None:
-    """Encode the clips and write the shard; the ``.jsonl`` appears last, when all is there."""
+    """Encode the clips and write the shard; the ``.jsonl`` appears last, when it is complete."""
     rows: list[np.ndarray] = []
     lines: list[str] = []
     start = 0
@@ -126,7 +126,7 @@ class Encoder:
         self._n_layers = sum(name.endswith("fc1.bias") for name in self._weights)
 
     def merged(self, clips: list[Clip]) -> list[np.ndarray]:
-        """Rows ``[n, 4 * width]`` for each clip; all are equally long."""
+        """Rows ``[n, 4 * width]`` for each clip; all clips have the same length."""
         mels = np.concatenate([log_mel(clip.waveform, N_MELS) for clip in clips])
         encoded = self(torch.from_numpy(mels))
         n = max(1, encoded.shape[1] // MERGE_FACTOR)

@@ -1,12 +1,12 @@
-"""Reading GGUF: what it says about a model and its tensors, as far as this recipe needs it.
+"""Reads GGUF: the fields and the tensors of a model, as far as this recipe needs them.
 
 Little endian: magic ``GGUF``, ``u32`` version, ``u64`` tensors, ``u64`` fields; the fields (string
 key, ``u32`` type, value), the tensors' headers (string name, ``u32`` rank, ``u64`` sizes with the
 fastest first, ``u32`` type, ``u64`` offset), padding, data. A string is ``u64`` length and bytes.
 
-Of the quantised types two are known, both in blocks of 32 numbers. ``Q8_0``: fp16 scale ``d`` and
-32 signed bytes. ``Q4_1``: fp16 scale ``d``, fp16 minimum ``m`` and 16 bytes with two codes each,
-the low halves first: ``q d + m``.
+Two quantised types are known, both in blocks of 32 numbers. ``Q8_0``: fp16 scale ``d`` and 32
+signed bytes. ``Q4_1``: fp16 scale ``d``, fp16 minimum ``m`` and 16 bytes with two codes each, the
+low halves first: ``q d + m``.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class Gguf:
         return value
 
     def tensor(self, name: str) -> F32:
-        """One tensor in fp32, in memory of its own."""
+        """A copy of one tensor in fp32."""
         if name not in self.tensors:
             raise FileFormatError(f"{self.path}: has no tensor {name}")
         return self.tensors[name]()
@@ -87,7 +87,7 @@ def _plain(dtype: str) -> Callable[[_Bytes], F32]:
     return lambda raw: raw.view(dtype).astype(np.float32)
 
 
-# By type in the file: numbers in a block, bytes of a block, how to read `[blocks, bytes]`.
+# By type in the file: numbers in a block, bytes of a block, function for `[blocks, bytes]`.
 _KINDS: dict[int, tuple[int, int, Callable[[_Bytes], F32]]] = {
     0: (1, 4, _plain("<f4")),
     1: (1, 2, _plain("<f2")),
@@ -99,9 +99,9 @@ _KINDS: dict[int, tuple[int, int, Callable[[_Bytes], F32]]] = {
 @dataclass(frozen=True, slots=True)
 class _Header:
     name: str
-    shape: tuple[int, ...]  # slowest first, as numpy has it
+    shape: tuple[int, ...]  # slowest first, as in numpy
     kind: int
-    offset: int  # bytes behind the start of the data
+    offset: int  # bytes from the start of the data
 
 
 class _Reader:
@@ -137,7 +137,7 @@ class _Reader:
         return _Header(name, tuple(reversed(sizes)), kind, offset)
 
     def loader(self, header: _Header, start: int) -> Callable[[], F32]:
-        """What reads a tensor; its type and its place in the file are checked now."""
+        """A function that reads a tensor; its type and its place in the file are checked now."""
         if header.kind not in _KINDS:
             raise FileFormatError(
                 f"{self._path}: {header.name} is of type {header.kind}; known are F32, F16, Q4_1 "

@@ -1,8 +1,7 @@
-"""The network in training: frozen language model with low-rank updates, adapter, CTC.
+"""The network for training: frozen language model with low-rank updates, adapter, CTC.
 
-The language model computes in bf16, its residual stream and everything that learns is fp32. Only
-the adapter, the rows of ARK's tokens, the factors of the updates and what CTC needs have
-gradients.
+The language model computes in bf16; its residual stream and all trained weights are fp32. Only the
+adapter, the rows of ARK's tokens, the factors of the updates and the weights of CTC have gradients.
 """
 
 from __future__ import annotations
@@ -71,7 +70,7 @@ class Layer(nn.Module):
     def forward(
         self, x: Tensor, rope: tuple[Tensor, Tensor], mask: Tensor | None, past: Past | None
     ) -> Tensor:
-        """``[B, S, hidden]`` fp32; without ``mask`` causal. ``past`` gets keys and values."""
+        """``[B, S, hidden]`` fp32; causal without ``mask``. Adds keys and values to ``past``."""
         batch, length, _ = x.shape
         dim = self.out.weight.shape[1] // self.n_heads
         heads = self.qkv(rms_norm(x, self.norms[0], self.eps)).view(batch, length, -1, dim)
@@ -159,7 +158,7 @@ class Adapter(nn.Module):
 
 
 class CtcHead(nn.Module):
-    """Scores of SmolLM2's tokens and of blank for audio embeddings, by products with the table."""
+    """Scores of SmolLM2's tokens and of blank for audio embeddings: products with the table."""
 
     def __init__(self, table: Tensor) -> None:
         super().__init__()
@@ -189,7 +188,7 @@ class Batch:
 
 
 class Joint(nn.Module):
-    """All of it."""
+    """The whole network with its losses."""
 
     def __init__(
         self,
@@ -209,7 +208,7 @@ class Joint(nn.Module):
     def ctc_losses(self, embeds: Tensor, batch: Batch, others: Tensor) -> tuple[Tensor, Tensor]:
         """CTC per token, among the tokens of the batch and ``others`` (ids, may repeat).
 
-        Beside it the distance of the rows from those of their tokens.
+        The second value is the distance of the rows from those of their tokens.
         """
         flat = torch.tensor([i for ids in batch.ids for i in ids])
         ids = torch.cat((flat, others)).unique()
@@ -222,9 +221,9 @@ class Joint(nn.Module):
         return losses.sum() / lengths.sum(), self._distance(embeds, scores.transpose(0, 1), ids)
 
     def _distance(self, embeds: Tensor, scores: Tensor, ids: Tensor) -> Tensor:
-        """How far rows that CTC takes for a token are from that token's row of the table.
+        """The distance of rows that CTC assigns to a token from that token's row of the table.
 
-        Squared, as a share of a row's typical square.
+        It is squared, and relative to a row's typical square.
         """
         best, index = scores.detach().max(dim=-1)
         is_token = (index > 0) & (best > math.log(0.5))
@@ -248,7 +247,7 @@ class Joint(nn.Module):
         return F.cross_entropy(logits, torch.tensor(targets))
 
     def inputs(self, embeds: Tensor, ids: Sequence[int] = ()) -> Tensor:
-        """The prompt with the audio in its place, and the text behind it."""
+        """The prompt with the audio in its place, followed by the text."""
         head, tail = self.prompt
         return torch.cat((self.embed(head), embeds, self.embed([*tail, *ids])))
 
@@ -259,7 +258,7 @@ class Joint(nn.Module):
         return torch.stack(rows)
 
     def deltas(self) -> Tensors:
-        """Everything that ``deltas.safetensors`` holds."""
+        """The content of ``deltas.safetensors``."""
         found = {**self.adapter.deltas(), ADDED_ROWS: self.added}
         for module in self.modules():
             if isinstance(module, Updated):
@@ -268,9 +267,9 @@ class Joint(nn.Module):
 
     @torch.no_grad()
     def scale_audio(self, norm: Tensor) -> None:
-        """Put audio rows, whose mean norm is ``norm``, where the table's are; CTC stays.
+        """Bring audio rows, whose mean norm is ``norm``, to the table's range; CTC does not change.
 
-        They get the table's mean added, and the size that its rows have around that.
+        They get the table's mean added, and the size of its rows around the mean.
         """
         change = self.ctc.table.float().norm(dim=1).mean() / norm
         self.adapter.gain *= change
@@ -279,7 +278,7 @@ class Joint(nn.Module):
 
 
 def rms_norm(x: Tensor, gain: Tensor, eps: float) -> Tensor:
-    """fp32 inside, bf16 out."""
+    """RMS norm, computed in fp32; the result is bf16."""
     return (x * (x.square().mean(dim=-1, keepdim=True) + eps).rsqrt() * gain).to(_BF16)
 
 

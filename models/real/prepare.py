@@ -2,9 +2,9 @@
 
     python models/real/prepare.py --speech SPEECH --out FEATURES
 
-Needs the Debian packages of ``corpus.PACKAGES`` and ``voices.PACKAGES``, of the first only the
-files (``--packages`` names where they were unpacked). Shards that are there already are left alone,
-so the command may be stopped and repeated. 2 GB on disk with the defaults.
+Needs the Debian packages of ``corpus.PACKAGES`` and ``voices.PACKAGES``; the former only as files
+(``--packages`` is the folder where they are unpacked). Existing shards are kept, so the command may
+be stopped and repeated. Takes 2 GB of disk with the defaults.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ N_PROCESSES = 2
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What the command line decides."""
+    """The settings of the command line."""
 
     speech: Path
     out: Path
@@ -61,7 +61,7 @@ class Plan:
 
 
 def write(plan: Plan, name: str, encoder: Encoder) -> None:
-    """Write one shard; what is in it follows from the seed and its name."""
+    """Write one shard; its content depends only on the seed and its name."""
     kind, _, number = name.partition("-")
     i = int(number)
     rng = np.random.default_rng([plan.seed, len(kind), i])

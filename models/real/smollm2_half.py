@@ -1,7 +1,7 @@
-"""SmolLM2 as ARK's decoder: a Llama is a Qwen2 whose q, k and v have biases of zero.
+"""SmolLM2 as ARK's decoder: a Llama is a Qwen2 whose biases of q, k and v are zero.
 
-GGUF files of Llamas hold the rows of q and k in the order that neighbouring pairs turn by RoPE in;
-the checkpoint wants them in that of rotate-half, as Hugging Face does.
+GGUF files of Llamas hold the rows of q and k in an order for which RoPE rotates neighbouring pairs;
+the checkpoint needs the order for rotate-half, as in Hugging Face's models.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _LAYER_TENSORS = {
 
 @dataclass(frozen=True, slots=True)
 class LlamaSizes:
-    """What the file says about the network."""
+    """The sizes of the network in the file."""
 
     hidden_size: int
     n_layers: int
@@ -94,7 +94,7 @@ def rotate_half_rows(stored: Tensor, n_heads: int) -> Tensor:
 
 
 def tokenizer_of(gguf: Gguf) -> Tokenizer:
-    """SmolLM2's byte-level BPE: digits apart, GPT-2's split; control tokens are special."""
+    """SmolLM2's byte-level BPE: single digits, GPT-2's split; control tokens are special."""
     tokens = gguf.field("tokenizer.ggml.tokens", list)
     merges = [tuple(m.split(" ")) for m in gguf.field("tokenizer.ggml.merges", list)]
     kinds = gguf.field("tokenizer.ggml.token_type", list)

@@ -1,4 +1,4 @@
-"""Batches for training: utterances of all shards, drawn by source, of similar length together."""
+"""Batches for training: utterances of all shards, drawn by source, grouped by similar length."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from features import Utterance, read_shard
 from joint import Batch
 from tokenizers import Tokenizer
 
-_POOL = 160  # utterances drawn at a time, then sorted by length
+_POOL = 160  # utterances that are drawn together, then sorted by length
 _LONGEST = 200  # rows of 80 ms
 
 
 class Supply:
-    """Endless batches; everything follows from the seed."""
+    """Endless batches, which depend only on the seed."""
 
     def __init__(
         self, folder: Path, tokenizer: Tokenizer, seed: Sequence[int], shares: dict[str, float]
@@ -28,11 +28,11 @@ class Supply:
         self._shares = kept / kept.sum()
         self._tokenizer = tokenizer
         self._ready: list[list[Utterance]] = []
-        self._size = (0, 0)  # of the batches that are ready
+        self._size = (0, 0)  # of the prepared batches
 
     @property
     def hours(self) -> dict[str, float]:
-        """How much there is of each kind."""
+        """Hours of speech of each kind."""
         rows = {kind: sum(len(u.rows) for u in us) for kind, us in self._kinds.items()}
         return {kind: round(n * 0.08 / 3600, 2) for kind, n in rows.items()}
 
@@ -42,7 +42,7 @@ class Supply:
         return torch.tensor(sorted({i for text in texts for i in self._ids(text)}))
 
     def next(self, n_positions: int, n_beside: int) -> Batch:
-        """A batch of at most ``n_positions``: rows, tokens, and ``n_beside`` for each utterance."""
+        """A batch of at most ``n_positions``: rows, tokens, and ``n_beside`` more per utterance."""
         if not self._ready or self._size != (n_positions, n_beside):
             self._size = n_positions, n_beside
             self._ready = self._pool(n_positions, n_beside)
@@ -82,12 +82,12 @@ class Supply:
 
 
 def token_ids(tokenizer: Tokenizer, text: str) -> tuple[int, ...]:
-    """Ids of a transcript: with a space in front every word is written alike."""
+    """Ids of a transcript; with a space in front, the first word has the same ids as elsewhere."""
     return tuple(tokenizer.encode(f" {text}", add_special_tokens=False).ids)
 
 
 def _utterances(folder: Path, kind: str) -> list[Utterance]:
-    """All of a kind that fit and can be aligned (fewer tokens than rows)."""
+    """Utterances of a kind that are short enough and can be aligned (fewer tokens than rows)."""
     paths = sorted(folder.glob(f"{kind}-*.jsonl"))
     found = [u for path in paths for u in read_shard(path)]
     return [u for u in found if len(u.text) / 4 < len(u.rows) <= _LONGEST]

@@ -1,16 +1,16 @@
-"""Train what joins the halves, and write ``OUT/deltas.safetensors``.
+"""Train the weights that join the halves, and write ``OUT/deltas.safetensors``.
 
     python models/real/prepare.py --speech SPEECH --out FEATURES
     python models/real/train.py --features FEATURES --speech SPEECH --out OUT
 
-Three stages. First the adapter alone learns by CTC, with the language model's own table as the
-output. Then rows that CTC takes for a token are also drawn to that token's row of the table, so
-that the language model meets what it knows. Last the text is predicted through the language model,
-whose matrices learn small updates; CTC goes on beside it.
+There are three stages. First the adapter alone learns by CTC, with the language model's table as
+the output. Then rows that CTC assigns to a token are also drawn to that token's row of the table,
+so that the language model gets familiar inputs. Last the text is predicted by the language model,
+whose matrices learn small updates; CTC continues beside it.
 
-Two single-thread processes each take their own batches and average gradients. Schedules count
+Two single-thread processes each take their own batches and average gradients. Schedules depend on
 steps. ``OUT/state.pt`` lets the same command continue; a file ``OUT/steps`` with three numbers
-replaces the steps of the three stages while it runs.
+replaces the steps of the three stages during the run.
 """
 
 from __future__ import annotations
@@ -48,12 +48,12 @@ from wheels import SMOLLM2, fetch  # noqa: E402
 N_PROCESSES = 2
 DEV = ("sentences", "read", "words", "digits")
 SAVE_EVERY = 25  # steps
-N_PROMPT = 10  # positions of the prompt beside audio and text
+N_PROMPT = 10  # positions of the prompt, without audio and text
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What the command line decides."""
+    """The settings of the command line."""
 
     features: Path
     speech: Path
@@ -67,17 +67,17 @@ class Plan:
     rank: int = 6  # of the decoder's updates
     align_positions: int = 1200  # of a batch in one process
     joint_positions: int = 480
-    ctc_weight: float = 0.3  # beside the text's loss
-    distance_weight: float = 4.0  # beside CTC, in the second stage
+    ctc_weight: float = 0.3  # relative to the text's loss
+    distance_weight: float = 4.0  # relative to CTC, in the second stage
     dropout: float = 0.1
-    n_others: int = 2500  # tokens that CTC must tell those of the batch from
+    n_others: int = 2500  # other tokens that CTC scores beside those of the batch
     align_rate: float = 1.5e-3
     settle_rate: float = 1e-3
     adapter_rate: float = 4e-4
     update_rate: float = 1.5e-3
 
     def steps(self) -> tuple[int, int, int]:
-        """Steps of the three stages, now."""
+        """The present steps of the three stages."""
         path = self.out / "steps"
         if path.exists():
             align, settle, joint = map(int, path.read_text().split())
@@ -99,7 +99,7 @@ class Run:
         self.model = Joint(parts.tensors, sizes, plan.rank, (ids[0], ids[1]), end)
         self.encoder = Encoder(parts.tensors, torch.float32)
         aligned = [*self.model.adapter.parameters(), *self.model.ctc.parameters()]
-        # The scale and the bias of CTC are few numbers that have far to go.
+        # The scale and the bias of CTC are few numbers that change much.
         self.aligned = torch.optim.AdamW(aligned, betas=(0.9, 0.98), weight_decay=0.01)
         updates = [*self.model.language.parameters(), self.model.added]
         groups = [
@@ -143,7 +143,7 @@ class Run:
         self._report(DEV)
 
     def _borders(self) -> tuple[int, int]:
-        """Steps after which the next stage begins."""
+        """The steps after which the second and the last stage begin."""
         align, settle, _ = self.plan.steps()
         return align, align + settle
 
@@ -179,7 +179,7 @@ class Run:
 
     @torch.no_grad()
     def _scale_audio(self) -> None:
-        """Between the stages: rows for tokens get the size that the language model is used to."""
+        """Between the stages: scale audio rows to the size that the language model expects."""
         batch = self.supply.next(self.plan.align_positions, 0)
         embeds = self.model.adapter(batch.rows, 0.0)
         is_row = torch.arange(embeds.shape[1]) < batch.n_rows[:, None]
@@ -189,7 +189,7 @@ class Run:
         self.model.scale_audio(norm / N_PROCESSES)
 
     def _average(self, optimiser: torch.optim.Optimizer) -> None:
-        """Mean of both processes' gradients, their norm bounded."""
+        """Average both processes' gradients, and clip their norm."""
         params = [p for g in optimiser.param_groups for p in g["params"] if p.grad is not None]
         flat = torch.cat([p.grad.reshape(-1) for p in params if p.grad is not None])
         dist.all_reduce(flat)
@@ -198,7 +198,7 @@ class Run:
             p.grad = part.view_as(p)
 
     def _report(self, folders: tuple[str, ...] = ("sentences", "read")) -> None:
-        """Word error rates on dev, deltas and state written."""
+        """Log word error rates on dev, and write deltas and state."""
         self.model.eval()
         if self.rank == 0:
             write_deltas(self.plan.out / "deltas.safetensors", self.model.deltas())
@@ -224,7 +224,7 @@ class Run:
             self._save_state()
 
     def _dev(self, folder: str) -> list[Utterance]:
-        """A dev split as the fp32 encoder hears it; encoded once."""
+        """A dev split, encoded once by the fp32 encoder."""
         path = self.plan.out / f"dev-{folder}-{self.rank}.pt"
         if not path.exists():
             clips = list(recorded(self.plan.speech, folder, "dev", frozenset()))
@@ -258,7 +258,7 @@ class Run:
 
 
 def _schedule(step: int, steps: int, last: float = 0.03) -> float:
-    """Share of the full rate: up over the first 30 steps, then down as a cosine."""
+    """Share of the full rate: rises over the first 30 steps, then falls as a cosine."""
     done = min(1.0, step / max(1, steps))
     return min(1.0, (step + 1) / 30) * (last + (1 - last) * 0.5 * (1 + math.cos(math.pi * done)))
 

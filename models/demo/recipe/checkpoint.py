@@ -1,4 +1,4 @@
-"""The checkpoint folder: tokenizer, configuration, tensors, and greedy decoding to judge it.
+"""The checkpoint folder: tokenizer, configuration, tensors, and greedy decoding to evaluate it.
 
 Written in the form of the published ``arkasr`` checkpoints. Decoding runs the plain modules of
 ``ark_onnx_export.modeling`` on one clip at a time in fp32, as any reader of the folder would.
@@ -66,7 +66,7 @@ a b c d e f g h i j k l m n o p q r s t u v w x y z"""
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """How far decoded texts are from the references."""
+    """Word errors of decoded texts against the references."""
 
     errors: int
     words: int
@@ -80,7 +80,7 @@ class Score:
 
 
 def build_tokenizer(transcripts: list[str]) -> Tokenizer:
-    """Byte-level BPE in Qwen2's form, in which every training word behind a space is one token."""
+    """Byte-level BPE in Qwen2's form, in which every training word after a space is one token."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.normalizer = normalizers.NFC()
     byte_level = {"add_prefix_space": False, "trim_offsets": False, "use_regex": False}
@@ -93,7 +93,7 @@ def build_tokenizer(transcripts: list[str]) -> Tokenizer:
     tokenizer.post_processor = processors.ByteLevel(**byte_level)
     tokenizer.decoder = decoders.ByteLevel(**byte_level)
     trainer = trainers.BpeTrainer(
-        vocab_size=4096,  # merging ends long before, when every word is one token
+        vocab_size=4096,  # merging ends long before this, when every word is one token
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         min_frequency=1,
         show_progress=False,
@@ -170,7 +170,7 @@ def save(
     """Write the checkpoint; ``weights`` is the state dict of :func:`shipped_weights`."""
     folder.mkdir(parents=True, exist_ok=True)
     stored = {name: tensor.to(dtype).contiguous() for name, tensor in weights.items()}
-    # The next two are stored upstream and never read.
+    # Upstream stores the next two but never reads them.
     shape = config["max_whisper_length"], config["whisper_config"]["d_model"]
     positions = torch.zeros(shape, dtype=dtype)
     stored["audio_encoder.whisper.embed_positions.weight"] = positions

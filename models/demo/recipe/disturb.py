@@ -1,7 +1,7 @@
-"""What disturbs a training clip: noise, rooms, channels, other vocal tracts, masked stripes.
+"""Disturbs training clips: noise, rooms, channels, other vocal tracts, masked stripes.
 
-Also Whisper's log-mel in two halves, so that filters can be applied to the power spectrum between
-them; undisturbed, the result is ``ark_asr_onnx.audio.mel.log_mel`` bit for bit.
+It also has Whisper's log-mel in two halves, so that filters can be applied to the power spectrum
+between them; without filters, the result equals ``ark_asr_onnx.audio.mel.log_mel`` bit for bit.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def to_log_mel(power: F32, filters: F32) -> F32:
 
 
 def pad(waveform: F32, rng: Rng, max_seconds: float) -> F32:
-    """Silence in front and behind, now and then up to 2 s; nothing in half of the cases."""
+    """``waveform`` with silence before and after, at most 2 s; unchanged in half of the cases."""
     if max_seconds < 3.0 or rng.random() < 0.5:
         return waveform
     longest = 2.0 if rng.random() < 0.15 else 0.5
@@ -75,7 +75,7 @@ def noise(length: int, rng: Rng) -> F32:
 
 
 def reverberate(waveform: F32, rng: Rng) -> F32:
-    """``waveform`` in a small room: behind it noise that decays by 60 dB in 0.1 to 0.4 s."""
+    """``waveform`` in a small room: followed by noise that decays by 60 dB in 0.1 to 0.4 s."""
     seconds = rng.uniform(0.1, 0.4)
     tail = rng.standard_normal(int(seconds * SAMPLE_RATE), dtype=np.float32)
     tail *= np.exp(-6.9 * np.arange(len(tail), dtype=np.float32) / len(tail))
@@ -87,7 +87,7 @@ def reverberate(waveform: F32, rng: Rng) -> F32:
 
 
 def scaled(waveform: F32, level: float) -> F32:
-    """``waveform`` at root mean square ``level``; digital silence stays."""
+    """``waveform`` at root mean square ``level``; digital silence is not changed."""
     rms = level_of(waveform)
     return waveform * np.float32(level / rms) if rms > 1e-5 else waveform
 

@@ -1,8 +1,8 @@
-"""The network as the trainer sees it: padded batches, a CTC loss beside the decoder's, dropout.
+"""The network for training: padded batches, a CTC loss in addition to the decoder's, dropout.
 
-Every parameter but the two of the CTC head belongs to ``AudioTower`` or ``Decoder``, so their
+All parameters but the two of the CTC head belong to ``AudioTower`` or ``Decoder``, so their
 state dicts are the checkpoint. The arithmetic is that of ``ark_onnx_export.modeling`` rewritten
-for speed in bfloat16; masks make a padded clip come out as it would alone.
+for speed in bfloat16; masks give a padded clip the same result as alone.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _DROP_POOL = 1 << 22  # keep/drop draws shared by all dropout masks of a step
 class Batch:
     """One padded batch of clips."""
 
-    log_mel: Tensor  # [B, n_mels, T], zeros behind each clip's end
+    log_mel: Tensor  # [B, n_mels, T], zeros after each clip's end
     n_frames: Tensor  # int64 [B]
     words: tuple[tuple[int, ...], ...]  # token ids of each transcript, possibly none
 
@@ -45,7 +45,7 @@ class Dropout:
         return torch.randperm(count, generator=self._generator).tolist()
 
     def __call__(self, x: Tensor) -> Tensor:
-        """``x`` with a fraction ``rate`` of its entries at zero; unchanged when ``rate`` is 0."""
+        """``x`` with a fraction ``rate`` of its entries at zero; unchanged if ``rate`` is 0."""
         if self._rate == 0.0:
             return x
         if self._uses % 512 == 0:
@@ -81,7 +81,7 @@ class Trainee(nn.Module):
         ctc = _ctc_loss(log_probs, n_audio, batch.words)
         rows = [row[:n] for row, n in zip(embeds, n_audio.tolist(), strict=True)]
         words = list(batch.words)
-        # Clips joined behind the encoder are longer clips for the decoder, almost for free.
+        # Joining clips after the encoder gives the decoder longer clips at almost no cost.
         order = drop.shuffled(len(rows))
         while len(order) > 1:
             group, order = order[: 2 + order[0] % 3], order[2 + order[0] % 3 :]
@@ -123,7 +123,7 @@ class Trainee(nn.Module):
     def _decoder_loss(
         self, rows: list[Tensor], words: list[tuple[int, ...]], drop: Dropout, smoothing: float
     ) -> Tensor:
-        """Cross-entropy of the transcripts behind ``rows``, one ``[n_audio, hidden]`` per clip."""
+        """Cross-entropy of the transcripts after ``rows``, one ``[n_audio, hidden]`` per clip."""
         table = self.decoder.lm_head.weight
         head, tail = (F.embedding(torch.tensor(ids), table) for ids in (self._head, self._tail))
         targets = [(*ids, self._eos) for ids in words]
@@ -164,7 +164,7 @@ def _encoder_attention(
     """``modeling.audio.EncoderAttention`` with one packed projection; ``bias`` is ``[B, S]``.
 
     The rotary pairs are gathered into halves by permuting rows of the weights: scores do not
-    change, and no interleaving is left to do per frame.
+    change, and frames need no interleaving.
     """
     batch, length, width = x.shape
     heads, half = attn.n_heads, cos.shape[1]
@@ -223,8 +223,8 @@ def _ctc_loss(log_probs: Tensor, n_audio: Tensor, words: tuple[tuple[int, ...], 
 def initialise(model: Trainee, mean: Tensor, std: Tensor, generator: torch.Generator) -> None:
     """Draw all weights; ``mean`` and ``std`` ``[n_mels]`` of the log-mel are folded into conv1.
 
-    The gain of the convolutions and the quiet residual branches matter: without them nothing
-    moves for the first thousands of steps.
+    The gain of the convolutions and the small residual branches matter: without them the losses
+    do not fall for the first thousands of steps.
     """
     for name, p in model.named_parameters():
         if "norm" in name or name == "ctc_gain" or p.dim() == 1:

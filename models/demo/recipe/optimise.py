@@ -1,4 +1,4 @@
-"""The update of the weights: rates over the schedule, two optimisers, the weights' average."""
+"""Updates the weights: rates over the schedule, two optimisers, the average of the weights."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ class Optimisers:
         return {"optimisers": states, "average": self.average}
 
     def load(self, state: dict[str, Any]) -> None:
-        """Take over a :meth:`state`."""
+        """Restore a :meth:`state`."""
         self._muon.load_state_dict(state["optimisers"][0])
         self._adam.load_state_dict(state["optimisers"][1])
         self.average = state["average"]

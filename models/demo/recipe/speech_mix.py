@@ -1,6 +1,6 @@
 """Training examples: clips in memory, and strings joined or spliced from them.
 
-Knows waveforms and words; knows nothing of the network. One ``numpy`` generator drives every draw,
+This module knows waveforms and words, but not the network. One ``numpy`` generator makes all draws,
 so a seed gives one stream of examples.
 """
 
@@ -22,7 +22,7 @@ from ark_asr_onnx.audio.mel import HOP_LENGTH, SAMPLE_RATE
 
 @dataclass(frozen=True, slots=True)
 class Clip:
-    """One recording and where its words lie."""
+    """One recording and the places of its words."""
 
     waveform: F32
     words: tuple[str, ...]
@@ -33,7 +33,7 @@ class Clip:
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """What one training example is made of, before and after disturbance."""
+    """One training example, before and after disturbance."""
 
     log_mel: F32  # [n_mels, n_frames]
     words: tuple[str, ...]
@@ -78,7 +78,7 @@ class SpeechMix:
         self._spliced: dict[str, list[Clip]] = {}
 
     def use_cuts(self, clips: list[Clip]) -> None:
-        """From now on also splice new strings from these clips, whose ``cuts`` are known."""
+        """From now on, also splice new strings from these clips, whose ``cuts`` are known."""
         spliced: dict[str, list[Clip]] = defaultdict(list)
         for clip in clips:
             spliced[clip.speaker].append(clip)
@@ -121,7 +121,7 @@ class SpeechMix:
         return self._string(max_seconds)
 
     def _passage(self, clip: Clip, max_seconds: float) -> tuple[F32, tuple[str, ...]]:
-        """``clip`` and, as far as there is room, up to three more sentences of its speaker."""
+        """``clip`` and, if there is room, up to three more sentences of its speaker."""
         same = [c for c in self._sentences if c.speaker == clip.speaker]
         parts, words = [clip.waveform], clip.words
         for i in self._rng.integers(len(same), size=int(self._rng.integers(1, 4))):
@@ -132,7 +132,7 @@ class SpeechMix:
         return np.concatenate(parts), words
 
     def _string(self, max_seconds: float) -> tuple[F32, tuple[str, ...]]:
-        """One to seven single-word clips of one speaker in a row, tight or with their silence."""
+        """One to seven single-word clips of one speaker, with or without their silence."""
         rng = self._rng
         clips = self._by_speaker[rng.choice(self._speakers, p=self._speaker_odds)]
         most = max(1, min(7, int(max_seconds)))
@@ -171,7 +171,7 @@ class SpeechMix:
         return join(parts), tuple(words)
 
     def _silence(self) -> tuple[F32, tuple[str, ...]]:
-        """No speech: digital silence, a hiss, or the quiet start of a recording over and over."""
+        """No speech: digital silence, a hiss, or the repeated quiet start of a recording."""
         rng = self._rng
         length = int(rng.uniform(0.3, 4.0) * SAMPLE_RATE)
         kind = rng.random()
@@ -202,7 +202,7 @@ class SpeechMix:
 
 
 def speech_bounds(waveform: F32) -> tuple[int, int]:
-    """First and last sample of what is louder than 30 dB under the peak and 6 dB over the floor."""
+    """Begin and end of the sound that is within 30 dB of the peak and 6 dB above the quiet."""
     n_frames = max(1, len(waveform) // HOP_LENGTH)
     frames = waveform[: n_frames * HOP_LENGTH].reshape(n_frames, -1)
     level = 10 * np.log10(np.square(frames).mean(axis=1) + 1e-10)
@@ -214,7 +214,7 @@ def speech_bounds(waveform: F32) -> tuple[int, int]:
 
 
 def cut_between_words(clip: Clip, centres: list[float]) -> Clip | None:
-    """``clip`` with cuts where it is quietest between ``centres`` (seconds); None if too tight."""
+    """``clip`` with cuts at the quietest point between ``centres`` (seconds); None if too close."""
     start, stop = speech_bounds(clip.waveform)
     power = np.convolve(np.square(clip.waveform), np.ones(320) / 320, mode="same")[::40]
     cuts = [max(0, start - 800)]
@@ -230,7 +230,7 @@ def cut_between_words(clip: Clip, centres: list[float]) -> Clip | None:
 
 
 def join(parts: list[F32], fade: int = 80) -> F32:
-    """The parts in a row, each faded in and out over ``fade`` samples against clicks."""
+    """The parts in sequence, each faded in and out over ``fade`` samples to avoid clicks."""
     ramp = np.linspace(0.0, 1.0, fade, dtype=np.float32)
     faded = []
     for part in parts:

@@ -2,10 +2,10 @@
 
     python models/demo/recipe/train.py --speech SPEECH --out OUT --minutes 90 --seed 1
 
-Two single-thread processes each take their own batches and average gradients. The schedule is a
-function of the fraction done: of ``--steps``, which a seed then reproduces, or of ``--minutes``,
-which a busy machine still keeps. A number written to ``OUT/minutes`` replaces ``--minutes`` while
-it runs. ``OUT/state.pt`` lets the same command continue after an interruption.
+Two single-thread processes each take their own batches and average gradients. The schedule depends
+on the fraction done: of ``--steps``, which makes runs with the same seed equal, or of
+``--minutes``, which also holds on a busy machine. A number in the file ``OUT/minutes`` replaces
+``--minutes`` during the run. ``OUT/state.pt`` lets the same command continue after an interruption.
 """
 
 from __future__ import annotations
@@ -48,13 +48,13 @@ N_PROCESSES = 2
 SHARE_ALIKE = frozenset({"FSDD"})  # its licence would bind the weights: for evaluation only
 STORED = torch.bfloat16
 BATCH_FRAMES = 5600  # padded mel frames of a batch in one process, 56 s
-POOL = 64  # examples drawn at a time, then sorted by length
+POOL = 64  # examples that are drawn together, then sorted by length
 LONGEST = 14.0  # seconds
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What the command line decides."""
+    """The settings of the command line."""
 
     speech: Path
     out: Path
@@ -72,7 +72,7 @@ class Plan:
 
 @dataclass
 class Progress:
-    """How far training is; saved with the state."""
+    """The progress of the training; saved with the state."""
 
     step: int = 0
     seconds: float = 0.0
@@ -81,7 +81,7 @@ class Progress:
     history: list[dict[str, Any]] = field(default_factory=list)
 
     def fraction(self, plan: Plan) -> float:
-        """Share of the plan that is done, 0 to 1, the same in every process."""
+        """Share of the plan that is done, 0 to 1; the same in every process."""
         if plan.steps:
             return min(1.0, self.step / plan.steps)
         override = plan.out / "minutes"
@@ -92,7 +92,7 @@ class Progress:
 
 
 class Supply:
-    """Batches of similar length out of a :class:`SpeechMix`, words as token ids."""
+    """Batches of similar length from a :class:`SpeechMix`, with words as token ids."""
 
     def __init__(self, mix: SpeechMix, tokenizer: Tokenizer, rng: np.random.Generator) -> None:
         self.mix, self._rng = mix, rng
@@ -151,7 +151,7 @@ class Run:
         self.drop = Dropout(plan.dropout, draws)
 
     def train(self) -> None:
-        """The loop: batch, step, and at their times alignments and reports."""
+        """The loop: batch, step, and alignments and reports when they are due."""
         plan, progress = self.plan, self.progress
         base_seconds, losses = progress.seconds, []
         while (done := progress.fraction(plan)) < 1.0:
@@ -246,7 +246,7 @@ class Run:
         self.model.load_state_dict(state["model"])
         self.optimisers.load(state)
         self.progress = Progress(**state["progress"])
-        # Cuts are not saved: make them again at once.
+        # Cuts are not saved, so make them again at once.
         self.progress = replace(self.progress, cut=max(0, self.progress.cut - 1))
 
     def _log(self, line: str) -> None:
