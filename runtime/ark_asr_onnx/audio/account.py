@@ -11,7 +11,7 @@ OnWarning: TypeAlias = Callable[[AudioWarning], None]
 
 
 def joined(seconds: Sequence[float]) -> AudioWarning:
-    """The warning that several recordings, of these durations in seconds, were heard as one."""
+    """The warning that several recordings, of these durations in seconds, were read as one."""
     each = ", ".join(f"{s:.1f}" for s in seconds[:5]) + (" …" if len(seconds) > 5 else "")
     return AudioWarning(
         "joined",

@@ -31,7 +31,7 @@ _SEARCHED = 1 << 16  # bytes that are searched for the first frame
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """What a frame's header says."""
+    """The fields of a frame's header."""
 
     version: int  # 3 is MPEG 1, 2 is MPEG 2, 0 is MPEG 2.5
     layer: int

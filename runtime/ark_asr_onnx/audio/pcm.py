@@ -22,7 +22,7 @@ from .sources import blocks, opens, python_warning
 
 _BLOCK_SECONDS = 0.032
 _MAX_HEADER = 1 << 20  # bytes before the samples of a WAV, and of a chunk after them
-_LOOKED_AT = 4096  # first bytes, by which samples are told from other data
+_LOOKED_AT = 4096  # first bytes, which distinguish samples from other data
 _FILES = (  # signatures of formats that can be read, or that are certainly no samples
     *chunks.MAGICS,
     b"fLaC", b"OggS", b"ID3", b"\x1aE\xdf\xa3", b"0&\xb2u", b"#!AMR", b".SoX", b"XoS.", b"2BIT",

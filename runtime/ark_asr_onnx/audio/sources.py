@@ -464,7 +464,7 @@ class _Watched:
     def __init__(self, stream: BinaryIO) -> None:
         self._stream = stream
         self.error: BaseException | None = None
-        self.is_at_end = False  # the last read asked for more bytes than there are
+        self.is_at_end = False  # the last read reached the end
 
     def read(self, size: int = -1) -> bytes:
         data = self._kept(b"", self._stream.read, size)

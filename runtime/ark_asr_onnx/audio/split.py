@@ -51,7 +51,7 @@ class Splitting:
             values.seconds(name, getattr(self, name))
 
     def longest(self, max_seconds: float) -> float:
-        """Seconds of the longest window for a model that hears ``max_seconds`` at once.
+        """Seconds of the longest window for a model that takes ``max_seconds`` in one pass.
 
         Raises ``ValueError`` if ``window_seconds`` is longer than that.
         """

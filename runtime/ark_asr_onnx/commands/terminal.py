@@ -26,7 +26,8 @@ from .settings import UsageError
 
 _SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP")  # Windows has no SIGHUP
 _CONTROLS = ("Cc", "Cs", "Zl", "Zp")  # controls, surrogates, line separators
-_TURNS = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")  # of direction
+# They change the direction of text.
+_TURNS = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 
 
 class Parser(argparse.ArgumentParser):

@@ -49,7 +49,7 @@ class Pool:
     ) -> None:
         self._resident, self._manifest, self._text = resident, manifest, text
         self._max_waiting, self._max_waiting_seconds = max_waiting, max_waiting_seconds
-        self._audio_seconds = self._busy_seconds = 0.0  # admitted so far, and spent on all of it
+        self._audio_seconds = self._busy_seconds = 0.0  # of audio admitted, and of work
         self._last_turn = time.monotonic()
         self.is_closed = False
         self._lines: deque[Line] = deque()
@@ -267,7 +267,7 @@ class Pool:
             line = self._lines[0]
             if line.waiting and line.n_active < line.limit:
                 if not slots.has_room(line.waiting[0], self._lines):
-                    return None  # it needs larger slots; no line may overtake it until then
+                    return None  # it waits for larger slots, and no line may overtake it
                 self._lines.rotate(-1)
                 return line.admit()
             self._lines.rotate(-1)

@@ -27,7 +27,7 @@ from .hotwords import Hotwords, Node
 # it may be likelier than those after the other text.
 _MARGIN = 1.0
 _OFFERS = 20  # the most offers examined at a place, likeliest first
-_MEETING = 2  # common tokens after a phrase, from which on two texts agree
+_MEETING = 2  # common tokens after a phrase at which two texts agree again
 _STEPS, _FREE_STEPS = 4, 20  # the most steps: for each token of the text, and in addition
 
 Wish: TypeAlias = tuple[int, int]  # ids to remove from the slot, and the id to step with

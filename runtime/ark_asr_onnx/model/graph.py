@@ -211,8 +211,8 @@ def _options(threads: int) -> Any:
     options = ort.library.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 4  # failures reach the caller as exceptions
-    # Threads spin only while work follows at once: within a call, and until the next token. Then
-    # they sleep. Older releases would spin for tens of milliseconds, or not at all.
+    # Threads spin only while more work follows directly: within a call, and until the next token.
+    # Then they sleep. Older releases would spin for tens of milliseconds, or not at all.
     if ort.release(ort.version()) >= (1, 26):
         options.add_session_config_entry("session.intra_op.spin_duration_us", "2000")
     else:

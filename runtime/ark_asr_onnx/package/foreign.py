@@ -35,7 +35,7 @@ def shown_name(name: str) -> str:
 
 
 def check_memory(n_bytes: int) -> None:
-    """Raise ``OSError`` if so much memory cannot be allocated; the check itself uses none.
+    """Raise ``OSError`` if ``n_bytes`` of memory cannot be allocated; the check uses none.
 
     Without memory some libraries end the process, or wait for a thread that never starts.
     """

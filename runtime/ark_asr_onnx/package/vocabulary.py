@@ -61,7 +61,7 @@ def decoding_tokens(
 
 
 def open_end(blocked: set[int], size: int) -> int:
-    """The lowest id such that it and all higher ids are blocked."""
+    """The lowest id that is blocked together with all higher ids."""
     first = size
     while first - 1 in blocked:
         first -= 1
