@@ -128,10 +128,10 @@ def word_times(figure: Figure, demo: Table, real: Table) -> None:
 def recipes(figure: Figure, closeness: Table, times: Table, engines: Table) -> None:
     """Error and time of our recipes, and of other engines with the same weights."""
     error = "error of the audio embeddings, median clip"
-    errors = {row["package"]: number(row[error]) for row in closeness}
-    ours = {row["package"]: number(row["15 s"]) for row in times}
-    known = {re.split(" everywhere| .default", name)[0]: e for name, e in errors.items()}
-    recipes = [(name, known[name.split(" ")[0]], time) for name, time in ours.items()]
+    errors = {row["package"].split(" ")[0]: number(row[error]) for row in closeness}
+    recipes = [
+        (row["package"], errors[row["package"].split(" ")[0]], number(row["15 s"])) for row in times
+    ]
     peers = [
         (row["engine"], number(row["its own error"]), number(row["encoder, padded to 30 s"]))
         for row in engines

@@ -67,13 +67,13 @@ class Box:
 
 
 EXPORT = (
-    Box("checkpoint", "a folder, or an id of a hub", "fetch.py"),
+    Box("checkpoint", "a folder or a hub's id", "fetch.py"),
     Box("read", "configuration and tensors", "checkpoint.py"),
     Box("listen in torch", "what the reference hears", "oracle.py"),
     Box("calibrate", "the cost of each recipe", "calibrate.py"),
     Box("choose", "a recipe for each matrix", "choose.py"),
-    Box("trace", "fp32 graphs, like torch", "trace.py"),
-    Box("store", "INT8, within a budget", "quantize.py"),
+    Box("trace", "graphs in fp32", "trace.py"),
+    Box("store", "graphs in INT8", "quantize.py"),
     Box("find heads", "that tell times of words", "heads.py"),
     Box("prove", "the runtime against torch", "proof.py"),
 )
