@@ -13,7 +13,12 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-DOCUMENTS = ("README.md", "README_INT8_ASR_USAGE.md", "models/demo/README.md")
+DOCUMENTS = (
+    "README.md",
+    "README_INT8_ASR_USAGE.md",
+    "models/demo/README.md",
+    "runtime/EMBEDDING.md",
+)
 PAGE = "The first ten minutes with the real weights"
 STAND_INS = {  # for what its reader has
     "--ckpt AutoArk-AI/ARK-ASR-0.6B": "--ckpt models/demo/checkpoint",
