@@ -146,7 +146,7 @@ def _shown(value: object) -> str:
 
 
 @functools.lru_cache(maxsize=256)  # records of one file follow each other
-def _file_sha256(path: Path, n_bytes: int, mtime_ns: int) -> str:  # noqa: ARG001 - keys of the cache
+def _file_sha256(path: Path, n_bytes: int, mtime_ns: int) -> str:  # noqa: ARG001 - cache keys
     digest = hashlib.sha256()
     with path.open("rb") as stream:
         while block := stream.read(_BLOCK_BYTES):

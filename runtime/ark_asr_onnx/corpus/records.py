@@ -42,7 +42,7 @@ class Record:
 
     line: int  # number in the file, from 1
     audio: str  # as in the list
-    path: Path  # absolute, or relative to the folder of the list
+    path: Path  # a relative one is joined to the folder of the list
     text: str | None  # reference text, if known
     begin_seconds: float | None  # None: from the start
     end_seconds: float | None  # None: to the end

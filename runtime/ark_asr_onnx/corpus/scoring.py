@@ -144,8 +144,8 @@ def normalizer(language: str | None, normalize: bool = True) -> Callable[[str], 
     """A function that normalises texts of a language; None means any but English.
 
     Whisper's ``EnglishTextNormalizer``, see :mod:`english`; for other languages its
-    ``BasicTextNormalizer``, which keeps combining marks, such as vowels and tones. Without
-    ``normalize``, only white space is stripped and collapsed, as it always is. Raises as
+    ``BasicTextNormalizer``, which keeps combining marks, such as vowels and tones. White space is
+    always stripped and collapsed; without ``normalize`` nothing else is done. Raises as
     :func:`score`.
     """
     code = None if language is None else _code(language)
