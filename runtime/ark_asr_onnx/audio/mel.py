@@ -20,7 +20,8 @@ N_FFT = 400  # samples per window, 25 ms
 HOP_LENGTH = 160  # samples between windows, 10 ms
 MIN_SAMPLES = N_FFT // 2 + 1  # reflection by half a window needs one sample more than that
 _FRAMES_PER_BLOCK = 3000  # bounds the memory of the transform, whatever the length
-_FRAMES_PER_PRODUCT = 32  # for larger products BLAS wakes all its threads, which then spin
+# From 2 ** 18 multiply-adds on (201 x 128 a frame) BLAS may wake all its threads, which then spin.
+_FRAMES_PER_PRODUCT = 8
 
 
 def log_mel(waveform: F32, n_mels: int) -> F32:
