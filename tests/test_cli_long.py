@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 import soundfile
-from conftest import DEMO, ROOT, Sample
+from conftest import DEMO, ROOT, Sample, near
 
 import ark_asr_onnx
 from ark_asr_onnx import Job, Segment
@@ -108,7 +108,7 @@ def test_words_have_their_times_in_json(
         )
         assert [word["word"] for word in words] == sample.text.split()
         assert (row["start"], row["end"]) == (words[0]["start"], words[-1]["end"])
-        assert row["words"] == words
+        assert row["words"] == near(words)
     soundfile.write(tmp_path / "silence.wav", np.zeros(RATE), RATE)
     assert ark("transcribe", "--words", "-f", "json", tmp_path / "silence.wav") == 0
     assert json.loads(capsys.readouterr().out)["segments"][0]["words"] == []
@@ -255,7 +255,7 @@ def test_json_names_its_audio_in_files_as_on_standard_output(
     written = [json.loads(line) for line in lines]
     for row in (*printed, *written):
         row.pop("timings", None)
-    assert written == printed
+    assert written == near(printed)
     assert {row["audio"] for row in written} == {str(meeting)}
 
 

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 import soundfile  # pyright: ignore[reportMissingTypeStubs]
-from conftest import DEMO, Sample
+from conftest import DEMO, Sample, near
 from serving import Answer, Served, form, served
 from test_webm import cluster, file, opus, simple, track_entry, write_aac
 
@@ -284,7 +284,7 @@ def test_words_have_their_times(
         assert found["segments"][0]["start"] == times[0][0]
     whole = server.post(OPENAI, {**WORDS, "file": minutes}).json
     (*_, done) = events(server.post(OPENAI, {**WORDS, "file": minutes, "stream": "true"}))
-    assert done["words"] == whole["words"]
+    assert done["words"] == near(whole["words"])
     assert " ".join(word["word"] for word in done["words"]) == done["text"]
     both = [*VERBOSE.items(), ("timestamp_granularities[]", "word"),
             ("timestamp_granularities[]", "segment"), ("file", samples[0].path)]  # fmt: skip
