@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Literal
@@ -41,7 +42,7 @@ class Segment:
     @property
     def mean_logprob(self) -> float:
         """Mean log-probability of the tokens."""
-        return sum(self.logprobs) / len(self.logprobs)
+        return math.fsum(self.logprobs) / len(self.logprobs)
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,12 +110,12 @@ class Transcript:
     @property
     def speech_seconds(self) -> float:
         """Seconds of speech in all segments."""
-        return sum(segment.speech_seconds for segment in self.segments)
+        return math.fsum(segment.speech_seconds for segment in self.segments)
 
     @property
     def covered_seconds(self) -> float:
         """Seconds of speech in segments that are not flagged."""
-        return self.speech_seconds - sum(segment.speech_seconds for segment in self.flagged)
+        return math.fsum(s.speech_seconds for s in self.segments if s.finish_reason == "stop")
 
     @property
     def rtfx(self) -> float:
