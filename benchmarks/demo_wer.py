@@ -29,7 +29,7 @@ from outside import add_speech, rows
 from tqdm import tqdm
 
 from ark_asr_onnx.audio.sources import read
-from ark_onnx_export import pipeline, verify
+from ark_onnx_export import listen, pipeline, verify
 from ark_onnx_export.engines import PackageEngine
 from ark_onnx_export.oracle import TorchEngine
 
@@ -65,7 +65,7 @@ def transcribe_folder(
     clips: list[Clip] = []
     for row in tqdm(rows(speech, f"{folder}/dev"), desc=folder, file=sys.stderr):
         waveform = read(row["path"])
-        heard = verify.hear(oracle, row["audio"], waveform, MAX_TOKENS)
+        heard = listen.hear(oracle, row["audio"], waveform, MAX_TOKENS)
         judged = {
             e: verify.compare_clip(package, heard, MAX_TOKENS) for e, package in packages.items()
         }

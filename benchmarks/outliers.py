@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 from make_checkpoint import make_checkpoint
 
-from ark_onnx_export import pipeline, verify
+from ark_onnx_export import figures, listen, pipeline
 from ark_onnx_export.engines import PackageEngine
 from ark_onnx_export.mask import blocked
 from ark_onnx_export.oracle import TorchEngine
@@ -65,7 +65,7 @@ class Row:
     matrices: str
 
 
-def measure(package: Path, clips: list[verify.Heard]) -> dict[str, Any]:
+def measure(package: Path, clips: list[listen.Heard]) -> dict[str, Any]:
     """The figures of :class:`Row` that are measured on speech."""
     found = PackageEngine(package)
     errors: list[float] = []
@@ -81,7 +81,7 @@ def measure(package: Path, clips: list[verify.Heard]) -> dict[str, Any]:
         logits = found.score(clip.audio_embeds, clip.decoded.token_ids)
         closed = blocked(clip.tokens, logits.shape[1])
         expected, forced, whole = (
-            verify.log_softmax(rows[:, : logits.shape[1]], closed)
+            figures.log_softmax(rows[:, : logits.shape[1]], closed)
             for rows in (
                 clip.decoded.logits, logits, found.score(embeds, clip.decoded.token_ids)
             )
@@ -124,7 +124,7 @@ def main() -> int:
                 overrides=real_width(options.layers),
             )  # fmt: skip
             oracle = TorchEngine.open(checkpoint, pipeline.INSTRUCTION)
-            clips = [verify.hear(oracle, n, x, options.tokens) for n, x in builtin_speech()]
+            clips = [listen.hear(oracle, n, x, options.tokens) for n, x in builtin_speech()]
             for name in options.recipes:
                 out = work / name.replace(", ", "-")
                 pipeline.export(checkpoint, out, allow_degraded=True, **RECIPES[name])

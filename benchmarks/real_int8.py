@@ -35,7 +35,7 @@ from outside import add_speech, rows
 
 from ark_asr_onnx.audio import sources
 from ark_asr_onnx.package import contract
-from ark_onnx_export import pipeline, verify
+from ark_onnx_export import figures, listen, pipeline
 from ark_onnx_export.engines import PackageEngine
 from ark_onnx_export.mask import blocked
 from ark_onnx_export.oracle import TorchEngine
@@ -65,7 +65,7 @@ def clips(speech: Path, n: int) -> list[Path]:
     return found
 
 
-def closeness(package: Path, clips: Sequence[verify.Heard]) -> dict[str, float]:
+def closeness(package: Path, clips: Sequence[listen.Heard]) -> dict[str, float]:
     """The errors of a package relative to the network, over the clips."""
     engine = PackageEngine(package)
     errors: list[float] = []
@@ -78,7 +78,7 @@ def closeness(package: Path, clips: Sequence[verify.Heard]) -> dict[str, float]:
         logits = engine.score(clip.audio_embeds, clip.decoded.token_ids)
         closed = blocked(clip.tokens, logits.shape[1])
         pair = clip.decoded.logits[:, : logits.shape[1]], logits
-        expected, found = (verify.log_softmax(each, closed) for each in pair)
+        expected, found = (figures.log_softmax(each, closed) for each in pair)
         steps = np.arange(len(ids))
         changes.append(np.abs(found[steps, ids] - expected[steps, ids]))
         same.append(found.argmax(axis=1) == ids)
@@ -160,7 +160,7 @@ def main() -> int:
             say(f"exporting {name}, once: {path}")
             pipeline.export(options.checkpoint, path, allow_degraded=True, **PACKAGES[name])
     oracle = TorchEngine.open(options.checkpoint, pipeline.INSTRUCTION)
-    heard = [verify.hear(oracle, path.name, sources.read(path, end_seconds=30), _TOKENS)
+    heard = [listen.hear(oracle, path.name, sources.read(path, end_seconds=30), _TOKENS)
             for path in clips(options.speech, options.clips)]  # fmt: skip
     figures = {name: closeness(path, heard) for name, path in made.items()}
     n_mels = heard[0].log_mel.shape[1]

@@ -21,8 +21,8 @@ from ark_onnx_export.checkpoint import Checkpoint, open_checkpoint, open_text
 from ark_onnx_export.cli import main
 from ark_onnx_export.engines import Decoded
 from ark_onnx_export.findings import Calibration
+from ark_onnx_export.listen import Heard
 from ark_onnx_export.smoothing import Graph, Site
-from ark_onnx_export.verify import Heard
 
 
 def export(checkpoint: Path, out: Path) -> Path:

@@ -21,7 +21,7 @@ from make_checkpoint import make_checkpoint
 
 import ark_asr_onnx
 from ark_asr_onnx.audio.sources import read
-from ark_onnx_export import cli, verify
+from ark_onnx_export import cli, figures, verify
 from ark_onnx_export.engines import PackageEngine
 from ark_onnx_export.mask import blocked
 from ark_onnx_export.oracle import TorchEngine
@@ -212,7 +212,7 @@ def test_log_probabilities_are_those_among_the_ids_that_may_be_chosen() -> None:
     logits[:, tokens.prefix[0]] = 50  # blocked, and by far the largest
     logits[:, 7] = 3
     closed = blocked(tokens, 545)
-    found = verify.log_softmax(logits, closed)
+    found = figures.log_softmax(logits, closed)
     assert found.argmax(axis=1).tolist() == [7, 7]
     n_open = int((~closed).sum())
     assert found[0, 7] == pytest.approx(3 - np.log(np.exp(3) + n_open - 1), abs=1e-5)
@@ -282,7 +282,7 @@ def test_int8_against_int8_is_judged_as_int8() -> None:
     ([1, 2], [1, 2], None), ([1, 2], [1, 3], 1), ([1, 2], [1], 1), ([], [1], 0),
 ])  # fmt: skip
 def test_the_first_difference(a: list[int], b: list[int], place: int | None) -> None:
-    assert verify._first_difference(a, b) == place
+    assert figures.first_difference(a, b) == place
 
 
 def test_long_audio_is_compared_up_to_one_pass(tmp_path: Path, tiny_package: Path) -> None:

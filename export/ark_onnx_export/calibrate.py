@@ -22,13 +22,14 @@ from ark_asr_onnx.package.contract import Tokens
 
 from .checkpoint import Network
 from .costs import costs
+from .figures import relative
 from .findings import PROBED, Calibration, Finding
+from .listen import Heard
 from .mask import blocked
 from .quantize import LEVELS, block_size
 from .reference import lengths
 from .rows import FORMS, GELU_FLOOR, Form, further, offsets, parts, places
 from .smoothing import F32, Graph, Order, Site, best_factor
-from .verify import Heard
 
 Progress = Callable[[str, Sequence[Any]], Any]  # label, items -> the items
 
@@ -322,12 +323,12 @@ def _at_output(
             for name in site.modules
         ]
         with _hooks(hooks):
-            outputs = [run(1 + len(group)) for run in runs]
+            outputs = [run(1 + len(group)).numpy() for run in runs]
         for i, site in enumerate(group):
             if graph == "audio":
-                found[site.name] = tuple(_relative(y[0], y[i + 1]) for y in outputs)
+                found[site.name] = tuple(relative(y[0], y[i + 1]) for y in outputs)
             else:
-                each = torch.cat([(y[i + 1] - y[0]).abs() for y in outputs]).tolist()
+                each = np.concatenate([np.abs(y[i + 1] - y[0]) for y in outputs]).tolist()
                 found[site.name] = (*each, *[0.0] * n_sure)
     return found
 
@@ -345,10 +346,6 @@ def _changed(row: int, factor: F32 | None, order: Order | None) -> Callable[...,
         return output
 
     return hook
-
-
-def _relative(expected: Tensor, found: Tensor) -> float:
-    return float((found - expected).norm() / expected.norm().clamp(min=1e-9))
 
 
 @contextlib.contextmanager

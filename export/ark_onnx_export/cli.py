@@ -184,6 +184,7 @@ def _positive(text: str) -> int:
 def _verify(options: argparse.Namespace) -> tuple[int, str]:
     from tqdm import tqdm
 
+    from . import report as texts
     from . import verify
     from .engines import PackageEngine
 
@@ -218,7 +219,7 @@ def _verify(options: argparse.Namespace) -> tuple[int, str]:
         clips=tuple(r for r in results if isinstance(r, verify.Comparison)),
         failures=tuple(r for r in results if isinstance(r, verify.Failure)),
     )
-    answer, figures = verify.report_to_text(report), verify.report_to_json(report)
+    answer, figures = texts.report_to_text(report), texts.report_to_json(report)
     try:
         files.write(options.report, figures.encode(errors="backslashreplace"))
     except OSError as error:

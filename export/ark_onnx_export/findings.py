@@ -19,8 +19,8 @@ from ark_asr_onnx import files
 from ark_asr_onnx.package.contract import file_sha256
 
 from .costs import costs
+from .listen import Heard
 from .smoothing import F32, Graph, Site
-from .verify import Heard
 
 PROBED = "blocks8"  # the recipe whose effect at the output is measured
 _FORMAT = 9  # raised when kept findings would be misread

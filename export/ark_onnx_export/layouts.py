@@ -19,12 +19,12 @@ from ark_asr_onnx.package.published import cache_names
 
 from . import dynamic, narrow, parity, prefill, published, quantize, trace, write
 from .checkpoint import Checkpoint, Network, graph_weight
+from .listen import Heard
 from .parity import DecoderRun, Parity, Progress
 from .quantize import Examples, Matrix, Recipes
 from .reference import lengths
 from .smoothing import Fold, Graph
 from .unfold import unfold_convolutions
-from .verify import Heard
 
 F32 = npt.NDArray[np.float32]
 Open = Callable[[], ort.InferenceSession]  # opens the graph that was just written

@@ -16,9 +16,10 @@ from torch import Tensor
 from ark_asr_onnx.errors import ExportError
 
 from .checkpoint import Network
+from .figures import log_softmax, relative
+from .listen import Heard
 from .mask import blocked
 from .reference import lengths
-from .verify import Heard, log_softmax
 
 F32 = npt.NDArray[np.float32]
 Progress = Callable[[Iterable[Any]], Iterable[Any]]
@@ -149,8 +150,7 @@ def decoder_cost(
 
 def audio_cost(run: Callable[[F32], F32], clips: Sequence[Heard]) -> float:
     """Relative error of the audio embeddings, worst clip."""
-    pairs = [(clip.audio_embeds, run(clip.log_mel)) for clip in clips]
-    return float(np.max([np.linalg.norm(a - b) / np.linalg.norm(a) for a, b in pairs]))
+    return float(np.max([relative(clip.audio_embeds, run(clip.log_mel)) for clip in clips]))
 
 
 def _parity(pairs: list[tuple[F32, F32]]) -> Parity:
@@ -161,13 +161,12 @@ def _parity(pairs: list[tuple[F32, F32]]) -> Parity:
             raise ExportError(f"a graph gives {found.shape} where torch gives {expected.shape}")
     errors = [np.abs(a - b).max() for a, b in pairs]
     peaks = [max(np.abs(a).max(), 1e-9) for a, _ in pairs]
-    ratios = [np.linalg.norm(a - b) / max(np.linalg.norm(a), 1e-9) for a, b in pairs]
     hits = np.concatenate([(a.argmax(-1) == b.argmax(-1)).reshape(-1) for a, b in pairs])
     # np.max keeps NaN, which max() loses unless it comes first.
     return Parity(
         max_error=float(np.max(errors)),
         max_relative=float(np.max(np.divide(errors, peaks))),
-        rms_relative=float(np.max(ratios)),
+        rms_relative=float(np.max([relative(a, b) for a, b in pairs])),
         top1=float(hits.mean()),
     )
 

@@ -27,6 +27,7 @@ from . import (
     choose,
     findings,
     heads,
+    listen,
     parity,
     plans,
     proof,
@@ -41,13 +42,14 @@ from .config import MAX_POSITIONS
 from .engines import PackageEngine
 from .findings import Calibration
 from .layouts import LAYOUTS, Facts, GraphPlan
+from .listen import Heard
 from .oracle import TorchEngine
 from .parity import Parity
 from .probes import F32, builtin_references, builtin_speech, calibration_speech
 from .proof import Rung
 from .smoothing import Fold, Graph
 from .space import export_need, require_space
-from .verify import Heard, Report, Totals
+from .verify import Report, Totals
 
 Precision = Literal["int8", "fp32"]
 LayoutName = Literal["native", "published"]
@@ -330,7 +332,7 @@ def _hear(
     oracle: TorchEngine, sounds: Sequence[tuple[str, F32]], track: Progress, label: str
 ) -> list[Heard]:
     return [
-        verify.hear(oracle, name, waveform, _PROBE_TOKENS)
+        listen.hear(oracle, name, waveform, _PROBE_TOKENS)
         for name, waveform in track(label, sounds)
     ]
 

@@ -15,7 +15,8 @@ from .findings import Finding
 from .heads import Errors, Found
 from .parity import Parity
 from .quantize import Matrix
-from .verify import Report, Totals, report_to_record, report_to_text
+from .report import report_to_record, report_to_text
+from .verify import Report, Totals
 
 JSON_FILE, TEXT_FILE = "report.json", "REPORT.md"
 

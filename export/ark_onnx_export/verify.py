@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from ark_asr_onnx.audio import sources
-from ark_asr_onnx.audio.mel import HOP_LENGTH, MIN_SAMPLES, SAMPLE_RATE
-from ark_asr_onnx.errors import ArkError, AudioError, ExportError
+from ark_asr_onnx.audio.mel import SAMPLE_RATE
+from ark_asr_onnx.errors import ArkError, ExportError
 from ark_asr_onnx.package.contract import Tokens
 
-from .engines import Decoded, PackageEngine, Subject
+from .engines import PackageEngine, Subject
+from .figures import F32, first_difference, log_softmax, relative
+from .listen import Heard, hear, room
 from .mask import blocked
 
-F32 = npt.NDArray[np.float32]
 MIN_TOKENS = 200  # a share of fewer tokens says nothing
 
 
@@ -183,41 +181,6 @@ def _attempt(
         return Failure(str(path), str(error))
 
 
-@dataclass(frozen=True, slots=True)
-class Heard:
-    """What the reference made of one audio."""
-
-    name: str
-    waveform: F32
-    tokens: Tokens
-    log_mel: F32
-    audio_embeds: F32
-    decoded: Decoded
-
-
-def room(engine: Subject | PackageEngine, waveform: F32) -> int:
-    """Most tokens that an utterance can have; :class:`ExportError` if that is none."""
-    tokens, merge_factor = engine.tokens, engine.merge_factor
-    n_audio = max((len(waveform) // HOP_LENGTH + 1) // 2 // merge_factor, 1)
-    n_prompt = len(tokens.prefix) + n_audio + len(tokens.suffix)
-    if n_prompt > engine.positions:
-        raise ExportError(
-            f"a prompt of {n_prompt} positions does not fit into {engine.positions}; give shorter "
-            "audio"
-        )
-    return engine.positions - n_prompt + 1
-
-
-def hear(expected: Subject, name: str, waveform: F32, n_tokens: int) -> Heard:
-    """Run the reference on a waveform ``[n]`` at 16 kHz."""
-    if len(waveform) < MIN_SAMPLES:
-        raise AudioError(f"{name}: audio is too short, {len(waveform)} samples at 16 kHz")
-    log_mel = expected.log_mel(waveform)
-    audio_embeds = expected.encode(log_mel)
-    decoded = expected.decode(waveform, audio_embeds, n_tokens)
-    return Heard(name, waveform, expected.tokens, log_mel, audio_embeds, decoded)
-
-
 def compare_clip(found: PackageEngine, heard: Heard, n_tokens: int) -> Comparison:
     """Run a package on the same waveform, and compare."""
     log_mel = found.log_mel(heard.waveform)
@@ -234,14 +197,14 @@ def compare_clip(found: PackageEngine, heard: Heard, n_tokens: int) -> Compariso
     p, q = (log_softmax(rows, closed) for rows in raw)
     choices = q.argmax(axis=1)
     lost = p[steps, ids] - p[steps, choices]
-    diverges_at = _first_difference(ids, ours)
+    diverges_at = first_difference(ids, ours)
     finite = np.isfinite(q[:, ~closed]).all()
     return Comparison(
         audio=heard.name,
         seconds=len(heard.waveform) / SAMPLE_RATE,
         mel_error=float(np.abs(log_mel - heard.log_mel).max()),
-        encoder_error=_relative(heard.audio_embeds, audio_embeds),
-        first_logits_error=_relative(*(rows[0, ~closed] for rows in raw)),
+        encoder_error=relative(heard.audio_embeds, audio_embeds),
+        first_logits_error=relative(*(rows[0, ~closed] for rows in raw)),
         dlogp=tuple((q[steps, ids] - p[steps, ids]).tolist()),
         same_choices=int((choices == ids).sum()),
         worst_margin=float(np.max(lost)) if finite else math.nan,
@@ -250,7 +213,7 @@ def compare_clip(found: PackageEngine, heard: Heard, n_tokens: int) -> Compariso
         package_token_ids=ours,
         package_text=package_text,
         diverges_at=diverges_at,
-        explained=diverges_at == _first_difference(ids, choices.tolist()),
+        explained=diverges_at == first_difference(ids, choices.tolist()),
     )
 
 
@@ -277,92 +240,6 @@ def require_same_prompt(found: Tokens, expected: Tokens) -> None:
         )
 
 
-def report_to_json(report: Report) -> str:
-    """The whole report, UTF-8 unescaped."""
-    record = report_to_record(report)
-    return json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-
-
-def report_to_record(report: Report) -> dict[str, Any]:
-    """The whole report for JSON; what is no number is ``None``."""
-    record = {
-        "package": report.package,
-        "reference": report.reference,
-        "weights": report.weights,
-        "verdict": "within limits" if report.passed else "outside limits",
-        "limits": asdict(report.limits),
-        "totals": asdict(Totals.of(report.clips)) if report.clips else None,
-        "clips": [asdict(clip) for clip in report.clips],
-        "failures": [asdict(failure) for failure in report.failures],
-    }
-    return _finite(record)
-
-
-def report_to_text(report: Report) -> str:
-    """The report for a terminal."""
-    lines = [
-        f"package    {report.package}",
-        f"reference  {report.reference}",
-        f"weights    {report.weights}",
-        "",
-    ]
-    if report.clips:
-        lines += _clip_table(report.clips)
-    for failure in report.failures:
-        lines.append(f"{failure.audio}: not compared: {failure.reason}")
-    lines.append("")
-    for check in report.checks():
-        relation, verdict = ">=" if check.at_least else "<=", "ok" if check.holds else "NO"
-        lines.append(f"{check.name:29} {check.value:10.3g}  {relation} {check.limit:<6g} {verdict}")
-    if report.clips:
-        totals = Totals.of(report.clips)
-        if totals.tokens < MIN_TOKENS:
-            lines.append(f"(no share of same choices below {MIN_TOKENS} tokens: {totals.tokens})")
-        lines.append(
-            f"{totals.same_tokens} of {totals.clips} clips with the same tokens, "
-            f"{totals.same_text} with the same text"
-        )
-    lines.append("verdict: " + ("within limits" if report.passed else "OUTSIDE LIMITS"))
-    return "\n".join(lines)
-
-
-def _clip_table(clips: Sequence[Comparison]) -> list[str]:
-    width = max(len(Path(clip.audio).name) for clip in clips)
-    lines = [
-        f"{'audio':{width}} {'s':>6} {'mel':>8} {'encoder':>8} {'logits':>8} "
-        f"{'|dlogp|':>8} {'worst':>8} {'choices':>9} {'margin':>7}  tokens"
-    ]
-    for clip in clips:
-        n, dlogp = len(clip.dlogp), np.abs(clip.dlogp)
-        tokens = "same" if clip.diverges_at is None else f"part at {clip.diverges_at}"
-        lines.append(
-            f"{Path(clip.audio).name:{width}} {clip.seconds:6.2f} {clip.mel_error:8.1e} "
-            f"{clip.encoder_error:8.1e} {clip.first_logits_error:8.1e} "
-            f"{dlogp.mean():8.4f} {dlogp.max():8.4f} {clip.same_choices:4}/{n:<4} "
-            f"{clip.worst_margin:7.2f}  {tokens}{'' if clip.explained else ', UNEXPLAINED'}"
-        )
-    for clip in clips:
-        if clip.text != clip.package_text:
-            lines += ["", clip.audio, f"  reference: {clip.text}"]
-            lines += [f"  package:   {clip.package_text}"]
-    return lines
-
-
-def log_softmax(logits: F32, closed: npt.NDArray[np.bool_]) -> F32:
-    """Log-probabilities ``[n, vocab]`` among the ids that are not closed."""
-    masked = np.where(closed, -np.inf, logits)
-    shifted = masked - masked.max(axis=1, keepdims=True)
-    return shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
-
-
-def _first_difference(a: Sequence[int], b: Sequence[int]) -> int | None:
-    """The first place at which two sequences differ; the end of the shorter is a difference."""
-    if tuple(a) == tuple(b):
-        return None
-    pairs = zip(a, b, strict=False)
-    return next((i for i, (x, y) in enumerate(pairs) if x != y), min(len(a), len(b)))
-
-
 def _require_same_shape(stage: str, found: F32, expected: F32) -> None:
     if found.shape != expected.shape:
         raise ExportError(
@@ -371,18 +248,5 @@ def _require_same_shape(stage: str, found: F32, expected: F32) -> None:
         )
 
 
-def _relative(a: F32, b: F32) -> float:
-    return float(np.linalg.norm(a - b) / max(float(np.linalg.norm(a)), 1e-9))
-
-
 def _worst(values: Iterable[float]) -> float:
     return float(np.max(list(values)))  # keeps NaN, which max() may lose
-
-
-def _finite(value: Any) -> Any:
-    """A copy in which numbers that JSON does not know are ``None``."""
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
