@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from conftest import require_exact_sums
 
 pytest.importorskip("torch")
 
@@ -144,6 +145,7 @@ def test_a_recipe_computes_what_calibration_takes_it_to_compute(
 
     from ark_onnx_export.calibrate import product as simulated
 
+    require_exact_sums(recipe)
     monkeypatch.setattr(rows_module, "round_weights", plainly)
     weight, x = matrix(96, 40), matrix(23, 96, seed=1)
     x[4] = 0
