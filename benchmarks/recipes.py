@@ -25,7 +25,8 @@ import numpy as np
 import onnx_ir as ir
 import onnxruntime
 
-from ark_onnx_export.quantize import RECIPES, quantise
+from ark_onnx_export.quantize import quantise
+from ark_onnx_export.recipes import PLAIN, RECIPES, Recipe
 
 ROWS = {"5 s": 250, "15 s": 750, "30 s": 1500}
 ENCODER = {"qkv": (1280, 3840), "out": (1280, 1280), "fc1": (1280, 5120), "fc2": (5120, 1280)}
@@ -34,8 +35,6 @@ DECODER = {
     "gate, token": (1, 896, 4864),
     "head, token": (1, 896, 151646),
 }
-BLOCKS = ("blocks8", "fine8", "fp32")
-TWO_BYTES = ("blocks8a16", "blocks12a16")  # slow for many rows
 COSTS = Path(__file__).parent.parent / "export" / "ark_onnx_export" / "costs.json"
 _CACHED = 50_000_000  # bytes; more than any cache holds
 _COLUMNS = 0.9  # of a block's cost: a step is as fast, and prompts are faster
@@ -99,16 +98,27 @@ def costs(encoder: dict[str, dict[str, float]], decoder: dict[str, dict[str, flo
                                                      ("qkv", "fc1"))):  # fmt: skip
         rows = [times for label, times in encoder.items() if label.startswith(parts)]
         # 7 and 8 bits have the same products, so the faster measurement is used.
-        sums = {
-            r: sum(min(t[r.replace("rows7", "rows8")], t[r.replace("rows8", "rows7")])
-                   for t in rows)
-            for r in rows[0]
-        }  # fmt: skip
-        found[name] = {r: round(ms / sums["rows8"], 2) for r, ms in sums.items()}
+        sums = {r: sum(min(t[twin] for twin in twins(r)) for t in rows) for r in rows[0]}
+        plainest = next(r for r in sums if RECIPES[r].kind == "rows")
+        found[name] = {r: round(ms / sums[plainest], 2) for r, ms in sums.items()}
     step = decoder["gate, token"]
-    found["decoder"] = {r: round(step[r] / step["blocks8"], 2) for r in (*BLOCKS, *TWO_BYTES)}
-    found["decoder"] |= dict.fromkeys(("columns8", "columns7"), _COLUMNS)
+    found["decoder"] = {r: round(ms / step[PLAIN.name], 2) for r, ms in step.items()}
+    found["decoder"] |= dict.fromkeys(of("columns"), _COLUMNS)
     return found
+
+
+def twins(recipe: str) -> list[str]:
+    """The recipes of a kind that differ in their levels only."""
+
+    def form(one: Recipe) -> tuple[object, ...]:
+        return one.kind, one.extra, one.segments, one.fine, one.rest
+
+    return [name for name, one in RECIPES.items() if form(one) == form(RECIPES[recipe])]
+
+
+def of(*kinds: str) -> list[str]:
+    """The recipes of some kinds."""
+    return [name for name, recipe in RECIPES.items() if recipe.kind in kinds]
 
 
 def main() -> int:
@@ -120,10 +130,10 @@ def main() -> int:
     options = parser.parse_args()
     shapes = {f"{name}, {seconds}": (n_rows, *shape)
               for name, shape in ENCODER.items() for seconds, n_rows in ROWS.items()}  # fmt: skip
-    rows = [recipe for recipe in RECIPES if recipe.startswith("rows")]
-    encoder = measure(shapes, [*rows, *BLOCKS], options.threads, options.repeat)
-    columns = ["columns8", "columns7"]
-    decoder = measure(DECODER, [*columns, *BLOCKS, *TWO_BYTES], options.threads, options.repeat)
+    encoder = measure(shapes, of("rows", "blocks", "fp32"), options.threads, options.repeat)
+    # Two bytes are slow for many rows.
+    kinds = ("columns", "blocks", "two bytes", "fp32")
+    decoder = measure(DECODER, of(*kinds), options.threads, options.repeat)
     found = costs(encoder, decoder)
     if options.write:
         COSTS.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -11,11 +11,11 @@ pytest.importorskip("torch")
 
 from ark_onnx_export import choose
 from ark_onnx_export.calibrate import Calibration, Finding
-from ark_onnx_export.rows import FORMS
-from ark_onnx_export.smoothing import Graph
+from ark_onnx_export.recipes import RECIPES, Graph, Target
 
+ROWS = [recipe.name for recipe in RECIPES.values() if recipe.kind == "rows"]
 ERRORS = {
-    **{name: 0.012 if "8" in name[:5] else 0.017 for name in FORMS},
+    **{name: 0.012 if "8" in name[:5] else 0.017 for name in ROWS},
     "columns8": 0.011, "columns7": 0.016, "blocks8": 0.01, "fine8": 0.008, "fp32": 0.0,
     "blocks8a16": 0.006, "blocks12a16": 0.0005,
 }  # fmt: skip
@@ -32,7 +32,7 @@ def finding(site: str, at_output: float, n_weights: int = 1000, **errors: float)
 
 def chosen(findings: list[Finding], graph: Graph, budget: float, **more: object) -> dict[str, str]:
     calibration = Calibration(tuple(findings), {})
-    target = str(more.get("target", "any"))
+    target = cast("Target", more.get("target", "any"))
     plan = choose.choose(calibration, graph, target, budget, float(str(more.get("scale", 1))))
     recipes = plan.recipes(calibration)
     return {name.removesuffix(".weight"): recipe for name, recipe in recipes.items()}
@@ -79,7 +79,7 @@ def test_what_an_earlier_choice_really_cost_corrects_the_next() -> None:
 
 
 def test_a_recipe_that_wrecks_a_product_is_not_taken_even_where_the_output_does_not_mind() -> None:
-    bad: dict[str, Any] = dict.fromkeys(FORMS, 0.4)
+    bad: dict[str, Any] = dict.fromkeys(ROWS, 0.4)
     findings = [finding("wild", 1e-6, **bad, blocks8=0.2), finding("calm", 1e-6)]
     assert chosen(findings, "audio", 0.03) == {"wild": "fine8", "calm": "rows8"}
 

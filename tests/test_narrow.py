@@ -11,8 +11,8 @@ pytest.importorskip("torch")
 
 import onnx
 import onnxruntime
-from onnx import numpy_helper
 from conftest import require_exact_sums
+from onnx import numpy_helper
 from test_quantize import graph_of, matrix
 
 from ark_onnx_export import narrow, quantize, write

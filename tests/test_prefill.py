@@ -20,7 +20,8 @@ from onnx import TensorProto, helper, numpy_helper
 import ark_asr_onnx
 from ark_asr_onnx.model.layouts import native
 from ark_onnx_export import pipeline, prefill, quantize, write
-from ark_onnx_export.calibrate import product
+from ark_onnx_export.products import product
+from ark_onnx_export.recipes import RECIPES
 
 WIDTH, INNER = 48, 64
 
@@ -65,9 +66,9 @@ def written(directory: Path, recipes: dict[str, str]) -> tuple[Any, Any]:
     opsets = [helper.make_opsetid("", 21)]
     proto = helper.make_model(graph, opset_imports=opsets, ir_version=10)
     model = ir.serde.deserialize_model(proto)
-    quantize.quantise(model, recipes.__getitem__)
+    stored = quantize.quantise(model, recipes.__getitem__)
     write.write_graph(model, directory / "decoder.onnx")
-    prefill.write(directory / "decoder.onnx", directory / "prefill.onnx", recipes)
+    prefill.write(directory / "decoder.onnx", directory / "prefill.onnx", stored)
     return tuple(
         onnxruntime.InferenceSession(str(directory / name))
         for name in ("decoder.onnx", "prefill.onnx")
@@ -87,7 +88,7 @@ def test_it_computes_what_calibration_takes_it_to_compute(
     (found,) = graph.run(None, {"x": x})
 
     def multiply(rows: torch.Tensor, name: str) -> torch.Tensor:
-        return product(rows, torch.from_numpy(WEIGHTS[name]).T, recipes[name])
+        return product(rows, torch.from_numpy(WEIGHTS[name]).T, RECIPES[recipes[name]])
 
     rows = torch.from_numpy(x[0])
     inner = F.silu(multiply(rows, "gate_proj.weight")) * multiply(rows, "up_proj.weight")
@@ -115,7 +116,7 @@ def test_codes_of_any_cpu_cannot_saturate_sixteen_bits(tmp_path: Path) -> None:
     arrays = {i.name: numpy_helper.to_array(i) for i in model.graph.initializer}
     codes = [arrays[node.input[0]] for node in model.graph.node if "Integer" in node.op_type]
     assert len(codes) == 3
-    levels = quantize.LEVELS["columns7"]
+    levels = RECIPES["columns7"].levels
     largest = max(int(matrix.max()) for matrix in codes)
     assert largest == 2 * levels.weights
     assert 2 * largest * levels.activations <= np.iinfo(np.int16).max

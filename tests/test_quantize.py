@@ -18,7 +18,8 @@ import ark_asr_onnx
 from ark_asr_onnx.errors import ExportError
 from ark_onnx_export import edit, feedback, parity, quantize
 from ark_onnx_export import rows as rows_module
-from ark_onnx_export.quantize import block_size, pack_blocks8, unpack_blocks8
+from ark_onnx_export.quantize import pack_blocks8, unpack_blocks8
+from ark_onnx_export.recipes import PLAIN, RECIPES
 
 
 def matrix(n_in: int, n_out: int, seed: int = 0) -> np.ndarray:
@@ -28,7 +29,7 @@ def matrix(n_in: int, n_out: int, seed: int = 0) -> np.ndarray:
 @pytest.mark.parametrize(("n_in", "block"), [(64, 32), (96, 32), (384, 32), (512, 128), (896, 128),
                                              (1280, 128), (4864, 128), (1000, 32)])  # fmt: skip
 def test_blocks_are_long_where_they_divide_a_large_matrix(n_in: int, block: int) -> None:
-    assert block_size(n_in) == block
+    assert PLAIN.block_size(n_in) == block
 
 
 @pytest.mark.parametrize(("n_in", "block"), [(64, 32), (50, 32), (31, 32), (256, 128), (200, 128)])
@@ -136,14 +137,16 @@ def plainly(weight: Any, steps: Any, limits: Any, _: Any) -> Any:
 
 
 @pytest.mark.parametrize("gelu", [False, True])
-@pytest.mark.parametrize("recipe", [r for r in quantize.RECIPES if not r.startswith("columns")])
+@pytest.mark.parametrize(
+    "recipe", [r.name for r in RECIPES.values() if r.kind not in ("columns", "dynamic")]
+)
 def test_a_recipe_computes_what_calibration_takes_it_to_compute(
     recipe: str, gelu: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import torch
     import torch.nn.functional as F
 
-    from ark_onnx_export.calibrate import product as simulated
+    from ark_onnx_export.products import product as simulated
 
     require_exact_sums(recipe)
     monkeypatch.setattr(rows_module, "round_weights", plainly)
@@ -154,7 +157,7 @@ def test_a_recipe_computes_what_calibration_takes_it_to_compute(
     rows = F.gelu(torch.from_numpy(x)) if gelu else torch.from_numpy(x)
     (stored,) = quantize.quantise(model, lambda _: recipe, examples=lambda _: rows.numpy())
     exact = (rows @ torch.from_numpy(weight)).numpy()
-    expected = simulated(rows, torch.from_numpy(weight).T, recipe, after_gelu=gelu).numpy()
+    expected = simulated(rows, torch.from_numpy(weight).T, RECIPES[recipe], after_gelu=gelu).numpy()
     (found,) = opened(model).run(None, {"x": x[None]})
     norm = np.linalg.norm(exact)
     # Roundings at the very middle between two codes may fall either way.
@@ -207,7 +210,7 @@ def test_the_codes_of_the_recipe_for_any_cpu_cannot_saturate_sixteen_bits(recipe
     quantize.quantise(model, lambda _: recipe)
     weights = {name: v.const_value.numpy() for name, v in model.graph.initializers.items()}
     codes = weights["layer.proj.weight_q8"].astype(np.int64)
-    levels = rows_module.FORMS[recipe].levels
+    levels = RECIPES[recipe].levels
     largest = 2 * levels.activations  # unsigned, so the middle is the zero point
     assert weights[f"rows_zero{levels.activations}"] == levels.activations
     assert np.abs(codes).max() == levels.weights

@@ -7,9 +7,9 @@ import pytest
 
 pytest.importorskip("torch")
 
-from ark_onnx_export import rows
 from ark_onnx_export.feedback import round_weights
-from ark_onnx_export.rows import FORMS, further, offsets, parts, places, store
+from ark_onnx_export.recipes import RECIPES, Levels, Recipe, Target
+from ark_onnx_export.rows import further, offsets, parts, places, store
 
 GENERATOR = np.random.default_rng(0)
 
@@ -21,15 +21,15 @@ def examples(n: int, n_in: int) -> np.ndarray:
 def test_a_large_channel_is_given_many_places_and_all_are_used() -> None:
     x = examples(200, 320)
     x[:, 17] *= 8
-    counts = places(x, FORMS["rows8+10"], unsigned=False)
+    counts = places(x, RECIPES["rows8+10"], unsigned=False)
     assert counts.sum() == 320 + 32
     assert counts.argmax() == 17
     assert counts[17] >= 3
-    assert places(x, FORMS["rows8"], unsigned=False).max() == 1
+    assert places(x, RECIPES["rows8"], unsigned=False).max() == 1
 
 
 def test_places_without_any_signal_are_handed_out_all_the_same() -> None:
-    counts = places(np.zeros((3, 64), np.float32), FORMS["rows7+25"], unsigned=True)
+    counts = places(np.zeros((3, 64), np.float32), RECIPES["rows7+25"], unsigned=True)
     assert counts.sum() == 64 + 16
 
 
@@ -49,7 +49,7 @@ def test_codes_of_all_places_add_up_to_the_value_rounded_once() -> None:
 def test_weights_in_several_places_are_as_many_times_as_fine() -> None:
     weight = examples(64, 24)
     counts = np.where(np.arange(64) == 5, 4, 1)
-    ((codes, scales),), restored = store(weight, FORMS["rows8+10"], counts, None)
+    ((codes, scales),), restored = store(weight, RECIPES["rows8+10"], counts, None)
     assert codes.shape == (64 + 3, 24)
     assert np.abs(codes).max() == 127
     errors = np.abs(weight - restored)
@@ -63,13 +63,13 @@ def test_weights_in_several_places_are_as_many_times_as_fine() -> None:
 
 
 def test_segments_are_whole_and_have_scales_of_their_own() -> None:
-    assert [(p.start, p.stop) for p in parts(10, FORMS["rows8/4"])] == [
+    assert [(p.start, p.stop) for p in parts(10, RECIPES["rows8/4"])] == [
         (0, 2), (2, 5), (5, 8), (8, 10),
     ]  # fmt: skip
-    assert len(parts(3, FORMS["rows8/8"])) == 3
+    assert len(parts(3, RECIPES["rows8/8"])) == 3
     weight = examples(96, 8)
     weight[:24] *= 50
-    stored, restored = store(weight, FORMS["rows8/4"], np.ones(96, np.int64), None)
+    stored, restored = store(weight, RECIPES["rows8/4"], np.ones(96, np.int64), None)
     assert len(stored) == 4
     quiet = slice(24, None)
     error = np.linalg.norm((weight - restored)[quiet]) / np.linalg.norm(weight[quiet])
@@ -102,6 +102,8 @@ def test_feedback_stays_within_the_limits_of_each_input() -> None:
 
 
 def test_every_form_has_a_name_that_says_what_it_is() -> None:
-    assert FORMS["rows8"] == rows.Form(rows.Levels(127, 127))
-    assert FORMS["rows7+25"] == rows.Form(rows.Levels(90, 91), extra=0.25)
-    assert FORMS["rows8/8"] == rows.Form(rows.Levels(127, 127), segments=8)
+    narrow = Levels(90, 91)
+    wide: tuple[Target, ...] = ("any", "vnni", "arm64")
+    assert RECIPES["rows7+25"] == Recipe("rows7+25", "rows", ("avx2",), narrow, extra=0.25)
+    assert RECIPES["rows8"] == Recipe("rows8", "rows", wide, exact_sums=True)
+    assert RECIPES["rows8/8"] == Recipe("rows8/8", "rows", wide, exact_sums=True, segments=8)

@@ -21,15 +21,14 @@ from torch import Tensor, nn
 from ark_asr_onnx.package.contract import Tokens
 
 from .checkpoint import Network
-from .costs import costs
 from .figures import relative
-from .findings import PROBED, Calibration, Finding
+from .findings import Calibration, Finding
 from .listen import Heard
 from .mask import blocked
-from .quantize import LEVELS, block_size
+from .products import product
+from .recipes import PLAIN, RECIPES, SMOOTHED_FOR, Graph, costs
 from .reference import lengths
-from .rows import FORMS, GELU_FLOOR, Form, further, offsets, parts, places
-from .smoothing import F32, Graph, Order, Site, best_factor
+from .smoothing import F32, Order, Site, best_factor
 
 Progress = Callable[[str, Sequence[Any]], Any]  # label, items -> the items
 
@@ -196,64 +195,6 @@ def _matrix(module: nn.Module) -> Tensor:
     return weight.transpose(1, 2).flatten(1) if isinstance(module, nn.Conv1d) else weight
 
 
-def product(rows: Tensor, weight: Tensor, recipe: str, *, after_gelu: bool = False) -> Tensor:
-    """``rows [..., n_in] @ weight.T``, ``weight [n_out, n_in]``, as a recipe computes it."""
-    if recipe == "fp32":
-        return rows @ weight.T
-    if recipe in FORMS:
-        return _rows_product(rows, weight, FORMS[recipe], after_gelu=after_gelu)
-    if recipe in LEVELS:
-        levels = LEVELS[recipe]
-        return _coded(rows, levels.activations) @ _coded(weight, levels.weights).T
-    block = 32 if recipe == "fine8" else block_size(weight.shape[1])
-    x, stored = _blocks(rows, block), _blocks(weight, block)
-    if recipe.endswith("a16"):
-        x = x + _blocks(rows - x, block)
-    if recipe.startswith("blocks12"):
-        stored = stored + _blocks(weight - stored, block, 7)
-    return x @ stored.T
-
-
-def _rows_product(rows: Tensor, weight: Tensor, form: Form, *, after_gelu: bool) -> Tensor:
-    """As :mod:`row_products`, each weight rounded for itself."""
-    floor = GELU_FLOOR if after_gelu else 0.0
-    lifted = rows + floor
-    counts = torch.from_numpy(places(lifted.flatten(0, -2).numpy(), form, unsigned=after_gelu))
-    steps = form.levels.activations * (2 if after_gelu else 1)
-    total = torch.zeros(())
-    for part in parts(weight.shape[1], form):
-        m = counts[part]
-        step = (lifted[..., part] / m).abs().amax(dim=-1, keepdim=True).clamp(min=1e-20) / steps
-        x = _in_places(lifted[..., part] / step / m, counts[part]) * step
-        grid = weight[:, part].abs().amax(dim=1, keepdim=True).clamp(min=1e-20)
-        grid = grid / form.levels.weights / m
-        stored = (weight[:, part] / grid).round() * grid
-        total = total + x @ stored.T - floor * stored.sum(dim=1)
-    return total
-
-
-def _in_places(x: Tensor, counts: Tensor) -> Tensor:
-    """Shares ``[..., n_in]`` rounded in each of their places: the sums of the codes."""
-    total = x.round()
-    inputs, _ = further(counts.numpy())
-    if len(inputs):
-        lifts, index = torch.from_numpy(offsets(counts.numpy())), torch.from_numpy(inputs)
-        total.index_add_(-1, index, (x[..., index] + lifts).round() - lifts)
-    return total
-
-
-def _coded(x: Tensor, level: int) -> Tensor:
-    """Rounded to ``level`` steps on each side of zero, for each run along the last axis."""
-    step = x.abs().amax(dim=-1, keepdim=True).clamp(min=1e-20) / level
-    return (x / step).round() * step
-
-
-def _blocks(x: Tensor, block: int, level: int = 127) -> Tensor:
-    width = x.shape[-1]
-    padded = F.pad(x, (0, -width % block))
-    return _coded(padded.unflatten(-1, (-1, block)), level).flatten(-2)[..., :width]
-
-
 def _try_recipes(
     site: Site, runner: _Runner, watched: _Watched, graph: Graph, order: Order | None
 ) -> tuple[Finding, Tensor | None]:
@@ -267,11 +208,10 @@ def _try_recipes(
 
     def error(recipe: str, factor: Tensor | None) -> float:
         x, w = (rows, weight) if factor is None else (rows / factor, weight * factor)
-        found = product(x, w, recipe, after_gelu=site.after_gelu)
+        found = product(x, w, RECIPES[recipe], after_gelu=site.after_gelu)
         return float((found - exact).norm()) / norm
 
-    # Smooth for what the graph is to be made of: rows in the encoder, columns in the decoder.
-    judge = "rows8+5" if graph == "audio" else "columns7"
+    judge = SMOOTHED_FOR[graph]
     strength, best = None, None
     lowest = _WORTH * error(judge, None)
     for candidate in _STRENGTHS if site.writers else ():
@@ -339,7 +279,7 @@ def _changed(row: int, factor: F32 | None, order: Order | None) -> Callable[...,
     def hook(module: nn.Module, inputs: tuple[Tensor], output: Tensor) -> Tensor:
         x = _fold(_rows(module, inputs[0][row : row + 1]), factor, order)
         weight = _fold(_matrix(module), None if factor is None else np.float32(1) / factor, order)
-        y = product(x, weight, PROBED)
+        y = product(x, weight, PLAIN)
         bias = cast("Tensor | None", module.bias)
         y = y if bias is None else y + bias
         output[row : row + 1] = y.transpose(1, 2) if isinstance(module, nn.Conv1d) else y

@@ -7,14 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .costs import Costs, costs
 from .findings import Calibration, Finding
-from .smoothing import F32, Graph
-
-# Products of rows: the full range of codes where sums do not saturate. A package for any CPU has a
-# second audio graph for those where they would (:mod:`narrow`), a prompt's graph has not.
-ROWS = {"any": "rows8", "avx2": "rows7", "vnni": "rows8", "arm64": "rows8"}
-COLUMNS = {"any": "columns7", "avx2": "columns7", "vnni": "columns8", "arm64": "columns8"}
+from .recipes import RECIPES, Costs, Graph, Target, fitting
+from .smoothing import F32
 
 # The encoder is mended even within the budget where a share of its cost buys this many times as
 # large a share of the squared error. A step of the decoder reads every weight for one token.
@@ -47,19 +42,8 @@ class Chosen:
         return {w: chosen[f.site] for f in calibration.findings for w in f.weights}
 
 
-def recipes_for(graph: Graph, target: str, n_in: int, n_out: int) -> Costs:
-    """The recipes that may serve a matrix on a kind of CPU, from the cheapest, and their cost."""
-    own = (ROWS if graph == "audio" else COLUMNS)[target]
-    found = costs(graph, n_in, n_out)
-    return {
-        recipe: found[recipe]
-        for recipe in sorted(found, key=lambda recipe: found[recipe])
-        if not recipe.startswith(("rows", "columns")) or recipe.startswith(own)
-    }
-
-
 def choose(
-    calibration: Calibration, graph: Graph, target: str, budget: float, scale: float = 1.0
+    calibration: Calibration, graph: Graph, target: Target, budget: float, scale: float = 1.0
 ) -> Chosen:
     """Start with the fastest recipe everywhere, then mend what helps most for its price.
 
@@ -106,13 +90,12 @@ def choose(
     return Chosen(choices, float(np.sqrt(total).mean()))
 
 
-def _ladder(graph: Graph, target: str, finding: Finding) -> Costs:
+def _ladder(graph: Graph, target: Target, finding: Finding) -> Costs:
     """Recipes for a site. A head multiplies one position of a prompt: columns do not help it."""
-    n_out = finding.n_weights // finding.channels
-    found = recipes_for(graph, target, finding.channels, n_out)
+    found = fitting(graph, target, finding.channels, finding.n_weights // finding.channels)
     if finding.site != "lm_head":
         return found
-    return {recipe: cost for recipe, cost in found.items() if not recipe.startswith("columns")}
+    return {name: cost for name, cost in found.items() if RECIPES[name].kind != "columns"}
 
 
 def _allowed(finding: Finding, ladder: Sequence[str]) -> list[str]:

@@ -16,6 +16,7 @@ from ark_asr_onnx.package.repository import id_of
 
 from . import fetch
 from .config import shown
+from .recipes import ASKED, TARGETS
 from .terminal import guarded, prepare_streams, say, stopped
 
 _CKPT = "Hugging Face checkpoint: its folder, or an id, which is downloaded once"
@@ -75,13 +76,13 @@ def _export_parser() -> argparse.ArgumentParser:
     parser.add_argument("--precision", choices=("int8", "fp32"), default="int8")
     parser.add_argument(
         "--recipe",
-        choices=("auto", "rows", "blocks8", "fine8", "dynamic"),
+        choices=ASKED,
         default="auto",
         help="how INT8 stores the matrices (default: auto, for each what calibration shows)",
     )
     parser.add_argument(
         "--target",
-        choices=("any", "vnni", "avx2", "arm64"),
+        choices=TARGETS,
         default="any",
         help="kind of CPU the package may count on (default: any, right everywhere)",
     )

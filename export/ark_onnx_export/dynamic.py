@@ -1,4 +1,4 @@
-"""The recipes ``dynamic-*``: Optimum's presets for a kind of CPU.
+"""Recipes of the kind ``dynamic``: Optimum's presets for a kind of CPU.
 
 One scale for all activations of a product. As fast as it gets, but a loud click takes its digits
 from the speech beside it, and one outlier channel from all others: for comparison, and for models
@@ -19,30 +19,22 @@ import onnx_ir as ir
 from ark_asr_onnx.errors import ExportError
 
 from .quantize import Matrix, Recipes, matrix_nodes, weight_error
+from .recipes import RECIPES, Recipe
 from .write import write_graph
-
-# Recipe -> preset and whether its weights have 7 bits.
-PRESETS = {
-    "dynamic-any": ("avx2", True),
-    "dynamic-avx2": ("avx2", True),
-    "dynamic-vnni": ("avx512_vnni", False),
-    "dynamic-arm64": ("arm64", False),
-}
 
 
 def quantise(model: ir.Model, recipes: Recipes, scratch: Path) -> tuple[ir.Model, list[Matrix]]:
     """Store the matrices of an fp32 graph whose recipe is one of these; ``model`` is used up."""
-    chosen = {node.name or "": recipes(_weight(node)[0]) for node in matrix_nodes(model)}
-    names = [name for name, recipe in chosen.items() if recipe in PRESETS]
+    chosen = {node.name or "": RECIPES[recipes(_weight(node)[0])] for node in matrix_nodes(model)}
+    names = [name for name, recipe in chosen.items() if recipe.kind == "dynamic"]
     if not names:
         return model, []
-    preset, narrow = PRESETS[chosen[names[0]]]
     folder = scratch / ".dynamic"
     folder.mkdir()
     write_graph(model, folder / "fp32.onnx")
-    stored = _run_optimum(folder, preset, narrow, names)
+    stored = _run_optimum(folder, chosen[names[0]], names)
     matrices = [
-        _matrix(stored, node, chosen[node.name or ""])
+        _matrix(stored, node, chosen[node.name or ""].name)
         for node in matrix_nodes(model)
         if node.name in names
     ]
@@ -51,7 +43,7 @@ def quantise(model: ir.Model, recipes: Recipes, scratch: Path) -> tuple[ir.Model
     return stored, matrices
 
 
-def _run_optimum(folder: Path, preset: str, narrow: bool, names: list[str]) -> ir.Model:
+def _run_optimum(folder: Path, recipe: Recipe, names: list[str]) -> ir.Model:
     try:  # it brings transformers, and only these recipes need it
         from optimum import onnxruntime as optimum
     except ImportError as error:
@@ -59,9 +51,9 @@ def _run_optimum(folder: Path, preset: str, narrow: bool, names: list[str]) -> i
             "the recipe dynamic needs Optimum: pip install optimum-onnx, or take another --recipe"
         ) from error
     options: dict[str, Any] = {"is_static": False, "per_channel": True, "nodes_to_quantize": names}
-    if narrow:
+    if not recipe.exact_sums:
         options["reduce_range"] = True
-    config = getattr(cast("Any", optimum).AutoQuantizationConfig, preset)(**options)
+    config = getattr(cast("Any", optimum).AutoQuantizationConfig, recipe.preset)(**options)
     logging.disable(logging.WARNING)  # remarks about shape inference
     try:
         with warnings.catch_warnings():

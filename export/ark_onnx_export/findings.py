@@ -18,11 +18,10 @@ import ark_asr_onnx
 from ark_asr_onnx import files
 from ark_asr_onnx.package.contract import file_sha256
 
-from .costs import costs
 from .listen import Heard
+from .recipes import PLAIN, costs
 from .smoothing import F32, Graph, Site
 
-PROBED = "blocks8"  # the recipe whose effect at the output is measured
 _FORMAT = 9  # raised when kept findings would be misread
 
 
@@ -40,11 +39,11 @@ class Finding:
     outlier_rows: int  # the same, of the rows that were kept
     strength: float | None  # of the smoothing that was best; None: none was
     errors: dict[str, float]  # recipe -> relative error of the product
-    at_output: tuple[float, ...]  # see Calibration; of the recipe PROBED
+    at_output: tuple[float, ...]  # see Calibration; of the recipe PLAIN
 
     def predicted(self, recipe: str) -> F32:
         """What a recipe does to the output: ``at_output``, scaled by the product's error."""
-        share = self.errors[recipe] / max(self.errors[PROBED], 1e-12)
+        share = self.errors[recipe] / max(self.errors[PLAIN.name], 1e-12)
         return np.asarray(self.at_output, np.float32) * np.float32(share)
 
 

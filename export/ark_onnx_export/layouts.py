@@ -161,9 +161,7 @@ class _Native:
         if self._narrow:
             narrow.write(path, path.with_name(contract.AUDIO_NARROW_FILE))
         graph, self._prefill = path.with_name(contract.PREFILL_FILE), None
-        graph.unlink(missing_ok=True)
-        if any(matrix.recipe.startswith("columns") for matrix in matrices):
-            prefill.write(path, graph, {matrix.name: matrix.recipe for matrix in matrices})
+        if prefill.write(path, graph, matrices):
             self._prefill = graph
         return matrices
 

@@ -18,7 +18,7 @@ import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from .edit import constant, replace
-from .rows import FORMS
+from .recipes import NARROW_ROWS
 
 _HALF = 127  # the largest code of the lower half
 
@@ -42,7 +42,7 @@ def _is_wide(node: ir.Node) -> bool:
     """Codes of 8 bits: those of 7 do not saturate as they are."""
     zero = _number(node.inputs[4])
     step = _number(node.inputs[2])
-    return zero + round(1 / step) > 2 * FORMS["rows7"].levels.activations
+    return zero + round(1 / step) > 2 * NARROW_ROWS.activations
 
 
 class _Parts:

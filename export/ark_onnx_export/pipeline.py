@@ -32,6 +32,7 @@ from . import (
     plans,
     proof,
     quantize,
+    recipes,
     reference,
     smoothing,
     verify,
@@ -47,19 +48,17 @@ from .oracle import TorchEngine
 from .parity import Parity
 from .probes import F32, builtin_references, builtin_speech, calibration_speech
 from .proof import Rung
-from .smoothing import Fold, Graph
+from .recipes import RECIPES, Asked, Graph, Target
+from .smoothing import Fold
 from .space import export_need, require_space
 from .verify import Report, Totals
 
 Precision = Literal["int8", "fp32"]
 LayoutName = Literal["native", "published"]
-Recipe = Literal["auto", "rows", "blocks8", "fine8", "dynamic"]
-Target = Literal["any", "vnni", "avx2", "arm64"]
 Progress = Callable[[str, Sequence[Any]], Iterable[Any]]
 
 MAX_SECONDS = 30.0  # the published models' limit of one pass
 _PROBE_TOKENS = 24
-_FULL_RANGE = ("rows8", "columns8", "dynamic-vnni", "dynamic-arm64")  # wrong on some CPUs
 _MAX_RUNGS = 6  # choices of recipes tried for one graph
 # What error feedback leaves of the error that is predicted with each weight rounded for itself.
 _FEEDBACK = 0.9
@@ -96,7 +95,7 @@ def export(
     instruction: str = INSTRUCTION,
     probes: Sequence[tuple[str, F32]] = (),
     references: Mapping[str, str] | None = None,
-    recipe: Recipe = "auto",
+    recipe: Asked = "auto",
     target: Target = "any",
     calibration: Sequence[tuple[str, F32]] = (),
     plan: Path | None = None,
@@ -159,7 +158,7 @@ def export(
         if chosen.prefix:
             write.write_prefix(prefix, staging)
             work.found = _align(work, oracle, tokens, heard, references or {})
-        if not any(matrix.recipe.startswith(_FULL_RANGE) for matrix in work.matrices):
+        if not any(RECIPES[matrix.recipe].exact_sums for matrix in work.matrices):
             (staging / contract.CPU_CHECK_FILE).unlink()
             facts = replace(facts, target="any")
         write.write_embedding(network.table[: sizes.n_embeddings], staging, embedding)
@@ -225,7 +224,7 @@ class _Work:
     clips: list[Heard]
     precision: Precision
     layout: LayoutName
-    recipe: Recipe
+    recipe: Asked
     target: Target
     allow_degraded: bool
     track: Progress
@@ -277,17 +276,17 @@ def _quantise(work: _Work, plan: GraphPlan, path: Path) -> list[quantize.Matrix]
     """Replace the graph by the INT8 one; chosen recipes are chosen anew until the cost is right."""
     calibration = work.calibrations.get(plan.part) if plan.part else None
     scale = _FEEDBACK if work.examples and plan.part == "audio" else 1.0
-    recipes, chosen = dict[str, str](), None
-    fixed = _fixed(work, plan)
+    tried, chosen = dict[str, str](), None
+    fixed = recipes.fixed(work.recipe, plan.part or "decoder", work.target)
     matrices: list[quantize.Matrix] = []
     for _ in range(_MAX_RUNGS):
         if plan.part and calibration:
             chosen = choose.choose(calibration, plan.part, work.target, BUDGETS[plan.part], scale)
-            if chosen.recipes(calibration) == recipes:
+            if chosen.recipes(calibration) == tried:
                 scale *= 1.2
                 continue
-            recipes = chosen.recipes(calibration)
-        known = recipes or work.planned
+            tried = chosen.recipes(calibration)
+        known = tried or work.planned
         stored = known.__getitem__ if known else lambda _: fixed
         progress = _labelled(work, f"quantise {plan.file}")
         matrices = plan.quantise(path, stored, progress, work.examples.get)
@@ -310,13 +309,6 @@ def _quantise(work: _Work, plan: GraphPlan, path: Path) -> list[quantize.Matrix]
                 work, f"{plan.file}: {_COSTS[plan.part]} {last.cost:.3g} (budget {last.budget:g})"
             )
     return matrices
-
-
-def _fixed(work: _Work, plan: GraphPlan) -> str:
-    """The one recipe for all, where one was asked for."""
-    rows = choose.ROWS if plan.part == "audio" else choose.COLUMNS
-    forms = {"rows": rows[work.target], "dynamic": f"dynamic-{work.target}"}
-    return forms.get(work.recipe, work.recipe)
 
 
 def _cost(work: _Work, plan: GraphPlan, path: Path) -> float:

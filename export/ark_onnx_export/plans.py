@@ -14,7 +14,7 @@ from pathlib import Path
 from ark_asr_onnx.errors import ExportError
 
 from .config import read_object
-from .quantize import RECIPES
+from .recipes import RECIPES
 from .smoothing import Graph, Site
 
 _LAYER = re.compile(r"(?<=\.layers\.)\d+(?=\.)")
@@ -40,8 +40,8 @@ def read_plan(path: Path, sites: Mapping[Graph, Sequence[Site]]) -> dict[str, st
         answer = answers(source, depth)
         for site in some:
             name = _LAYER.sub(lambda m, to=answer: str(to[int(m.group())]), site.name)
-            recipe = stated.get(name)
-            if recipe not in RECIPES:
+            recipe = stated.get(name, "")
+            if recipe not in RECIPES or RECIPES[recipe].kind == "dynamic":
                 raise ExportError(f"{path}: the plan has no known recipe for {name} ({recipe!r})")
             found |= dict.fromkeys(site.weights, recipe)
     return found

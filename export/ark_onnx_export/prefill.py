@@ -2,7 +2,7 @@
 
 A step of the decoder reads every weight for one position; there ``MatMulNBits`` is as fast as
 memory. A prompt of hundreds of positions is arithmetic, and there products of whole rows of bytes
-are faster. Weights that have one scale for each output (recipes ``columns``) serve both: as codes
+are faster. Weights that have one scale for each output (the kind ``columns``) serve both: as codes
 ``[outputs, inputs]`` they are the left side of ``codes @ rows.T``, where they need no packing. So
 this graph has no weights of its own, it reads those in the file of ``decoder.onnx``.
 
@@ -22,17 +22,21 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from ark_asr_onnx.package import contract
 
-from .quantize import LEVELS, Levels, zero_point
+from .quantize import Matrix, zero_point
+from .recipes import RECIPES, Levels, Recipe
 
 _TURNED = {"Sigmoid", "Mul"}  # operators on [outputs, positions] as on [1, positions, outputs]
 
 
-def write(decoder: Path, path: Path, recipes: Mapping[str, str]) -> None:
-    """Derive ``path`` from the INT8 decoder beside it.
+def write(decoder: Path, path: Path, matrices: Sequence[Matrix]) -> bool:
+    """Derive ``path`` from the INT8 decoder beside it; False if it has no matrices in columns.
 
-    ``recipes`` names the recipe of each weight; those of other recipes than ``columns`` are
-    multiplied as in the decoder.
+    Those of other kinds are multiplied as in the decoder.
     """
+    recipes = {matrix.name: RECIPES[matrix.recipe] for matrix in matrices}
+    path.unlink(missing_ok=True)
+    if all(recipe.kind != "columns" for recipe in recipes.values()):
+        return False
     model = ir.load(decoder)
     graph = model.graph
     graph.outputs[:] = [value for value in graph.outputs if value.name != contract.LOGITS]
@@ -44,12 +48,13 @@ def write(decoder: Path, path: Path, recipes: Mapping[str, str]) -> None:
     _Turner(model, recipes).run()
     RemoveUnusedNodesPass()(model)
     ir.save(model, path)
+    return True
 
 
 class _Turner:
     """Rewrites products; keeps their results as ``[outputs, positions]`` where that is enough."""
 
-    def __init__(self, model: ir.Model, recipes: Mapping[str, str]) -> None:
+    def __init__(self, model: ir.Model, recipes: Mapping[str, Recipe]) -> None:
         self.graph, self.recipes = model.graph, recipes
         self.turned: dict[ir.Value, ir.Value] = {}
         self.halved: set[ir.Value] = set()  # results that exist only in parts
@@ -61,8 +66,8 @@ class _Turner:
         for node in list(self.graph):
             self.node = node
             recipe = self._recipe(node)
-            if recipe in LEVELS:
-                self._multiply(node, LEVELS[recipe])
+            if recipe is not None and recipe.kind == "columns":
+                self._multiply(node, recipe.levels)
             elif node.inputs and node.inputs[0] in self.halved:
                 continue
             elif node.op_type in _TURNED and all(x in self.turned for x in node.inputs):
@@ -74,12 +79,12 @@ class _Turner:
                         node.replace_input_with(i, self._back(cast("ir.Value", x)))
         assert not any(value in self.turned for value in self.graph.outputs)
 
-    def _recipe(self, node: ir.Node) -> str:
+    def _recipe(self, node: ir.Node) -> Recipe | None:
         """The recipe of the weight that a node multiplies with; none for a part of one."""
         if node.op_type != "MatMulNBits":
-            return ""
+            return None
         codes = cast("ir.Value", node.inputs[1])
-        return self.recipes.get(cast("str", codes.name).removesuffix("_q8"), "")
+        return self.recipes.get(cast("str", codes.name).removesuffix("_q8"))
 
     def _multiply(self, node: ir.Node, levels: Levels) -> None:
         """A product; one that is split at once is made in parts, from parts of the weight."""

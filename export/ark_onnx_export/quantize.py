@@ -18,7 +18,7 @@ from ark_asr_onnx.errors import ExportError
 
 from . import row_products, two_bytes
 from .edit import F32, added_bias, constant, initializer, numbers_of, replace, weight_of
-from .rows import FORMS, Levels
+from .recipes import FULL, PLAIN, RECIPES, Kind, Levels, Recipe
 
 U8 = npt.NDArray[np.uint8]
 Recipes = Callable[[str], str]  # weight name -> recipe
@@ -26,12 +26,6 @@ Examples = Callable[[str], F32 | None]  # weight name -> rows [n, n_in] that it 
 
 _ZERO_POINT = 128  # MatMulNBits' default for 8 bits
 _ACCURACY_LEVEL = 4  # int8 x int8 products; activations are scaled per row and block
-_FINE_BLOCK = 32
-
-
-# CPUs without VNNI add two products of an unsigned and a signed byte in 16 bits, which saturate
-# at 32767: 2 * (2 * 90) * 91 = 32760 does not. The weights of columns are the unsigned ones.
-LEVELS = {"columns8": Levels(127, 127), "columns7": Levels(91, 90)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,13 +33,10 @@ class Matrix:
     """What a recipe did to one matrix."""
 
     name: str
-    recipe: str  # a key of RECIPES, or of dynamic.PRESETS
+    recipe: str
     shape: tuple[int, int]  # [inputs, outputs]
     block: int  # inputs that share a scale; 0 for none
     error: float  # ||W - W'|| / ||W||, Frobenius
-
-
-Recipe = Callable[[ir.Model, ir.Node, F32 | None], Matrix]
 
 
 def matrix_nodes(model: ir.Model) -> list[ir.Node]:
@@ -71,95 +62,108 @@ def quantise(
     stored: list[Matrix] = []
     for node in progress(matrix_nodes(model)):
         name = cast("ir.Value", weight_of(node)).name or ""
-        stored.append(RECIPES[recipes(name)](model, node, examples(name)))
+        recipe = RECIPES[recipes(name)]
+        stored.append(_KINDS[recipe.kind](model, node, recipe, examples(name)))
     RemoveUnusedNodesPass()(model)  # norms that were written anew
     return stored
 
 
-def fp32(model: ir.Model, node: ir.Node, _: F32 | None) -> Matrix:  # noqa: ARG001
+def _fp32(_: ir.Model, node: ir.Node, recipe: Recipe, __: F32 | None) -> Matrix:
     """Leave one ``MatMul`` as it is."""
     value = cast("ir.Value", weight_of(node))
     n_in, n_out = cast("tuple[int, int]", tuple(value.shape or ()))
-    return Matrix(value.name or "", "fp32", (n_in, n_out), 0, 0.0)
+    return Matrix(value.name or "", recipe.name, (n_in, n_out), 0, 0.0)
 
 
-def blocks8(model: ir.Model, node: ir.Node, _: F32 | None) -> Matrix:
+def _blocks(model: ir.Model, node: ir.Node, recipe: Recipe, _: F32 | None) -> Matrix:
     """Store the weight of one ``MatMul`` in 8 bits and multiply with ``MatMulNBits``.
 
     Weights are symmetric in blocks along the input axis, each block and output column with its
     own scale; activations are scaled per row and block at run time, so that neither an outlier
     channel nor a loud frame sets the scale of the rest. Norms and biases stay fp32.
     """
-    return _blocks(model, node, "blocks8")
+    value, weight = numbers_of(node)
+    n_in, n_out = weight.shape
+    block = recipe.block_size(n_in)
+    codes, scales = pack_blocks8(weight, block)
+    _multiply_blocks(model, node, codes, scales, _ZERO_POINT)
+    error = weight_error(weight, unpack_blocks8(codes, scales, n_in))
+    return Matrix(value.name or "", recipe.name, (n_in, n_out), block, error)
 
 
-def fine8(model: ir.Model, node: ir.Node, _: F32 | None) -> Matrix:
-    """As :func:`blocks8`, with blocks of 32 throughout: closer, and slower."""
-    return _blocks(model, node, "fine8")
-
-
-def blocks8a16(model: ir.Model, node: ir.Node, _: F32 | None) -> Matrix:
-    """As :func:`blocks8` with activations in 16 bits (:mod:`two_bytes`), for few rows.
-
-    A step of the decoder waits for the weights, which are read once for both bytes.
-    """
-    return _two_bytes(model, node, "blocks8a16")
-
-
-def blocks12a16(model: ir.Model, node: ir.Node, _: F32 | None) -> Matrix:
-    """As :func:`blocks8a16` with weights in 12 bits: what 8 bits leave is stored in 4 more."""
-    return _two_bytes(model, node, "blocks12a16")
-
-
-def columns8(model: ir.Model, node: ir.Node, _: F32 | None) -> Matrix:
-    """As :func:`blocks8` with the same scale for all blocks of an output column.
+def _columns(model: ir.Model, node: ir.Node, recipe: Recipe, examples: F32 | None) -> Matrix:
+    """As :func:`_blocks` with the same scale for all blocks of an output column.
 
     Coarser, and good for two kinds of product: in blocks for a step, and for a prompt as in
-    :mod:`prefill`, which is right on VNNI and ARM only.
+    :mod:`prefill`.
     """
-    return _columns(model, node, "columns8")
-
-
-def columns7(model: ir.Model, node: ir.Node, _: F32 | None) -> Matrix:
-    """As :func:`columns8` with codes that no CPU's 16-bit sums saturate on: right everywhere."""
-    return _columns(model, node, "columns7")
-
-
-def _columns(model: ir.Model, node: ir.Node, recipe: str) -> Matrix:
     value, weight = numbers_of(node)
     n_in, n_out = weight.shape
     block = next((size for size in (128, 64, 32, 16) if n_in % size == 0), None)
     if block is None:
-        return blocks8(model, node, None)
-    levels = LEVELS[recipe]
-    scales = (np.abs(weight).max(axis=0) / np.float32(levels.weights)).astype(np.float32)
+        return _blocks(model, node, PLAIN, examples)
+    scales = (np.abs(weight).max(axis=0) / np.float32(recipe.levels.weights)).astype(np.float32)
     codes = np.rint(weight / np.where(scales > 0, scales, 1))
-    stored = (codes.T.astype(np.int16) + zero_point(levels)).astype(np.uint8)
+    stored = (codes.T.astype(np.int16) + zero_point(recipe.levels)).astype(np.uint8)
     n_blocks = n_in // block
     _multiply_blocks(
         model,
         node,
         stored.reshape(n_out, n_blocks, block),
         np.repeat(scales[:, None], n_blocks, axis=1),
-        zero_point(levels),
+        zero_point(recipe.levels),
     )
     error = weight_error(weight, codes * scales)
-    return Matrix(value.name or "", recipe, (n_in, n_out), block, error)
+    return Matrix(value.name or "", recipe.name, (n_in, n_out), block, error)
+
+
+def _two_bytes(model: ir.Model, node: ir.Node, recipe: Recipe, examples: F32 | None) -> Matrix:
+    """Both bytes of the activations times 8 bits of the weight, and all of them times 4 more.
+
+    For few rows: a step of the decoder waits for the weights, which are read once for both bytes
+    (:mod:`two_bytes`). The second product needs no second byte: what it adds is small.
+    """
+    value, weight = numbers_of(node)
+    n_in, n_out = weight.shape
+    block = next((size for size in (recipe.block_size(n_in), 16) if n_in % size == 0), None)
+    if block is None:
+        return _blocks(model, node, PLAIN, examples)
+    codes, scales = pack_blocks8(weight, block)
+    restored = unpack_blocks8(codes, scales, n_in)
+    x = cast("ir.Value", node.inputs[0])
+    nodes = two_bytes.split(model, x, n_in, block)
+    nodes.append(_product(model, node, nodes[-1].outputs[0], codes, scales))
+    nodes += two_bytes.join(model, nodes[-1].outputs[0], n_out)
+    if recipe.rest:
+        codes, scales, rest = pack_blocks4(weight - restored, block)
+        restored += rest
+        nodes.append(_product(model, node, x, codes, scales, bits=4))
+        nodes.append(ir.node("Add", [nodes[-2].outputs[0], nodes[-1].outputs[0]]))
+    replace(model, node, nodes)
+    error = weight_error(weight, restored)
+    return Matrix(value.name or "", recipe.name, (n_in, n_out), block, error)
+
+
+def _rows(model: ir.Model, node: ir.Node, recipe: Recipe, examples: F32 | None) -> Matrix:
+    """See :mod:`row_products`."""
+    name = cast("ir.Value", node.inputs[1]).name or ""
+    weight, restored = row_products.multiply(model, node, recipe, examples)
+    return Matrix(name, recipe.name, weight.shape, 0, weight_error(weight, restored))
+
+
+# Each takes a graph, one of its MatMul nodes, the recipe, and examples of the node's input.
+_KINDS: dict[Kind, Callable[[ir.Model, ir.Node, Recipe, F32 | None], Matrix]] = {
+    "rows": _rows,
+    "columns": _columns,
+    "blocks": _blocks,
+    "two bytes": _two_bytes,
+    "fp32": _fp32,
+}
 
 
 def zero_point(levels: Levels) -> int:
     """The code of zero in ``columns``: unsigned bytes, from 0 where they must not saturate."""
-    return _ZERO_POINT if levels.weights == 127 else levels.weights
-
-
-def _blocks(model: ir.Model, node: ir.Node, recipe: str) -> Matrix:
-    value, weight = numbers_of(node)
-    n_in, n_out = weight.shape
-    block = _FINE_BLOCK if recipe == "fine8" else block_size(n_in)
-    codes, scales = pack_blocks8(weight, block)
-    _multiply_blocks(model, node, codes, scales, _ZERO_POINT)
-    error = weight_error(weight, unpack_blocks8(codes, scales, n_in))
-    return Matrix(value.name or "", recipe, (n_in, n_out), block, error)
+    return _ZERO_POINT if levels == FULL else levels.weights
 
 
 def _multiply_blocks(
@@ -203,60 +207,6 @@ def _product(
     }  # fmt: skip
     label = f"{node.name}{'' if bits == 8 else '_rest'}"
     return ir.node("MatMulNBits", inputs, attributes, domain="com.microsoft", name=label)
-
-
-def _two_bytes(model: ir.Model, node: ir.Node, recipe: str) -> Matrix:
-    """Both bytes of the activations times 8 bits of the weight, and all of them times 4 more.
-
-    The second product needs no second byte: what it adds is small.
-    """
-    value, weight = numbers_of(node)
-    n_in, n_out = weight.shape
-    block = next((size for size in (block_size(n_in), 16) if n_in % size == 0), None)
-    if block is None:
-        return blocks8(model, node, None)
-    codes, scales = pack_blocks8(weight, block)
-    restored = unpack_blocks8(codes, scales, n_in)
-    x = cast("ir.Value", node.inputs[0])
-    nodes = two_bytes.split(model, x, n_in, block)
-    nodes.append(_product(model, node, nodes[-1].outputs[0], codes, scales))
-    nodes += two_bytes.join(model, nodes[-1].outputs[0], n_out)
-    if recipe == "blocks12a16":
-        codes, scales, rest = pack_blocks4(weight - restored, block)
-        restored += rest
-        nodes.append(_product(model, node, x, codes, scales, bits=4))
-        nodes.append(ir.node("Add", [nodes[-2].outputs[0], nodes[-1].outputs[0]]))
-    replace(model, node, nodes)
-    return Matrix(value.name or "", recipe, (n_in, n_out), block, weight_error(weight, restored))
-
-
-def _rows(recipe: str) -> Recipe:
-    """A recipe of :mod:`row_products`."""
-
-    def rows(model: ir.Model, node: ir.Node, examples: F32 | None) -> Matrix:
-        name = cast("ir.Value", node.inputs[1]).name or ""
-        weight, restored = row_products.multiply(model, node, recipe, examples)
-        return Matrix(name, recipe, weight.shape, 0, weight_error(weight, restored))
-
-    return rows
-
-
-# What a recipe takes: a graph, one of its MatMul nodes, and examples of the node's input.
-RECIPES: dict[str, Recipe] = {
-    **{name: _rows(name) for name in FORMS},
-    "columns8": columns8,
-    "columns7": columns7,
-    "blocks8": blocks8,
-    "fine8": fine8,
-    "blocks8a16": blocks8a16,
-    "blocks12a16": blocks12a16,
-    "fp32": fp32,
-}
-
-
-def block_size(n_in: int) -> int:
-    """Inputs that share a scale: 128 where it divides (twice as fast to decode), else 32."""
-    return 128 if n_in % 128 == 0 and n_in >= 512 else _FINE_BLOCK
 
 
 def pack_blocks8(weight: F32, block: int) -> tuple[U8, F32]:

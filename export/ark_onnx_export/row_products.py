@@ -13,7 +13,8 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from .edit import F32, added_bias, constant, initializer, numbers_of, replace
-from .rows import FORMS, GELU_FLOOR, Form, further, offsets, parts, places, store
+from .recipes import Recipe
+from .rows import GELU_FLOOR, further, offsets, parts, places, store
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,15 +38,16 @@ class _Coded:
     floor: float  # was added to the values
 
 
-def multiply(model: ir.Model, node: ir.Node, recipe: str, rows: F32 | None) -> tuple[F32, F32]:
+def multiply(model: ir.Model, node: ir.Node, recipe: Recipe, rows: F32 | None) -> tuple[F32, F32]:
     """Put integer products in the place of ``node``: the weight, and what is multiplied with."""
     value, weight = numbers_of(node)
-    form, name, n_out = FORMS[recipe], value.name or "", weight.shape[1]
+    name, n_out = value.name or "", weight.shape[1]
     x, new = cast("ir.Value", node.inputs[0]), list[ir.Node]()
-    if recipe not in x.meta:
-        x.meta[recipe] = _Coder(model, new, f"{x.name}.{recipe}").code(x, form, rows, len(weight))
-    coded: _Coded = x.meta[recipe]
-    stored, restored = store(weight, form, coded.counts, rows)
+    if recipe.name not in x.meta:
+        coder = _Coder(model, new, f"{x.name}.{recipe.name}")
+        x.meta[recipe.name] = coder.code(x, recipe, rows, len(weight))
+    coded: _Coded = x.meta[recipe.name]
+    stored, restored = store(weight, recipe, coded.counts, rows)
     total: ir.Value | None = None
     for i, (segment, (codes, scales)) in enumerate(zip(coded.segments, stored, strict=True)):
         suffix = f"_{i}" if len(stored) > 1 else ""
@@ -95,18 +97,18 @@ class _Coder:
     def __init__(self, model: ir.Model, new: list[ir.Node], name: str) -> None:
         self.model, self.new, self.name = model, new, name
 
-    def code(self, x: ir.Value, form: Form, rows: F32 | None, n_in: int) -> _Coded:
+    def code(self, x: ir.Value, recipe: Recipe, rows: F32 | None, n_in: int) -> _Coded:
         """Codes of all segments."""
         producer = x.producer()
         unsigned = producer is not None and producer.op_type == "Gelu"
         floor = GELU_FLOOR if unsigned else 0.0
         seen = np.ones((1, n_in), np.float32) if rows is None else rows + np.float32(floor)
-        counts = places(seen, form, unsigned=unsigned)
+        counts = places(seen, recipe, unsigned=unsigned)
         if unsigned:
             x = self._add("Add", [x, constant(self.model, "rows_floor", np.float32(floor))])
         if (counts > 1).any():
             x = self._divide(x, counts)
-        segments = parts(n_in, form)
+        segments = parts(n_in, recipe)
         values = [x]
         if len(segments) > 1:
             sizes = np.array([part.stop - part.start for part in segments])
@@ -115,7 +117,7 @@ class _Coder:
             self.new.append(split)
             values = list(split.outputs)
         coded = [
-            self._segment(f"{self.name}_{i}", value, form, counts[part], unsigned=unsigned)
+            self._segment(f"{self.name}_{i}", value, recipe, counts[part], unsigned=unsigned)
             for i, (value, part) in enumerate(zip(values, segments, strict=True))
         ]
         return _Coded(coded, counts, floor)
@@ -136,9 +138,15 @@ class _Coder:
         return norm.outputs[0]
 
     def _segment(
-        self, name: str, x: ir.Value, form: Form, counts: npt.NDArray[np.int64], *, unsigned: bool
+        self,
+        name: str,
+        x: ir.Value,
+        recipe: Recipe,
+        counts: npt.NDArray[np.int64],
+        *,
+        unsigned: bool,
     ) -> _Segment:
-        level = form.levels.activations
+        level = recipe.levels.activations
         zero, steps = (0, 2 * level) if unsigned else (level, level)
         step = self._number(f"rows_step{steps}", np.float32(1 / steps))
         middle = self._number(f"rows_zero{zero}", np.uint8(zero))

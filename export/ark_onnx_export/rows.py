@@ -15,12 +15,12 @@ Weights are rounded with :mod:`feedback`.
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 from .feedback import F32, round_weights
+from .recipes import Recipe
 
 Codes = npt.NDArray[np.int8]
 
@@ -30,36 +30,7 @@ _PEAK = 4.0  # largest weight of an output, in standard deviations: about, for d
 _TRIED = 40  # scales that are weighed against each other
 
 
-@dataclass(frozen=True, slots=True)
-class Levels:
-    """Largest codes: activations and weights are ``scale * -n..n``."""
-
-    activations: int
-    weights: int
-
-
-@dataclass(frozen=True, slots=True)
-class Form:
-    """One kind of product of rows."""
-
-    levels: Levels
-    extra: float = 0.0  # places beyond one for each input, as a share of the inputs
-    segments: int = 1  # runs of inputs with a scale of their own
-
-
-# CPUs without VNNI add two products of an unsigned and a signed byte in 16 bits, which saturate
-# at 32767: 2 * (2 * 90) * 91 = 32760 does not. Those with VNNI and those of ARM add in 32 bits.
-_FAMILIES = {"rows8": Levels(127, 127), "rows7": Levels(90, 91)}
-EXTRAS = {"+5": 0.05, "+10": 0.1, "+25": 0.25, "+100": 1.0}
-SEGMENTS = {"/4": 4, "/8": 8}
-FORMS: dict[str, Form] = {
-    family + suffix: Form(levels, EXTRAS.get(suffix, 0.0), SEGMENTS.get(suffix, 1))
-    for family, levels in _FAMILIES.items()
-    for suffix in ("", *EXTRAS, *SEGMENTS)
-}
-
-
-def places(rows: F32, form: Form, *, unsigned: bool) -> npt.NDArray[np.int64]:
+def places(rows: F32, recipe: Recipe, *, unsigned: bool) -> npt.NDArray[np.int64]:
     """How many places each input has: ``[n_in]``.
 
     ``rows [n, n_in]`` are examples; ``unsigned`` ones are all positive. Weighed are the rounding of
@@ -67,13 +38,13 @@ def places(rows: F32, form: Form, *, unsigned: bool) -> npt.NDArray[np.int64]:
     matters where inputs are strong.
     """
     n_in = rows.shape[1]
-    n_places = -(-round(form.extra * n_in) // _ALIGNED) * _ALIGNED
+    n_places = -(-round(recipe.extra * n_in) // _ALIGNED) * _ALIGNED
     found = np.ones(n_in, np.int64)
     if not n_places:
         return found
     sizes = np.abs(rows)
     largest, squares = sizes.max(axis=0), np.square(rows).mean(axis=0)
-    steps = form.levels.activations * (2 if unsigned else 1)
+    steps = recipe.levels.activations * (2 if unsigned else 1)
     least = np.inf
     for bound in np.linspace(largest.max(), np.median(largest), _TRIED):
         tried = np.maximum(np.ceil(largest / max(float(bound), 1e-20)), 1).astype(np.int64)
@@ -82,7 +53,7 @@ def places(rows: F32, form: Form, *, unsigned: bool) -> npt.NDArray[np.int64]:
             break
         _hand_out(tried, squares, left)
         activations = n_in * float(np.square((sizes / tried).max(axis=1)).mean()) / steps**2
-        weights = _PEAK**2 * float((squares / tried**2).sum()) / form.levels.weights**2
+        weights = _PEAK**2 * float((squares / tried**2).sum()) / recipe.levels.weights**2
         if activations + weights < least:
             least, found = activations + weights, tried
     return found
@@ -98,14 +69,14 @@ def _hand_out(tried: npt.NDArray[np.int64], squares: F32, left: int) -> None:
 
 
 def store(
-    weight: F32, form: Form, counts: npt.NDArray[np.int64], rows: F32 | None
+    weight: F32, recipe: Recipe, counts: npt.NDArray[np.int64], rows: F32 | None
 ) -> tuple[list[tuple[Codes, F32]], F32]:
     """Codes ``[places, n_out]`` and scales ``[n_out]`` of each segment, and what they stand for.
 
     ``weight`` and what is restored are ``[n_in, n_out]``, ``counts [n_in]`` as :func:`places` gives
     them. In a segment the first place of every input comes first, then the :func:`further` ones.
     """
-    level, segments = form.levels.weights, parts(len(weight), form)
+    level, segments = recipe.levels.weights, parts(len(weight), recipe)
     scales = [np.abs(weight[part]).max(axis=0) / np.float32(level) for part in segments]
     widths = [part.stop - part.start for part in segments]
     steps = np.repeat(np.stack(scales), widths, axis=0) / counts[:, None].astype(np.float32)
@@ -140,7 +111,7 @@ def offsets(counts: npt.NDArray[np.int64]) -> F32:
     return (0.999 * (shares - (shares > 0.5))).astype(np.float32)
 
 
-def parts(n_in: int, form: Form) -> list[slice]:
+def parts(n_in: int, recipe: Recipe) -> list[slice]:
     """The segments of the inputs."""
-    bounds = np.linspace(0, n_in, min(form.segments, n_in) + 1).round().astype(int)
+    bounds = np.linspace(0, n_in, min(recipe.segments, n_in) + 1).round().astype(int)
     return [slice(int(a), int(b)) for a, b in itertools.pairwise(bounds)]

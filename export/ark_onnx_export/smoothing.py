@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -19,10 +18,10 @@ import torch
 from torch import Tensor
 
 from .config import ArkConfig
+from .recipes import Graph
 
 F32 = npt.NDArray[np.float32]
 Order = npt.NDArray[np.int64]  # channels, in the order in which they are to stand
-Graph = Literal["audio", "decoder"]
 Fold = Callable[[str, Tensor], Tensor]  # a tensor's name and value to the value to be stored
 
 
