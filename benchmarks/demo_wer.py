@@ -123,7 +123,9 @@ def main() -> int:
     oracle = TorchEngine.open(DEMO / "checkpoint", pipeline.INSTRUCTION)
     int8 = PackageEngine(options.model)
     with tempfile.TemporaryDirectory() as scratch:
-        fp32 = pipeline.export(DEMO / "checkpoint", Path(scratch) / "fp32", precision="fp32")
+        fp32 = pipeline.export(
+            DEMO / "checkpoint", Path(scratch) / "fp32", pipeline.Settings(precision="fp32")
+        )
         packages = {"fp32": PackageEngine(fp32.directory), "int8": int8}
         clips = {f: transcribe_folder(options.speech, f, oracle, packages) for f in FOLDERS}
     groups = {folder: figures(some) for folder, some in clips.items()}

@@ -127,7 +127,9 @@ def main() -> int:
             clips = [listen.hear(oracle, n, x, options.tokens) for n, x in builtin_speech()]
             for name in options.recipes:
                 out = work / name.replace(", ", "-")
-                pipeline.export(checkpoint, out, allow_degraded=True, **RECIPES[name])
+                pipeline.export(
+                    checkpoint, out, pipeline.Settings(allow_degraded=True, **RECIPES[name])
+                )
                 row = Row(seed, strength, name, **measure(out, clips))
                 shutil.rmtree(out)
                 rows.append(row)

@@ -158,7 +158,9 @@ def main() -> int:
     for name, path in made.items():
         if not path.exists():
             say(f"exporting {name}, once: {path}")
-            pipeline.export(options.checkpoint, path, allow_degraded=True, **PACKAGES[name])
+            pipeline.export(
+                options.checkpoint, path, pipeline.Settings(allow_degraded=True, **PACKAGES[name])
+            )
     oracle = TorchEngine.open(options.checkpoint, pipeline.INSTRUCTION)
     heard = [listen.hear(oracle, path.name, sources.read(path, end_seconds=30), _TOKENS)
             for path in clips(options.speech, options.clips)]  # fmt: skip

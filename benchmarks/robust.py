@@ -92,10 +92,12 @@ def main() -> int:
     paths = dev_clips(options.speech, options.clips)
     with tempfile.TemporaryDirectory() as scratch:
         fp32_dir = pipeline.export(
-            options.checkpoint, Path(scratch) / "fp32", precision="fp32"
+            options.checkpoint, Path(scratch) / "fp32", pipeline.Settings(precision="fp32")
         ).directory
         dynamic_dir = pipeline.export(
-            options.checkpoint, Path(scratch) / "dynamic", recipe="dynamic", allow_degraded=True
+            options.checkpoint,
+            Path(scratch) / "dynamic",
+            pipeline.Settings(recipe="dynamic", allow_degraded=True),
         ).directory
         folders = (options.model, fp32_dir, dynamic_dir)
         int8, fp32, dynamic = (ark_asr_onnx.load(folder) for folder in folders)

@@ -181,7 +181,7 @@ def test_the_graph_looks_where_torch_looks(
     recipe: Any = {"recipe": "rows", "allow_degraded": True} if precision == "columns" else {}
     kind: Any = "fp32" if precision == "fp32" else "int8"
     out = tmp_path / "package"
-    pipeline.export(tiny_checkpoint, out, precision=kind, **recipe)
+    pipeline.export(tiny_checkpoint, out, pipeline.Settings(precision=kind, **recipe))
     assert (out / contract.PREFILL_FILE).is_file() == (precision == "columns")
     oracle = TorchEngine.open(tiny_checkpoint, pipeline.INSTRUCTION)
     network = oracle._network  # pyright: ignore[reportPrivateUsage]

@@ -67,7 +67,11 @@ def test_the_choices_are_what_the_graphs_hold(record: dict[str, Any]) -> None:
 def test_one_recipe_for_all_costs_planted_outliers_more(
     planted: Path, record: dict[str, Any], tmp_path: Path
 ) -> None:
-    pipeline.export(planted / "checkpoint", tmp_path / "out", recipe="blocks8", allow_degraded=True)
+    pipeline.export(
+        planted / "checkpoint",
+        tmp_path / "out",
+        pipeline.Settings(recipe="blocks8", allow_degraded=True),
+    )
     plain = json.loads((tmp_path / "out" / "report.json").read_text())
     cost = {rung["graph"]: rung["cost"] for rung in plain["ladder"]}
     chosen = {rung["graph"]: rung["cost"] for rung in record["ladder"]}
@@ -83,7 +87,7 @@ def test_other_audio_is_calibrated_on(
     original = calibrate.calibrate
 
     def listen(*arguments: Any) -> Any:
-        heard.append([clip.name for clip in arguments[0].clips])
+        heard.append([clip.name for clip in arguments[4]])
         return original(*arguments)
 
     monkeypatch.setattr(calibrate, "calibrate", listen)
@@ -98,7 +102,7 @@ def test_a_package_for_some_cpus_checks_the_one_it_is_on(
     tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "vnni"
-    made = pipeline.export(tiny_checkpoint, out, target="vnni", recipe="rows")
+    made = pipeline.export(tiny_checkpoint, out, pipeline.Settings(target="vnni", recipe="rows"))
     assert "rows8" in made.provenance.recipe["matrices"]
     assert (out / contract.CPU_CHECK_FILE).is_file()
     monkeypatch.setattr(contract, "EXACT_SUM", contract.EXACT_SUM + 1)  # as if it had saturated

@@ -74,7 +74,7 @@ def dev_clips(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Clip]]
     from ark_onnx_export.checkpoint import load_network, open_checkpoint, open_text
 
     folder = tmp_path_factory.mktemp("demo") / "fp32"
-    pipeline.export(DEMO / "checkpoint", folder, precision="fp32")
+    pipeline.export(DEMO / "checkpoint", folder, pipeline.Settings(precision="fp32"))
     fp32, int8 = ark_asr_onnx.load(folder), ark_asr_onnx.load(DEMO)
     checkpoint = open_checkpoint(DEMO / "checkpoint")
     network = load_network(checkpoint, fp32.manifest.sizes.max_positions)

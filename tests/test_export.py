@@ -82,7 +82,9 @@ def test_an_encoder_with_stored_positions_chooses_torchs_tokens(
     config = open_checkpoint(folder)
     network = load_network(config, max_positions=1024)
     _, tokens = open_text(config, pipeline.INSTRUCTION)
-    pipeline.export(folder, tmp_path / "package", layout=layout, precision="fp32")
+    pipeline.export(
+        folder, tmp_path / "package", pipeline.Settings(layout=layout, precision="fp32")
+    )
     transcriber = ark_asr_onnx.load(tmp_path / "package")
     for waveform in babble():
         expected = reference.transcribe(network, tokens, waveform, 40)
@@ -93,7 +95,7 @@ def test_an_encoder_with_stored_positions_chooses_torchs_tokens(
 def test_rows_that_can_never_come_out_are_pruned_and_nothing_else_changes(
     tiny_checkpoint: Path, tiny_package: Path, tmp_path: Path
 ) -> None:
-    pipeline.export(tiny_checkpoint, tmp_path / "whole", prune=False)
+    pipeline.export(tiny_checkpoint, tmp_path / "whole", pipeline.Settings(prune=False))
     pruned, whole = (ark_asr_onnx.load(folder) for folder in (tiny_package, tmp_path / "whole"))
     tokens, sizes = pruned.manifest.tokens, pruned.manifest.sizes
     assert sizes.n_logits == max(tokens.eos) + 1  # the last id that may be chosen
@@ -110,7 +112,7 @@ def test_rows_that_can_never_come_out_are_pruned_and_nothing_else_changes(
 def test_a_half_precision_table_is_half_the_size(
     tiny_checkpoint: Path, tiny_package: Path, tmp_path: Path
 ) -> None:
-    pipeline.export(tiny_checkpoint, tmp_path / "half", embedding="fp16")
+    pipeline.export(tiny_checkpoint, tmp_path / "half", pipeline.Settings(embedding="fp16"))
     half = (tmp_path / "half" / "embedding_fp16.data").stat().st_size
     assert 2 * half == (tiny_package / "embedding_fp32.data").stat().st_size
     graph = parity.session(tmp_path / "half" / "embedding_fp16.onnx")
@@ -370,7 +372,7 @@ def test_a_package_outside_its_limits_is_refused(
 ) -> None:
     worse(monkeypatch)
     with pytest.raises(ExportError, match=r"not published: .*largest margin lost is .*allowed 1"):
-        pipeline.export(tiny_checkpoint, tmp_path / "out", recipe="blocks8")
+        pipeline.export(tiny_checkpoint, tmp_path / "out", pipeline.Settings(recipe="blocks8"))
     assert list(tmp_path.iterdir()) == []
 
 

@@ -181,7 +181,8 @@ def key_of(checkpoint: Path, n_samples: int = 400, instruction: str = "Transcrib
     _, tokens = open_text(opened, instruction)
     nothing = np.zeros(1, np.float32)
     decoded = Decoded((1, 2), nothing, "")
-    clip = Heard("a", np.zeros(n_samples, np.float32), tokens, nothing, nothing, decoded)
+    waveform = np.zeros(n_samples, np.float32)
+    clip = Heard("a", waveform, nothing, nothing, tokens, decoded)
     weights = {path.name: file_sha256(path) for path in opened.files}
     return findings.key(weights, opened.side_files, [clip])
 

@@ -58,12 +58,12 @@ def checkpoint(
 def packages(checkpoint: Path, out: Path) -> dict[str, Path]:
     native = {
         f"native, prune={prune}": pipeline.export(
-            checkpoint, out / f"native-{prune}", precision="fp32", prune=prune
+            checkpoint, out / f"native-{prune}", pipeline.Settings(precision="fp32", prune=prune)
         ).directory
         for prune in (True, False)
     }
     published = pipeline.export(
-        checkpoint, out / "published", precision="fp32", layout="published"
+        checkpoint, out / "published", pipeline.Settings(precision="fp32", layout="published")
     ).directory
     int8 = pipeline.export(checkpoint, out / "int8").directory
     return {**native, "published": published, "native, INT8": int8}
@@ -93,7 +93,9 @@ def test_the_heads_of_pruned_and_unpruned_packages_differ_in_size_only(
 ) -> None:
     sizes: dict[bool, tuple[int, int]] = {}
     for prune in (True, False):
-        made = pipeline.export(checkpoint, tmp_path / str(prune), precision="fp32", prune=prune)
+        made = pipeline.export(
+            checkpoint, tmp_path / str(prune), pipeline.Settings(precision="fp32", prune=prune)
+        )
         manifest = ark_asr_onnx.load(made.directory).manifest
         sizes[prune] = (manifest.sizes.n_logits, manifest.sizes.vocab_size)
     assert sizes[True][0] < sizes[False][0] == sizes[False][1] == sizes[True][1]

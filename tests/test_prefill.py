@@ -141,7 +141,9 @@ def test_widths_that_no_block_divides_are_stored_in_padded_blocks() -> None:
 def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The demo, with all of the decoder's matrices in columns."""
     out = tmp_path_factory.mktemp("columns") / "package"
-    return pipeline.export(DEMO / "checkpoint", out, recipe="rows", allow_degraded=True).directory
+    return pipeline.export(
+        DEMO / "checkpoint", out, pipeline.Settings(recipe="rows", allow_degraded=True)
+    ).directory
 
 
 def test_a_package_stores_the_weights_once(package: Path) -> None:

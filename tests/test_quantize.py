@@ -254,7 +254,9 @@ def test_every_matrix_of_a_package_is_quantised(tiny_checkpoint: Path, tmp_path:
 
     from ark_onnx_export import pipeline
 
-    out = pipeline.export(tiny_checkpoint, tmp_path / "out", recipe="fine8").directory
+    out = pipeline.export(
+        tiny_checkpoint, tmp_path / "out", pipeline.Settings(recipe="fine8")
+    ).directory
     for name in ("audio.onnx", "decoder.onnx"):
         graph = onnx.load(str(out / name), load_external_data=False).graph
         weights = {i.name: i for i in graph.initializer}

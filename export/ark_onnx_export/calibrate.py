@@ -1,16 +1,18 @@
 """Real speech through the network: what each matrix product reads, and what each recipe costs.
 
-Two passes in torch. The first collects, clip after clip, the ranges of every product's input and
-some of its rows, and tries every recipe on those. The second stores one product at a time in 8 bits
-and sees what that does to the output of its graph: some products may err a lot and change nothing,
-others decide everything.
+Each graph is passed twice in torch. The first pass collects, clip after clip, the ranges of every
+product's input and some of its rows; every recipe is tried on those. The second pass stores one
+product at a time in 8 bits and sees what that does to the output of its graph: some products may
+err a lot and change nothing, others decide everything.
 """
 
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
@@ -25,104 +27,31 @@ from .figures import relative
 from .findings import Calibration, Finding
 from .listen import Heard
 from .mask import blocked
+from .modeling import AudioTower
+from .modeling.audio import State
 from .products import product
 from .recipes import PLAIN, RECIPES, SMOOTHED_FOR, Graph, costs
 from .reference import lengths
+from .samples import Sample, fold_rows
 from .smoothing import F32, Order, Site, best_factor
 
 Progress = Callable[[str, Sequence[Any]], Any]  # label, items -> the items
+_Change = tuple[F32 | None, Order | None]  # factors and order of a site
 
 _STRENGTHS = (0.35, 0.5, 0.65, 0.8)
 _WORTH = 0.9  # smoothing must bring the error of a product at least to this share
-_MAX_ROWS = 1024  # of each input, kept as examples
-_TRIED_ROWS = 192  # of those, to try the recipes on
+_TRIED_ROWS = 192  # of each sample
 _MAX_COLUMNS = 1024  # of each weight, tried
 _OUTLIER = 20.0  # times the median channel or row
 _VARIANTS = 8  # networks with one product changed that run side by side
 _PROBE_FRAMES, _PROBE_CLIPS = 400, 3  # audio of the second pass: of each clip, for the decoder
 
 
-class Listener:
-    """The first pass: the network on calibration clips, and what its products read.
+class Runner:
+    """Both halves of the network on calibration clips, several copies side by side.
 
     ``prefix`` holds the keys and values of the prompt's first positions.
     """
-
-    def __init__(
-        self,
-        network: Network,
-        tokens: Tokens,
-        prefix: Sequence[Tensor],
-        clips: Sequence[Heard],
-        sites: Mapping[Graph, Sequence[Site]],
-        progress: Progress,
-    ) -> None:
-        self.sites, self.clips = sites, clips
-        self.runner = runner = _Runner(network, tokens, prefix)
-        self.watched = {
-            site.name: _Watched(runner.module(site.modules[0])) for g in sites for site in sites[g]
-        }
-        with (
-            torch.inference_mode(),
-            _hooks([(w.module, w.see) for w in self.watched.values()]),
-        ):
-            for clip in progress("calibrate: listen", clips):
-                runner.audio(clip.log_mel)
-                runner.decoder(clip)
-
-    def order(self, site: Site) -> Order | None:
-        """A site's channels from the largest to the smallest, where they can be moved."""
-        if not site.movers:
-            return None
-        return self.watched[site.name].largest.argsort(descending=True).numpy()
-
-    def orders(self) -> dict[str, Order]:
-        """Those of all sites that have one."""
-        found = {site.name: self.order(site) for some in self.sites.values() for site in some}
-        return {name: order for name, order in found.items() if order is not None}
-
-    def examples(self, factors: Mapping[str, F32]) -> dict[str, F32]:
-        """Weight of ``audio.onnx`` -> rows that it is multiplied with, folded."""
-        examples = dict[str, F32]()
-        for site in self.sites["audio"]:
-            rows = self.watched[site.name].rows
-            folded = _fold(rows, factors.get(site.name), self.order(site))
-            examples |= dict.fromkeys(site.weights, folded.numpy())
-        return examples
-
-
-def calibrate(listener: Listener, progress: Progress) -> dict[Graph, Calibration]:
-    """Both passes' findings."""
-    found: dict[Graph, Calibration] = {}
-    runner = listener.runner
-    with torch.inference_mode():
-        for graph, some in listener.sites.items():
-            findings, factors = [], dict[str, F32]()
-            for site in progress(f"calibrate: recipes, {graph}", some):
-                watched = listener.watched[site.name]
-                order = listener.order(site)
-                finding, factor = _try_recipes(site, runner, watched, graph, order)
-                findings.append(finding)
-                if factor is not None:
-                    factors[site.name] = factor.numpy()
-            changes = {site.name: (factors.get(site.name), listener.order(site)) for site in some}
-            at_output = _at_output(runner, graph, some, changes, listener.clips, progress)
-            findings = [replace(f, at_output=at_output[f.site]) for f in findings]
-            found[graph] = Calibration(tuple(findings), factors)
-    return found
-
-
-def _fold(rows: Tensor, factor: F32 | None, order: Order | None) -> Tensor:
-    """Rows as the graph has them."""
-    if order is not None:
-        rows = rows[..., torch.from_numpy(order)]
-    if factor is not None:
-        rows = rows / torch.from_numpy(factor).repeat(rows.shape[-1] // len(factor))
-    return rows
-
-
-class _Runner:
-    """Both halves of the network on calibration clips, several copies side by side."""
 
     def __init__(self, network: Network, tokens: Tokens, prefix: Sequence[Tensor]) -> None:
         self.network, self.tokens = network, tokens
@@ -130,10 +59,18 @@ class _Runner:
         self.closed = torch.from_numpy(blocked(tokens, len(network.table)))
 
     def module(self, name: str) -> nn.Module:
+        """A module of either half, by the name of its weight."""
         part = (
             self.network.decoder if name.startswith(("model.", "lm_head")) else self.network.tower
         )
         return part.get_submodule(name)
+
+    def run(self, graph: Graph, clip: Heard) -> None:
+        """One half on a whole clip."""
+        if graph == "audio":
+            self.audio(clip.log_mel)
+        else:
+            self.decoder(clip)
 
     def audio(self, log_mel: F32, copies: int = 1) -> Tensor:
         """``[copies, N, hidden]``."""
@@ -155,29 +92,51 @@ class _Runner:
         return logprobs[:, torch.arange(len(ids)), list(ids)]
 
 
-class _Watched:
-    """The inputs of one module: ranges of all, some rows."""
+def listen(
+    runner: Runner,
+    graph: Graph,
+    sites: Sequence[Site],
+    clips: Sequence[Heard],
+    folder: Path,
+    progress: Progress,
+) -> dict[str, Sample]:
+    """The first pass: what each site reads. Rows are kept in ``folder``."""
+    samples = {site.name: Sample(folder / f"{site.name}.rows") for site in sites}
 
-    def __init__(self, module: nn.Module) -> None:
-        self.module = module
-        self.rows, self.seen = torch.empty(0), 0
-        self.largest = torch.empty(0)
-        self._keys = torch.empty(0)
-        self._generator = torch.Generator().manual_seed(0)
+    def watch(sample: Sample) -> Callable[[nn.Module, tuple[Tensor], Tensor], None]:
+        return lambda module, inputs, _: sample.add(_rows(module, inputs[0]).flatten(0, 1))
 
-    def see(self, module: nn.Module, inputs: tuple[Tensor], _: Tensor) -> None:
-        """A forward hook: keep the largest values, and rows drawn at random."""
-        rows = _rows(module, inputs[0]).flatten(0, 1)
-        largest = rows.abs().amax(dim=0)
-        if not self.seen:
-            self.largest, self.rows = largest, rows[:0]
-        self.largest = torch.maximum(self.largest, largest)
-        self.seen += len(rows)
-        keys = torch.rand(len(rows), generator=self._generator)
-        keys[rows.abs().amax(dim=1).argmax()] = 2  # the loudest stays
-        rows, keys = torch.cat((self.rows, rows)), torch.cat((self._keys, keys))
-        kept = keys.topk(min(_MAX_ROWS, len(keys))).indices
-        self.rows, self._keys = rows[kept], keys[kept]
+    pairs = [(runner.module(site.modules[0]), watch(samples[site.name])) for site in sites]
+    with torch.inference_mode(), _hooks(pairs):
+        for clip in progress(f"calibrate: listen, {graph}", clips):
+            runner.run(graph, clip)
+    return samples
+
+
+def calibrate(
+    runner: Runner,
+    graph: Graph,
+    sites: Sequence[Site],
+    samples: Mapping[str, Sample],
+    clips: Sequence[Heard],
+    progress: Progress,
+) -> Calibration:
+    """Recipes tried on the samples, then the second pass."""
+    findings: list[Finding] = []
+    factors: dict[str, F32] = {}
+    with torch.inference_mode():
+        for site in progress(f"calibrate: recipes, {graph}", sites):
+            finding, factor = _try_recipes(site, runner, samples[site.name], graph)
+            findings.append(finding)
+            if factor is not None:
+                factors[site.name] = factor.numpy()
+        changes: dict[str, _Change] = {
+            site.name: (factors.get(site.name), samples[site.name].order(site)) for site in sites
+        }
+        at_output = _at_output(runner, graph, sites, changes, clips, progress)
+    return Calibration(
+        tuple(replace(finding, at_output=at_output[finding.site]) for finding in findings), factors
+    )
 
 
 def _rows(module: nn.Module, x: Tensor) -> Tensor:
@@ -196,13 +155,14 @@ def _matrix(module: nn.Module) -> Tensor:
 
 
 def _try_recipes(
-    site: Site, runner: _Runner, watched: _Watched, graph: Graph, order: Order | None
+    site: Site, runner: Runner, sample: Sample, graph: Graph
 ) -> tuple[Finding, Tensor | None]:
     """Every recipe on some of the rows that were kept, with the best smoothing."""
+    order = sample.order(site)
     whole = torch.cat([_matrix(runner.module(name)) for name in site.modules])
-    whole = _fold(whole, None, order)
+    whole = fold_rows(whole, None, order)
     weight = whole[:: -(-len(whole) // _MAX_COLUMNS)]
-    rows = _fold(watched.rows[:_TRIED_ROWS], None, order)  # the loudest is the first
+    rows = fold_rows(sample.rows(_TRIED_ROWS), None, order)  # the loudest is the first
     exact = rows @ weight.T
     norm = float(exact.norm()) or 1.0
 
@@ -215,7 +175,7 @@ def _try_recipes(
     strength, best = None, None
     lowest = _WORTH * error(judge, None)
     for candidate in _STRENGTHS if site.writers else ():
-        factor = best_factor(watched.largest, whole, candidate, site.repeat).repeat(site.repeat)
+        factor = best_factor(sample.largest, whole, candidate, site.repeat).repeat(site.repeat)
         if (found := error(judge, factor)) < lowest:
             lowest, strength, best = found, candidate, factor
     loudest = rows.abs().amax(dim=1)
@@ -224,9 +184,9 @@ def _try_recipes(
         weights=site.weights,
         n_weights=whole.numel(),
         channels=whole.shape[1],
-        rows=watched.seen,
-        largest=float(watched.largest.max()),
-        outlier_channels=int((watched.largest > _OUTLIER * watched.largest.median()).sum()),
+        rows=sample.seen,
+        largest=float(sample.largest.max()),
+        outlier_channels=int((sample.largest > _OUTLIER * sample.largest.median()).sum()),
         outlier_rows=int((loudest > _OUTLIER * loudest.median()).sum()),
         strength=strength,
         errors={recipe: error(recipe, best) for recipe in costs(graph, *whole.T.shape)},
@@ -236,50 +196,100 @@ def _try_recipes(
 
 
 def _at_output(
-    runner: _Runner,
+    runner: Runner,
     graph: Graph,
     sites: Sequence[Site],
-    changes: Mapping[str, tuple[F32 | None, Order | None]],
+    changes: Mapping[str, _Change],
     clips: Sequence[Heard],
     progress: Progress,
 ) -> dict[str, tuple[float, ...]]:
     """For each site, what its storing in 8 bits changes at the graph's output."""
     n_sure = 0
+    passages: Sequence[_Passage | _Whole]
     if graph == "audio":
-        mels = [clip.log_mel[:, :, :_PROBE_FRAMES] for clip in clips]
-        runs = [lambda copies, mel=mel: runner.audio(mel, copies) for mel in mels]
+        tower = runner.network.tower
+        passages = [_Passage(tower, clip.log_mel[:, :, :_PROBE_FRAMES]) for clip in clips]
     else:
         # Where the model is sure, nothing changes much whatever is stored how: taken for nothing.
         by_doubt = sorted(clips, key=lambda clip: float(runner.decoder(clip).mean()))
         doubtful, sure = by_doubt[:_PROBE_CLIPS], by_doubt[_PROBE_CLIPS:]
         n_sure = sum(len(clip.decoded.token_ids) for clip in sure)
-        runs = [lambda copies, clip=clip: runner.decoder(clip, copies) for clip in doubtful]
+        passages = [_Whole(runner, clip) for clip in doubtful]
+    exact = [passage.run(1)[0].numpy() for passage in passages]
     found: dict[str, tuple[float, ...]] = {}
-    groups = [sites[i : i + _VARIANTS - 1] for i in range(0, len(sites), _VARIANTS - 1)]
+    groups = [sites[i : i + _VARIANTS] for i in range(0, len(sites), _VARIANTS)]
     for group in progress(f"calibrate: at the output, {graph}", groups):
+        for passage in passages:
+            passage.advance(group[0])
         hooks = [
-            (runner.module(name), _changed(i + 1, *changes[site.name]))
+            (runner.module(name), _changed(i, *changes[site.name]))
             for i, site in enumerate(group)
             for name in site.modules
         ]
         with _hooks(hooks):
-            outputs = [run(1 + len(group)).numpy() for run in runs]
+            outputs = [passage.run(len(group)).numpy() for passage in passages]
         for i, site in enumerate(group):
+            pairs = [(a, b[i]) for a, b in zip(exact, outputs, strict=True)]
             if graph == "audio":
-                found[site.name] = tuple(relative(y[0], y[i + 1]) for y in outputs)
+                found[site.name] = tuple(relative(a, b) for a, b in pairs)
             else:
-                each = np.concatenate([np.abs(y[i + 1] - y[0]) for y in outputs]).tolist()
+                each = np.concatenate([np.abs(b - a) for a, b in pairs]).tolist()
                 found[site.name] = (*each, *[0.0] * n_sure)
     return found
+
+
+class _Whole:
+    """A clip through the decoder."""
+
+    def __init__(self, runner: Runner, clip: Heard) -> None:
+        self.runner, self.clip = runner, clip
+
+    def advance(self, site: Site) -> None:
+        """See :class:`_Passage`; the decoder is run whole."""
+
+    def run(self, copies: int) -> Tensor:
+        """Log-probabilities ``[copies, n]``."""
+        return self.runner.decoder(self.clip, copies)
+
+
+class _Passage:
+    """A clip on its way through the encoder, up to the first site that is changed.
+
+    What comes before is the same for all changes of a group, and of all groups after it.
+    """
+
+    def __init__(self, tower: AudioTower, log_mel: F32) -> None:
+        self.tower, self.log_mel = tower, torch.from_numpy(log_mel)
+        self.state: State | None = None  # None: nothing has run
+        self.layer = 0  # the next one
+
+    def advance(self, site: Site) -> None:
+        """Run, unchanged, the layers before that of a site."""
+        layer = re.search(r"\.layers\.(\d+)\.", site.name)
+        if layer is None and self.state is None:  # a convolution
+            return
+        until = int(layer.group(1)) if layer else self.tower.config.n_layers
+        state = self.state or self.tower.enter(self.log_mel)
+        self.state, self.layer = self.tower.through(state, self.layer, until), until
+
+    def run(self, copies: int) -> Tensor:
+        """``audio_embeds [copies, N, hidden]``."""
+        tower = self.tower
+        if self.state is None:
+            return tower(self.log_mel.expand(copies, -1, -1))
+        x, delta = self.state
+        delta = None if delta is None else delta.expand(copies, -1, -1)
+        state = tower.through((x.expand(copies, -1, -1), delta), self.layer)
+        return tower.adapt(tower.merge(tower.leave(state)))
 
 
 def _changed(row: int, factor: F32 | None, order: Order | None) -> Callable[..., Tensor]:
     """A forward hook that stores a module in 8 bits for one row of the batch."""
 
     def hook(module: nn.Module, inputs: tuple[Tensor], output: Tensor) -> Tensor:
-        x = _fold(_rows(module, inputs[0][row : row + 1]), factor, order)
-        weight = _fold(_matrix(module), None if factor is None else np.float32(1) / factor, order)
-        y = product(x, weight, PLAIN)
+        x = fold_rows(_rows(module, inputs[0][row : row + 1]), factor, order)
+        inverse = None if factor is None else np.float32(1) / factor
+        y = product(x, fold_rows(_matrix(module), inverse, order), PLAIN)
         bias = cast("Tensor | None", module.bias)
         y = y if bias is None else y + bias
         output[row : row + 1] = y.transpose(1, 2) if isinstance(module, nn.Conv1d) else y

@@ -101,11 +101,12 @@ class Network:
         return embeds[None]
 
     def page_out(self) -> None:
-        """Hand the memory of mapped weights back; they are read again when needed.
+        """Hand back the memory of mapped weights, which are read again when needed; trim the heap.
 
-        Where the system has no such call (only Linux has) they stay until memory gets scarce.
+        Where the system has no such calls (only Linux has) it stays until memory gets scarce.
         """
         _page_out(*self.tower.parameters(), *self.decoder.parameters(), self.table)
+        _trim()
 
 
 def _page_out(*tensors: Tensor) -> None:
@@ -116,6 +117,13 @@ def _page_out(*tensors: Tensor) -> None:
         first = tensor.data_ptr() // page * page
         last = tensor.data_ptr() + tensor.nbytes
         libc.madvise(ctypes.c_void_p(first), ctypes.c_size_t(last - first), _MADV_PAGEOUT)
+
+
+def _trim() -> None:
+    """Let the C library give the system what it keeps of freed memory; glibc can."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    if trim is not None:
+        trim(0)
 
 
 def open_checkpoint(directory: Path) -> Checkpoint:

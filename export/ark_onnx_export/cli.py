@@ -287,7 +287,7 @@ def _export(options: argparse.Namespace) -> tuple[int, str]:
         raise ExportError(f"--recipe {options.recipe} needs no --calib: leave one of them out")
     probes = [(str(path), read(path)) for path in options.probe]
     calibration = [(str(path), read(path, end_seconds=30)) for path in options.calib]
-    references = read_references(options.references) if options.references else None
+    references = read_references(options.references) if options.references else {}
     kind = "onnx" if options.layout == "native" else options.layout
     name = Path(options.ckpt).resolve().name  # of an id, too
     out = options.out or Path(f"{name}-{kind}-{options.precision}")
@@ -301,9 +301,7 @@ def _export(options: argparse.Namespace) -> tuple[int, str]:
         bar = tqdm(items, desc=label, file=sys.stderr, disable=options.quiet, unit="step")
         return meter(label, cast("Sequence[Any]", bar))
 
-    exported = pipeline.export(
-        source.directory,
-        out,
+    settings = pipeline.Settings(
         name=options.name or name,
         source=source.origin,
         precision=options.precision,
@@ -317,8 +315,8 @@ def _export(options: argparse.Namespace) -> tuple[int, str]:
         calibration=calibration,
         plan=options.plan,
         allow_degraded=options.allow_degraded,
-        progress=progress,
     )
+    exported = pipeline.export(source.directory, out, settings, progress)
     if not options.quiet:
         say(meter.table())
     _report(exported)

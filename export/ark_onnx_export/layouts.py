@@ -13,6 +13,7 @@ import onnx_ir as ir
 import onnxruntime as ort
 from torch import Tensor
 
+from ark_asr_onnx.model.cpu import adds_exactly
 from ark_asr_onnx.package import contract
 from ark_asr_onnx.package.contract import File, Manifest, Provenance, Sizes, Tokens
 from ark_asr_onnx.package.published import cache_names
@@ -22,12 +23,33 @@ from .checkpoint import Checkpoint, Network, graph_weight
 from .listen import Heard
 from .parity import DecoderRun, Parity, Progress
 from .quantize import Examples, Matrix, Recipes
+from .recipes import Graph
 from .reference import lengths
-from .smoothing import Fold, Graph
+from .smoothing import Fold
 from .unfold import unfold_convolutions
 
 F32 = npt.NDArray[np.float32]
-Open = Callable[[], ort.InferenceSession]  # opens the graph that was just written
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """A graph in its file, opened when it is needed."""
+
+    path: Path
+    prepack: bool = True
+
+    def open(self) -> ort.InferenceSession:
+        """The graph, or the one beside it that this CPU needs."""
+        narrow = self.path.with_name(contract.AUDIO_NARROW_FILE)
+        check = self.path.with_name(contract.CPU_CHECK_FILE)
+        is_narrow = self.path.name == contract.AUDIO_FILE and narrow.is_file()
+        path = narrow if is_narrow and not adds_exactly(check) else self.path
+        return parity.session(path, prepack=self.prepack)
+
+    def open_prefill(self) -> ort.InferenceSession | None:
+        """The graph for long prompts, if there is one beside the decoder."""
+        path = self.path.with_name(contract.PREFILL_FILE)
+        return parity.session(path) if path.is_file() else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,12 +57,14 @@ class GraphPlan:
     """One graph of a package, as steps the pipeline takes in order."""
 
     file: str
-    trace: Callable[[Path], None]  # writes the fp32 graph
-    quantise: Callable[[Path, Recipes, Progress, Examples], list[Matrix]]  # replaces it by INT8
-    compare: Callable[[Open, Progress], Parity]  # against torch
+    trace: Callable[[Path], Any]  # writes the fp32 graph; gives what `quantise` starts from
+    # Replaces the graph by INT8.
+    quantise: Callable[[Any, Path, Recipes, Progress, Examples], list[Matrix]]
+    expect: Callable[[Progress], Any]  # what torch gives, which the next compares with
+    compare: Callable[[Written, Any, Progress], Parity]
     part: Graph | None = None  # what calibration calls it
     # Of INT8 on some speech, in the unit of the part's budget.
-    cost: Callable[[Open, Sequence[Heard]], float] | None = None
+    cost: Callable[[Written, Sequence[Heard]], float] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,98 +102,101 @@ def native_plans(
     fold: Fold,
 ) -> list[GraphPlan]:
     """Our layout: one audio graph, a decoder with a shared KV buffer."""
-    config = network.tower.config
-    n_logits = facts.sizes.n_logits
-    decoder_config = replace(network.decoder.config, vocab_size=n_logits)
-    mels = parity.mel_cases(config.n_mels, config.max_frames)
 
     def weights(name: str) -> Tensor:
-        return graph_weight(checkpoint, network, name, n_logits, fold)
+        return graph_weight(checkpoint, network, name, facts.sizes.n_logits, fold)
 
-    def compare_audio(opened: Open, progress: Progress) -> Parity:
-        run = _function(opened(), contract.LOG_MEL)
-        return parity.compare(mels, network.tower, run, progress)
-
-    def compare_decoder(opened: Open, progress: Progress) -> Parity:
-        return parity.compare_decoder(
-            network,
-            lambda: _native_run(network, opened(), decoder.prefill()),
-            clips,
-            progress,
-            **known,
-        )
-
-    def decoder_cost(opened: Open, speech: Sequence[Heard]) -> float:
-        run = _native_run(network, opened(), decoder.prefill())
-        return parity.decoder_cost(network, run, speech, **known)
-
-    known: Any = {
-        "n_cached": len(facts.tokens.prefix),
-        "cached": [cache.numpy() for cache in prefix],
-    }
-    audio, decoder = _Native(narrow=facts.target == "any"), _Native()
     return [
-        GraphPlan(
-            contract.AUDIO_FILE,
-            lambda path: audio.trace(
-                path, lambda: trace.trace_audio(config, network.table.shape[1], weights)
-            ),
-            audio.quantise,
-            compare_audio,
-            "audio",
-            lambda opened, speech: parity.audio_cost(_function(opened(), contract.LOG_MEL), speech),
-        ),
-        GraphPlan(
-            contract.DECODER_FILE,
-            lambda path: decoder.trace(
-                path,
-                lambda: trace.trace_decoder(decoder_config, network.decoder.max_positions, weights),
-            ),
-            decoder.quantise,
-            compare_decoder,
-            "decoder",
-            decoder_cost,
-        ),
+        _audio_plan(network, weights, has_narrow=facts.target == "any"),
+        _decoder_plan(network, weights, clips, facts, prefix),
     ]
 
 
-class _Native:
-    """A traced graph between its two writings."""
+def _audio_plan(network: Network, weights: trace.Weights, *, has_narrow: bool) -> GraphPlan:
+    config = network.tower.config
+    mels = parity.mel_cases(config.n_mels, config.max_frames)
 
-    def __init__(self, *, narrow: bool = False) -> None:
-        self._model: ir.Model | None = None
-        self._prefill: Path | None = None
-        self._narrow = narrow
+    def traced(path: Path) -> ir.Model:
+        return _written(trace.trace_audio(config, network.table.shape[1], weights), path)
 
-    def trace(self, path: Path, make: Callable[[], ir.Model]) -> None:
-        self._model = make()
-        write.write_graph(self._model, path)
-
-    def prefill(self) -> ort.InferenceSession | None:
-        """The graph for long prompts, if there is one."""
-        return None if self._prefill is None else parity.session(self._prefill)
-
-    def quantise(
-        self, path: Path, recipes: Recipes, progress: Progress, examples: Examples
-    ) -> list[Matrix]:
-        assert self._model is not None
-        model = self._model.clone()
-        unfold_convolutions(model)
-        model, matrices = dynamic.quantise(model, recipes, path.parent)
-        matrices += quantize.quantise(model, recipes, progress, examples)
-        write.write_graph(model, path)
-        if self._narrow:
+    def quantise(model: ir.Model, path: Path, *how: Any) -> list[Matrix]:
+        matrices = _quantise_native(model, path, *how)
+        if has_narrow:
             narrow.write(path, path.with_name(contract.AUDIO_NARROW_FILE))
-        graph, self._prefill = path.with_name(contract.PREFILL_FILE), None
-        if prefill.write(path, graph, matrices):
-            self._prefill = graph
         return matrices
 
+    def expect(progress: Progress) -> list[F32]:
+        return parity.expect(mels, network.tower, progress)
 
-def _native_run(
-    network: Network, graph: ort.InferenceSession, prompts: ort.InferenceSession | None
-) -> DecoderRun:
+    def compare(graph: Written, expected: list[F32], progress: Progress) -> Parity:
+        run = _function(graph.open(), contract.LOG_MEL)
+        return parity.compare(mels, expected, run, progress)
+
+    def cost(graph: Written, speech: Sequence[Heard]) -> float:
+        return parity.audio_cost(_function(graph.open(), contract.LOG_MEL), speech)
+
+    return GraphPlan(contract.AUDIO_FILE, traced, quantise, expect, compare, "audio", cost)
+
+
+def _decoder_plan(
+    network: Network,
+    weights: trace.Weights,
+    clips: Sequence[Heard],
+    facts: Facts,
+    prefix: Sequence[Tensor],
+) -> GraphPlan:
+    config = replace(network.decoder.config, vocab_size=facts.sizes.n_logits)
+    n_cached, cached = len(facts.tokens.prefix), [cache.numpy() for cache in prefix]
+
+    def traced(path: Path) -> ir.Model:
+        return _written(trace.trace_decoder(config, network.decoder.max_positions, weights), path)
+
+    def quantise(model: ir.Model, path: Path, *how: Any) -> list[Matrix]:
+        matrices = _quantise_native(model, path, *how)
+        prefill.write(path, path.with_name(contract.PREFILL_FILE), matrices)
+        return matrices
+
+    def expect(progress: Progress) -> list[tuple[F32, F32]]:
+        return parity.expect_prefills(network, progress, cached=cached)
+
+    def compare(graph: Written, expected: list[tuple[F32, F32]], progress: Progress) -> Parity:
+        return parity.compare_decoder(
+            network,
+            _native_run(network, graph),
+            expected,
+            clips,
+            progress,
+            n_cached=n_cached,
+            cached=cached,
+        )
+
+    def cost(graph: Written, speech: Sequence[Heard]) -> float:
+        run = _native_run(network, graph)
+        return parity.decoder_cost(network, run, speech, n_cached=n_cached, cached=cached)
+
+    return GraphPlan(contract.DECODER_FILE, traced, quantise, expect, compare, "decoder", cost)
+
+
+def _written(model: ir.Model, path: Path) -> ir.Model:
+    write.write_graph(model, path)
+    return model
+
+
+def _quantise_native(
+    model: ir.Model, path: Path, recipes: Recipes, progress: Progress, examples: Examples
+) -> list[Matrix]:
+    """Write a graph in INT8; ``model``, whose weights are read when needed, stays as it is."""
+    stored = model.clone()
+    unfold_convolutions(stored)
+    stored, matrices = dynamic.quantise(stored, recipes, path.parent)
+    matrices += quantize.quantise(stored, recipes, progress, examples)
+    write.write_graph(stored, path)
+    return matrices
+
+
+def _native_run(network: Network, written: Written) -> DecoderRun:
     """The decoder as a function; prompts of any length through the graph for long ones."""
+    graph, prompts = written.open(), written.open_prefill()
     names = contract.past_names(network.decoder.config.n_layers)
     empty = [t.numpy() for pair in network.decoder.empty_past() for t in pair]
 
@@ -229,35 +256,39 @@ def published_plans(
     generator = np.random.default_rng(0)
     merged = [generator.standard_normal((1, n, width), np.float32) for n in (1, 2, 7, 75)]
 
-    def compare_encoder(opened: Open, progress: Progress) -> Parity:
-        return parity.compare(mels, tower.encode, _function(opened(), "audios"), progress)
+    def compare_encoder(graph: Written, expected: list[F32], progress: Progress) -> Parity:
+        return parity.compare(mels, expected, _function(graph.open(), "audios"), progress)
 
-    def compare_adapter(opened: Open, progress: Progress) -> Parity:
-        run = _function(opened(), "merged_audio_features")
-        return parity.compare(merged, tower.adapt, run, progress)
+    def compare_adapter(graph: Written, expected: list[F32], progress: Progress) -> Parity:
+        run = _function(graph.open(), "merged_audio_features")
+        return parity.compare(merged, expected, run, progress)
 
-    def compare_decoder(opened: Open, progress: Progress) -> Parity:
-        return parity.compare_decoder(
-            network, lambda: _published_run(network, opened(), capacity), clips, progress
-        )
+    def compare_decoder(
+        graph: Written, expected: list[tuple[F32, F32]], progress: Progress
+    ) -> Parity:
+        run = _published_run(network, graph.open(), capacity)
+        return parity.compare_decoder(network, run, expected, clips, progress)
 
     return [
         GraphPlan(
             names.encoder,
             lambda path: published.trace_encoder(network, path),
             _quantise_published,
+            lambda progress: parity.expect(mels, tower.encode, progress),
             compare_encoder,
         ),
         GraphPlan(
             names.adapter,
             lambda path: published.trace_adapter(network, path),
             _quantise_published,
+            lambda progress: parity.expect(merged, tower.adapt, progress),
             compare_adapter,
         ),
         GraphPlan(
             names.decoder,
             lambda path: published.trace_decoder(network, path, capacity),
             _quantise_published,
+            lambda progress: parity.expect_prefills(network, progress),
             compare_decoder,
         ),
     ]
@@ -270,7 +301,9 @@ def describe_published(directory: Path, facts: Facts, checkpoint: Checkpoint) ->
     published.write_metadata(directory, checkpoint, facts.tokens, names, capacity)
 
 
-def _quantise_published(path: Path, _: Recipes, progress: Progress, __: Examples) -> list[Matrix]:
+def _quantise_published(
+    _: None, path: Path, __: Recipes, progress: Progress, ___: Examples
+) -> list[Matrix]:
     for _ in progress([path.name]):
         published.quantize(path)
     return []

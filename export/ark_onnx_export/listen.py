@@ -17,14 +17,20 @@ F32 = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True, slots=True)
-class Heard:
-    """What the reference made of one audio."""
+class Encoded:
+    """An audio as a reference's encoder hears it."""
 
     name: str
     waveform: F32
-    tokens: Tokens
     log_mel: F32
     audio_embeds: F32
+
+
+@dataclass(frozen=True, slots=True)
+class Heard(Encoded):
+    """What the reference made of one audio."""
+
+    tokens: Tokens
     decoded: Decoded
 
 
@@ -43,9 +49,20 @@ def room(engine: Subject | PackageEngine, waveform: F32) -> int:
 
 def hear(expected: Subject, name: str, waveform: F32, n_tokens: int) -> Heard:
     """Run the reference on a waveform ``[n]`` at 16 kHz."""
+    return decode(expected, encode(expected, name, waveform), n_tokens)
+
+
+def encode(expected: Subject, name: str, waveform: F32) -> Encoded:
+    """The first half of :func:`hear`."""
     if len(waveform) < MIN_SAMPLES:
         raise AudioError(f"{name}: audio is too short, {len(waveform)} samples at 16 kHz")
     log_mel = expected.log_mel(waveform)
-    audio_embeds = expected.encode(log_mel)
+    return Encoded(name, waveform, log_mel, expected.encode(log_mel))
+
+
+def decode(expected: Subject, encoded: Encoded, n_tokens: int) -> Heard:
+    """The second half of :func:`hear`."""
+    name, waveform = encoded.name, encoded.waveform
+    log_mel, audio_embeds = encoded.log_mel, encoded.audio_embeds
     decoded = expected.decode(waveform, audio_embeds, n_tokens)
-    return Heard(name, waveform, expected.tokens, log_mel, audio_embeds, decoded)
+    return Heard(name, waveform, log_mel, audio_embeds, expected.tokens, decoded)

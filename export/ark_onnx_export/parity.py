@@ -60,18 +60,23 @@ def session(path: Path, *, prepack: bool = True) -> ort.InferenceSession:
     return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
 
+def expect(
+    cases: Sequence[F32], network: Callable[[Tensor], Tensor], progress: Progress = iter
+) -> list[F32]:
+    """What a torch function makes of each case."""
+    with torch.inference_mode():
+        return [network(torch.from_numpy(case)).numpy() for case in progress(cases)]
+
+
 def compare(
     cases: Sequence[F32],
-    expected: Callable[[Tensor], Tensor],
+    expected: Sequence[F32],
     found: Callable[[F32], F32],
     progress: Progress = iter,
 ) -> Parity:
-    """A torch function against a graph, on each case."""
-    with torch.inference_mode():
-        pairs = [
-            (expected(torch.from_numpy(case)).numpy(), found(case)) for case in progress(cases)
-        ]
-    return _parity(pairs)
+    """What a graph makes of each case, against torch."""
+    outputs = [found(case) for case in progress(cases)]
+    return _parity(list(zip(expected, outputs, strict=True)))
 
 
 def mel_cases(n_mels: int, max_frames: int) -> list[F32]:
@@ -86,34 +91,41 @@ def mel_cases(n_mels: int, max_frames: int) -> list[F32]:
     return cases
 
 
+def expect_prefills(
+    network: Network, progress: Progress = iter, *, cached: Sequence[F32] | None = None
+) -> list[tuple[F32, F32]]:
+    """Short prefills, and what torch makes of them: embeddings and logits.
+
+    ``cached`` are the keys and values of the first positions of every prompt. All begins after
+    them: the first position of a real network has its largest activations, and no graph ever sees
+    it.
+    """
+    prefills: list[tuple[F32, F32]] = []
+    generator = np.random.default_rng(0)
+    with torch.inference_mode():
+        for n in progress(PREFILL_LENGTHS):
+            ids = generator.integers(0, len(network.table), n).tolist()
+            embeds, past = network.embed(ids)[None], network.decoder.empty_past()
+            if cached is not None:
+                tensors = [torch.from_numpy(array) for array in cached]
+                past = list(zip(tensors[::2], tensors[1::2], strict=True))
+            n_cached = past[0][0].shape[2]
+            expected, _ = network.decoder(embeds, *lengths(n_cached + n), past)
+            prefills.append((embeds.numpy(), expected[:, 0].numpy()))
+    return prefills
+
+
 def compare_decoder(
     network: Network,
-    opened: Callable[[], DecoderRun],
+    run: DecoderRun,
+    prefills: Sequence[tuple[F32, F32]],
     clips: Sequence[Heard],
     progress: Progress = iter,
     *,
     n_cached: int = 0,
     cached: Sequence[F32] | None = None,
 ) -> Parity:
-    """The decoder graph against torch: short prefills, then real prompts, teacher-forced.
-
-    The graph is opened when torch is done, so that its weights are in memory once. ``cached`` are
-    the keys and values of the first ``n_cached`` positions of every prompt. All begins after them:
-    the first position of a real network has its largest activations, and no graph ever sees it.
-    """
-    prefills: list[tuple[F32, F32]] = []
-    generator = np.random.default_rng(0)
-    with torch.inference_mode():
-        for n in PREFILL_LENGTHS:
-            ids = generator.integers(0, len(network.table), n).tolist()
-            embeds, past = network.embed(ids)[None], network.decoder.empty_past()
-            if cached is not None:
-                tensors = [torch.from_numpy(array) for array in cached]
-                past = list(zip(tensors[::2], tensors[1::2], strict=True))
-            expected, _ = network.decoder(embeds, *lengths(n_cached + n), past)
-            prefills.append((embeds.numpy(), expected[:, 0].numpy()))
-    network.page_out()
-    run = opened()
+    """The decoder graph against torch: short prefills, then real prompts, teacher-forced."""
     pairs = [(expected, run(embeds, cached)[0]) for embeds, expected in prefills]
     pairs += [
         (clip.decoded.logits, _forced(network, run, clip, n_cached, cached))

@@ -1,11 +1,16 @@
-"""The export: one straight line from a checkpoint folder to a checked package."""
+"""The export: one straight line from a checkpoint folder to a checked package.
+
+Each stage takes what the stages before it found and gives a value of its own; none changes what it
+was given.
+"""
 
 from __future__ import annotations
 
 import math
 import platform
+import tempfile
 import time
-from collections import ChainMap, Counter
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib import metadata
@@ -16,38 +21,39 @@ from typing import Any, Literal
 import ark_asr_onnx
 from ark_asr_onnx.audio.mel import SAMPLE_RATE
 from ark_asr_onnx.errors import ExportError
-from ark_asr_onnx.model.cpu import adds_exactly
 from ark_asr_onnx.package import contract
 from ark_asr_onnx.package.contract import Provenance, Sizes, Tokens, file_sha256
+from ark_asr_onnx.package.text import Text
 from ark_asr_onnx.package.vocabulary import INSTRUCTION, open_end
 
 from . import (
     align,
+    budget,
     calibrate,
-    choose,
     findings,
     heads,
     listen,
     parity,
     plans,
     proof,
-    quantize,
     recipes,
     reference,
+    samples,
     smoothing,
     verify,
     write,
 )
-from .checkpoint import Checkpoint, load_network, open_checkpoint, open_text
+from .checkpoint import Checkpoint, Network, load_network, open_checkpoint, open_text
+from .choose import Choice
 from .config import MAX_POSITIONS
 from .engines import PackageEngine
 from .findings import Calibration
-from .layouts import LAYOUTS, Facts, GraphPlan
+from .layouts import LAYOUTS, Facts, GraphPlan, Written
 from .listen import Heard
 from .oracle import TorchEngine
 from .parity import Parity
 from .probes import F32, builtin_references, builtin_speech, calibration_speech
-from .proof import Rung
+from .quantize import Examples, Matrix
 from .recipes import RECIPES, Asked, Graph, Target
 from .smoothing import Fold
 from .space import export_need, require_space
@@ -56,20 +62,31 @@ from .verify import Report, Totals
 Precision = Literal["int8", "fp32"]
 LayoutName = Literal["native", "published"]
 Progress = Callable[[str, Sequence[Any]], Iterable[Any]]
+Sound = tuple[str, F32]  # name and waveform [n] at 16 kHz
 
 MAX_SECONDS = 30.0  # the published models' limit of one pass
 _PROBE_TOKENS = 24
-_MAX_RUNGS = 6  # choices of recipes tried for one graph
-# What error feedback leaves of the error that is predicted with each weight rounded for itself.
-_FEEDBACK = 0.9
-# What storing in 8 bits may cost, by graph: relative error of the audio embeddings, worst clip;
-# mean change of a token's log-probability.
-BUDGETS: Mapping[Graph, float] = {"audio": 0.03, "decoder": 0.005}
-_COSTS: Mapping[Graph, str] = {
-    "audio": "the audio embeddings of speech are off by",
-    "decoder": "log-probabilities of tokens change on average by",
-}
 _TOOLS = ("torch", "onnx", "onnxruntime", "onnxscript", "safetensors", "tokenizers", "numpy")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """How a package is made."""
+
+    name: str | None = None  # for people; the checkpoint folder's by default
+    source: str | None = None  # where the checkpoint is from; the checkpoint folder by default
+    precision: Precision = "int8"
+    layout: LayoutName = "native"  # or upstream's, for its readers and as a baseline
+    embedding: Literal["fp32", "fp16"] = "fp32"  # type of the stored table
+    prune: bool = True  # leave out rows of table and head that can never be read or chosen
+    instruction: str = INSTRUCTION
+    probes: Sequence[Sound] = ()  # further sounds to compare torch and the package on
+    references: Mapping[str, str] = field(default_factory=dict[str, str])  # sound -> its words
+    recipe: Asked = "auto"  # how INT8 stores the matrices; auto: for each what calibration shows
+    target: Target = "any"  # the kind of CPU that the package may count on
+    calibration: Sequence[Sound] = ()  # nine built-in clips by default
+    plan: Path | None = None  # report.json of another package, whose choices are taken (plans.py)
+    allow_degraded: bool = False  # publish a package outside its limits; its manifest says so
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,299 +102,373 @@ class Exported:
 def export(
     checkpoint_dir: Path,
     out: Path,
-    *,
-    name: str | None = None,
-    source: str | None = None,
-    precision: Precision = "int8",
-    layout: LayoutName = "native",
-    embedding: Literal["fp32", "fp16"] = "fp32",
-    prune: bool = True,
-    instruction: str = INSTRUCTION,
-    probes: Sequence[tuple[str, F32]] = (),
-    references: Mapping[str, str] | None = None,
-    recipe: Asked = "auto",
-    target: Target = "any",
-    calibration: Sequence[tuple[str, F32]] = (),
-    plan: Path | None = None,
-    allow_degraded: bool = False,
+    settings: Settings = Settings(),
     progress: Progress | None = None,
 ) -> Exported:
     """Turn a Hugging Face checkpoint into a package folder ``out``, which must not exist yet.
 
-    ``name`` is for people (default: the checkpoint folder's), ``source`` says where the checkpoint
-    is from (default: the same). ``layout`` is ours or, for upstream's
-    readers and as a baseline, the published one. ``embedding`` is the type of the stored table;
-    ``prune`` leaves out rows of table and head that can never be read or chosen. ``probes`` are
-    further sounds to compare torch and the package on: names and waveforms ``[n]`` at 16 kHz.
-    ``references`` are the words of some: name -> text.
-    ``recipe`` is how INT8 stores the matrices, ``auto`` chooses for each by what ``calibration``
-    (sounds, default: nine built-in clips) shows; ``target`` is the kind of CPU it may count on;
-    ``plan``, the ``report.json`` of another package, gives its choices instead (:mod:`plans`).
-    A package outside the limits of :mod:`verify` is refused, unless ``allow_degraded``: then its
-    manifest says so. Raises :class:`ExportError`; whatever fails, ``out`` does not appear.
+    ``progress`` wraps the items of each stage, whose label it gets. A package outside the limits
+    of :mod:`verify` is refused, unless the settings allow it.
+    Raises :class:`ExportError`; whatever fails, ``out`` does not appear.
     """
     begin = time.perf_counter()
     track = progress or (lambda _, items: items)
-    checkpoint = open_checkpoint(checkpoint_dir)
-    text, tokens = open_text(checkpoint, instruction)
+    source = _read(checkpoint_dir, settings)
+    checkpoint = source.checkpoint
     n_values = sum(math.prod(shape) for shape in checkpoint.shapes.values())
-    require_space(export_need(n_values, checkpoint.config.decoder, precision, out.parent))
-    chosen = LAYOUTS[layout]
-    sizes = _sizes(checkpoint, tokens, prune=prune and layout == "native")
-    sounds = _sounds(probes, checkpoint, sizes.max_seconds)
-    heard = _cut(calibration or calibration_speech(), sizes.max_seconds)
-    named = name or checkpoint_dir.resolve().name
-
+    decoder = checkpoint.config.decoder
+    require_space(export_need(n_values, decoder, settings.precision, out.parent))
     with write.staged(out) as staging:
-        made = _provenance(checkpoint, source, instruction)
-        facts = Facts(named, precision, embedding, sizes, tokens, made, files={}, target=target)
-        network = load_network(
-            checkpoint, sizes.max_positions, lambda names: track("read weights", names)
+        bench = _Bench.of(source, settings, staging, track)
+        clips = bench.hear(source.probes, "torch reference")
+        prefix = reference.prefix_caches(bench.network, source.tokens)
+        with tempfile.TemporaryDirectory(prefix=".rows-", dir=staging) as rows:
+            advice = _advise(bench, clips, prefix, Path(rows))
+            graphs = _make_graphs(bench, clips, prefix, advice)
+        bench.network.page_out()
+        found = _find_heads(bench) if settings.layout == "native" else None
+        facts = _complete(bench, prefix, graphs)
+        report, word_errors = _prove(bench, facts, clips, found)
+        shortfalls = [*chain(*(graph.shortfalls for graph in graphs)), proof.shortfall(report)]
+        degraded = _judge(settings, shortfalls)
+        matrices = tuple(chain(*(graph.matrices for graph in graphs)))
+        parities = {name: one for graph in graphs for name, one in graph.parities.items()}
+        made = replace(
+            facts.provenance, recipe=_recipe(settings, matrices), parity=_figures(parities, report)
         )
-        oracle = TorchEngine(checkpoint, network, text, tokens)
-        clips = _hear(oracle, sounds, track, "torch reference")
-        prefix = reference.prefix_caches(network, tokens) if chosen.prefix else []
-        work = _Work(staging, clips, precision, layout, recipe, target, allow_degraded, track)
-        fold: Fold = lambda _, tensor: tensor  # noqa: E731
-        if precision == "int8" and layout == "native" and (recipe == "auto" or plan):
-            listened = _hear(oracle, heard, track, "calibrate: torch reference")
-            if not calibration:
-                listened = [*clips[: len(clips) - len(probes)], *listened]
-            work.listened = listened
-            sites = smoothing.sites(checkpoint.config)
-            if plan:
-                work.planned = plans.read_plan(plan, sites)
-            listener = calibrate.Listener(network, tokens, prefix, listened, sites, track)
-            key = findings.key(made.source_sha256, checkpoint.side_files, listened)
-            fold = _listen(work, listener, key)
-            del listener
-        write.write_cpu_check(staging)
-        for graph in chosen.plans(checkpoint, network, clips, facts, prefix, fold):
-            network.page_out()
-            _make_graph(work, graph)
-        if chosen.prefix:
-            write.write_prefix(prefix, staging)
-            work.found = _align(work, oracle, tokens, heard, references or {})
-        if not any(RECIPES[matrix.recipe].exact_sums for matrix in work.matrices):
-            (staging / contract.CPU_CHECK_FILE).unlink()
-            facts = replace(facts, target="any")
-        write.write_embedding(network.table[: sizes.n_embeddings], staging, embedding)
-        (staging / contract.TOKENIZER_FILE).write_text(text.to_json(), encoding="utf-8")
-        facts = replace(facts, files=write.list_files(staging))
-        chosen.describe(staging, facts, checkpoint)
-        report = _prove(work, facts)
-        _judge(work, proof.shortfall(report))
-        degraded = "; ".join(work.degraded)
-        made = replace(made, recipe=_recipe(work), parity=_figures(work, report))
-        facts = replace(facts, provenance=made, degraded=degraded)
         proved = proof.Proof(
-            name=named,
+            name=facts.name,
             recipe=made.recipe,
-            graphs=work.figures,
+            graphs=parities,
             report=report,
-            matrices=tuple(work.matrices),
+            matrices=matrices,
             files=facts.files,
-            rungs=tuple(work.rungs),
-            findings=tuple(f for c in work.calibrations.values() for f in c.findings),
-            choices=tuple(work.choices),
-            references={**builtin_references(), **(references or {})},
-            heads=work.found,
-            word_errors=work.word_errors,
+            rungs=tuple(chain(*(graph.rungs for graph in graphs))),
+            findings=tuple(chain(*(one.findings for one in advice.calibrations.values()))),
+            choices=tuple(chain(*(graph.choices for graph in graphs))),
+            references={**builtin_references(), **settings.references},
+            heads=found,
+            word_errors=word_errors,
             seconds=time.perf_counter() - begin,
         )
-        facts = replace(facts, files={**facts.files, **proof.write(proved, staging)})
-        chosen.describe(staging, facts, checkpoint)
-    notes = (*network.notes, *work.notes, *([degraded] if degraded else []))
-    return Exported(out, precision, made, notes)
+        files = {**facts.files, **proof.write(proved, staging)}
+        final = replace(facts, provenance=made, degraded=degraded, files=files)
+        LAYOUTS[settings.layout].describe(staging, final, source.checkpoint)
+    no_times = f"the package cannot tell when words are said: {found.reason}" if found else ""
+    remarks = (advice.remark, no_times if found and not found.heads else "", degraded)
+    notes = (*bench.network.notes, *filter(None, remarks))
+    return Exported(out, settings.precision, made, notes)
 
 
-def _listen(work: _Work, listener: calibrate.Listener, key: str) -> Fold:
-    """Let speech say how the matrices are stored; how tensors are folded for that."""
-    factors: dict[str, F32] = {}
-    if not work.planned:
-        found = work.calibrations = _findings(work, listener, key)
-        factors = dict(ChainMap(*(one.factors for one in found.values())))
-    work.examples = listener.examples(factors)
-    return smoothing.folded(chain(*listener.sites.values()), factors, listener.orders())
+@dataclass(frozen=True, slots=True)
+class _Source:
+    """What is known before weights are read."""
+
+    checkpoint: Checkpoint
+    text: Text
+    tokens: Tokens
+    sizes: Sizes
+    probes: list[Sound]
+    calibration: list[Sound]
 
 
-def _findings(work: _Work, listener: calibrate.Listener, key: str) -> dict[Graph, Calibration]:
-    """Those kept from an earlier export, or new ones, kept where that is possible."""
-    kept = findings.place(key)
-    found = kept and findings.read(kept, listener.sites)
-    if not found:
-        found = calibrate.calibrate(listener, work.track)
-        try:
-            if kept is None:
-                raise OSError("the user has no home; XDG_CACHE_HOME may name a folder")
-            findings.save(found, kept)
-        except OSError as error:
-            work.notes.append(f"the findings of calibration are not kept: {error}")
-    return found
+@dataclass(frozen=True, slots=True)
+class _Bench:
+    """What every stage works with."""
 
-
-@dataclass
-class _Work:
-    """What the stages share, and the figures they collect."""
-
-    directory: Path
-    clips: list[Heard]
-    precision: Precision
-    layout: LayoutName
-    recipe: Asked
-    target: Target
-    allow_degraded: bool
+    settings: Settings
+    source: _Source
+    staging: Path
+    network: Network
+    oracle: TorchEngine
+    provenance: Provenance  # as far as it is known before the export
     track: Progress
-    calibrations: dict[Graph, Calibration] = field(default_factory=dict)
-    listened: list[Heard] = field(default_factory=list)  # what calibration listened to
-    examples: dict[str, F32] = field(default_factory=dict)  # weight -> rows
-    planned: dict[str, str] = field(default_factory=dict)  # weight -> recipe
-    choices: list[choose.Choice] = field(default_factory=list)
-    rungs: list[Rung] = field(default_factory=list)
-    figures: dict[str, Parity] = field(default_factory=dict)
-    matrices: list[quantize.Matrix] = field(default_factory=list)
-    degraded: list[str] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-    found: heads.Found | None = None  # how words are timed
-    word_errors: heads.Errors | None = None  # of the package
+
+    @classmethod
+    def of(cls, source: _Source, settings: Settings, staging: Path, track: Progress) -> _Bench:
+        """Read the weights."""
+        made = _provenance(source.checkpoint, settings)
+        network = load_network(
+            source.checkpoint,
+            source.sizes.max_positions,
+            lambda names: track("read weights", names),
+        )
+        oracle = TorchEngine(source.checkpoint, network, source.text, source.tokens)
+        return cls(settings, source, staging, network, oracle, made, track)
+
+    def hear(self, sounds: Sequence[Sound], label: str) -> list[Heard]:
+        """What torch makes of some sounds; one half of the network in memory at a time."""
+        encoded = [
+            listen.encode(self.oracle, name, waveform)
+            for name, waveform in self.track(f"{label}, audio", sounds)
+        ]
+        self.network.page_out()
+        return [
+            listen.decode(self.oracle, one, _PROBE_TOKENS)
+            for one in self.track(f"{label}, text", encoded)
+        ]
 
 
-def _align(
-    work: _Work,
-    oracle: TorchEngine,
-    tokens: Tokens,
-    heard: Sequence[tuple[str, F32]],
-    references: Mapping[str, str],
-) -> heads.Found:
-    """Find the heads that tell the times of words, and write their graph, if there are any."""
-    known = ((references.get(name, ""), waveform) for name, waveform in heard)
-    words = [(text, waveform) for text, waveform in known if len(heads.plain(text)) == 1]
-    found = heads.find(oracle, words, work.track)
-    if found.heads:
-        align.write(work.directory, found.heads, len(tokens.prefix))
-    else:
-        work.notes.append(f"the package cannot tell when words are said: {found.reason}")
-    return found
+@dataclass(frozen=True, slots=True)
+class _Advice:
+    """What speech says about storing the matrices; without any, what was asked for holds."""
+
+    fold: Fold = lambda _, tensor: tensor
+    planned: Mapping[str, str] = field(default_factory=dict[str, str])  # weight -> recipe
+    calibrations: Mapping[Graph, Calibration] = field(default_factory=dict[Graph, Calibration])
+    examples: Examples = lambda _: None
+    clips: Sequence[Heard] = ()  # what was listened to
+    remark: str = ""
 
 
-def _make_graph(work: _Work, plan: GraphPlan) -> None:
+@dataclass(frozen=True, slots=True)
+class _Made:
+    """A graph in its file, and what was measured on it."""
+
+    parities: dict[str, Parity]  # comparison -> figures
+    matrices: tuple[Matrix, ...] = ()
+    rungs: tuple[budget.Rung, ...] = ()
+    choices: tuple[Choice, ...] = ()
+    shortfalls: tuple[str, ...] = ()
+
+
+def _read(checkpoint_dir: Path, settings: Settings) -> _Source:
+    """Find what is wrong before hours are spent."""
+    checkpoint = open_checkpoint(checkpoint_dir)
+    text, tokens = open_text(checkpoint, settings.instruction)
+    sizes = _sizes(checkpoint, tokens, prune=settings.prune and settings.layout == "native")
+    calibration = settings.calibration or calibration_speech()
+    return _Source(
+        checkpoint,
+        text,
+        tokens,
+        sizes,
+        _sounds(settings.probes, checkpoint, sizes.max_seconds),
+        _cut(calibration, sizes.max_seconds),
+    )
+
+
+def _advise(bench: _Bench, clips: Sequence[Heard], prefix: Sequence[Any], rows: Path) -> _Advice:
+    """Let the network listen to calibration clips, where recipes are chosen or planned.
+
+    Rows that its products read are kept in the folder ``rows``.
+    """
+    settings, source, network = bench.settings, bench.source, bench.network
+    is_chosen = settings.recipe == "auto" or settings.plan
+    if settings.precision != "int8" or settings.layout != "native" or not is_chosen:
+        return _Advice()
+    heard = bench.hear(source.calibration, "calibrate: torch reference")
+    if not settings.calibration:
+        heard = [*clips[: len(clips) - len(settings.probes)], *heard]
+    sites = smoothing.sites(source.checkpoint.config)
+    planned = plans.read_plan(settings.plan, sites) if settings.plan else {}
+    runner = calibrate.Runner(network, source.tokens, prefix)
+    sampled: dict[Graph, dict[str, samples.Sample]] = {}
+
+    def sample(graph: Graph) -> dict[str, samples.Sample]:
+        network.page_out()
+        return calibrate.listen(runner, graph, sites[graph], heard, rows, bench.track)
+
+    def calibrated(graph: Graph) -> Calibration:
+        found = sampled[graph] = sample(graph)
+        return calibrate.calibrate(runner, graph, sites[graph], found, heard, bench.track)
+
+    found, remark = ({}, "") if planned else _findings(bench, heard, sites, calibrated)
+    audio = sampled.get("audio") or sample("audio")
+    factors = {site: factor for one in found.values() for site, factor in one.factors.items()}
+    return _Advice(
+        fold=smoothing.folded(
+            chain(*sites.values()), factors, samples.orders(sites["audio"], audio)
+        ),
+        planned=planned,
+        calibrations=found,
+        examples=samples.examples(sites["audio"], audio, factors),
+        clips=heard,
+        remark=remark,
+    )
+
+
+def _findings(
+    bench: _Bench,
+    heard: Sequence[Heard],
+    sites: Mapping[Graph, Sequence[smoothing.Site]],
+    calibrated: Callable[[Graph], Calibration],
+) -> tuple[dict[Graph, Calibration], str]:
+    """Those kept from an earlier export, or new ones, and why new ones are not kept."""
+    weights = bench.provenance.source_sha256
+    kept = findings.place(findings.key(weights, bench.source.checkpoint.side_files, heard))
+    if kept and (again := findings.read(kept, sites)):
+        return again, ""
+    found: dict[Graph, Calibration] = {graph: calibrated(graph) for graph in sites}
+    try:
+        if kept is None:
+            raise OSError("the user has no home; XDG_CACHE_HOME may name a folder")
+        findings.save(found, kept)
+    except OSError as error:
+        return found, f"the findings of calibration are not kept: {error}"
+    return found, ""
+
+
+def _make_graphs(
+    bench: _Bench, clips: Sequence[Heard], prefix: Sequence[Any], advice: _Advice
+) -> list[_Made]:
+    """Every graph of the layout, one after the other."""
+    source = bench.source
+    write.write_cpu_check(bench.staging)  # on which the graphs' own comparison depends
+    layout = LAYOUTS[bench.settings.layout]
+    facts = _facts(bench)
+    plans = layout.plans(source.checkpoint, bench.network, clips, facts, prefix, advice.fold)
+    made: list[_Made] = []
+    for plan in plans:
+        bench.network.page_out()
+        made.append(_make_graph(bench, plan, advice, clips))
+    return made
+
+
+def _make_graph(bench: _Bench, plan: GraphPlan, advice: _Advice, clips: Sequence[Heard]) -> _Made:
     """Trace, compare with torch, and for INT8 quantise and compare again."""
-    path = work.directory / plan.file
-    for _ in work.track(f"trace {plan.file}", [plan.file]):
-        plan.trace(path)
-    parity.require_fp32(_compare(work, plan, "fp32"), plan.file)
-    if work.precision == "int8":
-        work.matrices += _quantise(work, plan, path)
-        found = _compare(work, plan, "int8")
-        _judge(work, parity.int8_shortfall(found, plan.file))
+    settings, path = bench.settings, bench.staging / plan.file
+    (traced,) = [plan.trace(path) for _ in bench.track(f"trace {plan.file}", [plan.file])]
+    expected = plan.expect(_labelled(bench, f"torch for {plan.file}"))
+    bench.network.page_out()
+    exact = _compare(bench, plan, expected, "fp32")
+    parity.require_fp32(exact, plan.file)
+    parities = {f"torch to fp32, {plan.file}": exact}
+    if settings.precision == "fp32":
+        return _Made(parities)
+    fitted = _quantise(bench, plan, traced, advice, clips)
+    found = _compare(bench, plan, expected, "int8")
+    parities[f"torch to int8, {plan.file}"] = found
+    shortfalls = [fitted.shortfall, parity.int8_shortfall(found, plan.file)]
+    _judge(settings, shortfalls)  # before more time is spent
+    return _Made(parities, fitted.matrices, fitted.rungs, fitted.choices, tuple(shortfalls))
 
 
-def _quantise(work: _Work, plan: GraphPlan, path: Path) -> list[quantize.Matrix]:
-    """Replace the graph by the INT8 one; chosen recipes are chosen anew until the cost is right."""
-    calibration = work.calibrations.get(plan.part) if plan.part else None
-    scale = _FEEDBACK if work.examples and plan.part == "audio" else 1.0
-    tried, chosen = dict[str, str](), None
-    fixed = recipes.fixed(work.recipe, plan.part or "decoder", work.target)
-    matrices: list[quantize.Matrix] = []
-    for _ in range(_MAX_RUNGS):
-        if plan.part and calibration:
-            chosen = choose.choose(calibration, plan.part, work.target, BUDGETS[plan.part], scale)
-            if chosen.recipes(calibration) == tried:
-                scale *= 1.2
-                continue
-            tried = chosen.recipes(calibration)
-        known = tried or work.planned
-        stored = known.__getitem__ if known else lambda _: fixed
-        progress = _labelled(work, f"quantise {plan.file}")
-        matrices = plan.quantise(path, stored, progress, work.examples.get)
-        if not plan.part or not plan.cost:
-            return matrices
-        cost = _cost(work, plan, path)
-        n_bytes = sum(file.stat().st_size for file in path.parent.glob(f"{path.name}*"))
-        counts = Counter(matrix.recipe for matrix in matrices)
-        predicted = chosen.predicted if chosen else None
-        work.rungs.append(
-            Rung(plan.file, dict(counts), predicted, cost, BUDGETS[plan.part], n_bytes)
-        )
-        if not chosen or cost <= BUDGETS[plan.part]:
-            break
-        scale *= max(cost / max(chosen.predicted, 1e-12), 1.05)
-    if chosen and plan.part:
-        work.choices += chosen.choices
-        if (last := work.rungs[-1]).cost > last.budget:
-            _judge(
-                work, f"{plan.file}: {_COSTS[plan.part]} {last.cost:.3g} (budget {last.budget:g})"
-            )
-    return matrices
+def _quantise(
+    bench: _Bench, plan: GraphPlan, traced: Any, advice: _Advice, clips: Sequence[Heard]
+) -> budget.Fitted:
+    """Replace the graph by the INT8 one: by the plan, by what was asked for, or by calibration."""
+    settings, path, part = bench.settings, bench.staging / plan.file, plan.part
+
+    def store(recipe: Callable[[str], str]) -> tuple[Matrix, ...]:
+        progress = _labelled(bench, f"quantise {plan.file}")
+        return tuple(plan.quantise(traced, path, recipe, progress, advice.examples))
+
+    def attempt(chosen: Mapping[str, str]) -> budget.Trial:
+        matrices = store(chosen.__getitem__)
+        return budget.Trial(matrices, measured(), _bytes_of(path))
+
+    def measured() -> float:
+        assert plan.cost is not None
+        speech = advice.clips or clips
+        (cost,) = [
+            cost(Written(path), speech) for cost in bench.track(f"weigh {plan.file}", [plan.cost])
+        ]
+        return cost
+
+    if part is None:
+        return budget.Fitted(store(lambda _: ""), ())
+    if part in advice.calibrations:
+        calibration = advice.calibrations[part]
+        return budget.fit(calibration, plan.file, part, settings.target, attempt)
+    asked = recipes.fixed(settings.recipe, part, settings.target)
+    matrices = store(advice.planned.__getitem__ if advice.planned else lambda _: asked)
+    trial = budget.Trial(matrices, measured(), _bytes_of(path))
+    return budget.Fitted(matrices, (budget.rung(plan.file, part, trial),))
 
 
-def _cost(work: _Work, plan: GraphPlan, path: Path) -> float:
-    """What the INT8 graph costs speech."""
-    assert plan.cost is not None
-    found = 0.0
-    for cost in work.track(f"weigh {plan.file}", [plan.cost]):
-        found = cost(lambda: parity.session(_usable(path)), work.listened or work.clips)
-    return found
+def _bytes_of(path: Path) -> int:
+    """The size of a graph with its weights."""
+    return sum(file.stat().st_size for file in path.parent.glob(f"{path.name}*"))
 
 
-def _hear(
-    oracle: TorchEngine, sounds: Sequence[tuple[str, F32]], track: Progress, label: str
-) -> list[Heard]:
-    return [
-        listen.hear(oracle, name, waveform, _PROBE_TOKENS)
-        for name, waveform in track(label, sounds)
+def _compare(bench: _Bench, plan: GraphPlan, expected: Any, what: str) -> Parity:
+    """Compare a written graph with torch."""
+    graph = Written(bench.staging / plan.file, prepack=what == "int8")
+    return plan.compare(graph, expected, _labelled(bench, f"compare {plan.file} {what}"))
+
+
+def _labelled(bench: _Bench, label: str) -> parity.Progress:
+    return lambda items: bench.track(label, list(items))
+
+
+def _find_heads(bench: _Bench) -> heads.Found:
+    """Find the heads that tell the times of words, and write their graph, if there are any."""
+    known = [
+        (bench.settings.references.get(name, ""), waveform)
+        for name, waveform in bench.source.calibration
     ]
-
-
-def _judge(work: _Work, shortfall: str) -> None:
-    """Refuse what is outside its limits, or note it; upstream's recipe is what it is."""
-    if not shortfall or work.layout == "published":
-        return
-    if not work.allow_degraded:
-        raise ExportError(
-            f"the package was not published: {shortfall}; --allow-degraded publishes it all the "
-            "same, --precision fp32 may be within the limits"
-        )
-    work.degraded.append(shortfall)
-
-
-def _compare(work: _Work, plan: GraphPlan, what: str) -> Parity:
-    """Compare a written graph with torch and note the figures."""
-    progress = _labelled(work, f"compare {plan.file} {what}")
-    path, prepack = work.directory / plan.file, what == "int8"
-    found = plan.compare(lambda: parity.session(_usable(path), prepack=prepack), progress)
-    work.figures[f"torch to {what}, {plan.file}"] = found
+    words = [(text, waveform) for text, waveform in known if len(heads.plain(text)) == 1]
+    found = heads.find(bench.oracle, words, bench.track)
+    if found.heads:
+        align.write(bench.staging, found.heads, len(bench.source.tokens.prefix))
     return found
 
 
-def _usable(path: Path) -> Path:
-    """A graph, or the one beside it that this CPU needs."""
-    narrow = path.with_name(contract.AUDIO_NARROW_FILE)
-    if path.name != contract.AUDIO_FILE or not narrow.is_file():
-        return path
-    return path if adds_exactly(path.with_name(contract.CPU_CHECK_FILE)) else narrow
+def _facts(bench: _Bench) -> Facts:
+    settings, source = bench.settings, bench.source
+    return Facts(
+        name=settings.name or source.checkpoint.directory.resolve().name,
+        precision=settings.precision,
+        embedding=settings.embedding,
+        sizes=source.sizes,
+        tokens=source.tokens,
+        provenance=bench.provenance,
+        files={},
+        target=settings.target,
+    )
 
 
-def _labelled(work: _Work, label: str) -> parity.Progress:
-    return lambda items: work.track(label, list(items))
+def _complete(bench: _Bench, prefix: Sequence[Any], graphs: Sequence[_Made]) -> Facts:
+    """Write what is no graph of the network, so that the runtime can open the package."""
+    settings, source, staging = bench.settings, bench.source, bench.staging
+    layout, target = LAYOUTS[settings.layout], settings.target
+    if layout.prefix:
+        write.write_prefix(prefix, staging)
+    if not any(RECIPES[m.recipe].exact_sums for graph in graphs for m in graph.matrices):
+        (staging / contract.CPU_CHECK_FILE).unlink()
+        target = "any"
+    write.write_embedding(
+        bench.network.table[: source.sizes.n_embeddings], staging, settings.embedding
+    )
+    (staging / contract.TOKENIZER_FILE).write_text(source.text.to_json(), encoding="utf-8")
+    facts = replace(_facts(bench), target=target, files=write.list_files(staging))
+    layout.describe(staging, facts, source.checkpoint)
+    return facts
 
 
-def _prove(work: _Work, facts: Facts) -> Report:
+def _prove(
+    bench: _Bench, facts: Facts, clips: Sequence[Heard], found: heads.Found | None
+) -> tuple[Report, heads.Errors | None]:
     """Open the package with the runtime and compare it with torch, clip by clip."""
-    found = PackageEngine(work.directory)
-    clips = [
-        verify.compare_clip(found, clip, _PROBE_TOKENS)
-        for clip in work.track("verify with the runtime", work.clips)
+    bench.network.page_out()
+    package = PackageEngine(bench.staging)
+    compared = [
+        verify.compare_clip(package, clip, _PROBE_TOKENS)
+        for clip in bench.track("verify with the runtime", clips)
     ]
-    if work.found and work.found.heads:
-        work.word_errors = heads.measured(found)
-    return Report(
-        package=f"{facts.name} ({work.layout} {work.precision})",
+    settings = bench.settings
+    report = Report(
+        package=f"{facts.name} ({settings.layout} {settings.precision})",
         reference=f"{facts.provenance.source} (torch fp32)",
         weights="exported from the reference",
-        limits=verify.limits(work.precision, "fp32"),
-        clips=tuple(clips),
+        limits=verify.limits(settings.precision, "fp32"),
+        clips=tuple(compared),
     )
+    return report, heads.measured(package) if found and found.heads else None
+
+
+def _judge(settings: Settings, shortfalls: Iterable[str]) -> str:
+    """What is outside its limits, or a refusal; upstream's recipe is what it is."""
+    found = "; ".join(filter(None, shortfalls))
+    if not found or settings.layout == "published":
+        return ""
+    if not settings.allow_degraded:
+        raise ExportError(
+            f"the package was not published: {found}; --allow-degraded publishes it all the "
+            "same, --precision fp32 may be within the limits"
+        )
+    return found
 
 
 def _sounds(
@@ -425,30 +516,30 @@ def _sizes(checkpoint: Checkpoint, tokens: Tokens, *, prune: bool) -> Sizes:
     )
 
 
-def _provenance(checkpoint: Checkpoint, source: str | None, instruction: str) -> Provenance:
+def _provenance(checkpoint: Checkpoint, settings: Settings) -> Provenance:
     tools = {name: metadata.version(name) for name in _TOOLS}
     return Provenance(
         exporter=f"ark-asr-onnx {ark_asr_onnx.__version__}",
         tools={"python": platform.python_version(), **tools},
-        source=source or checkpoint.directory.resolve().name,
+        source=settings.source or checkpoint.directory.resolve().name,
         source_sha256={path.name: file_sha256(path) for path in checkpoint.files},
-        instruction=instruction,
+        instruction=settings.instruction,
         recipe={},
         parity={},
     )
 
 
-def _recipe(work: _Work) -> dict[str, str]:
+def _recipe(settings: Settings, matrices: Sequence[Matrix]) -> dict[str, str]:
     """How the weights are stored."""
-    if work.precision == "fp32":
+    if settings.precision == "fp32":
         return {"weights": "fp32"}
-    if not work.matrices:
+    if not matrices:
         return {"name": "dynamic, unsigned 8 bits per channel (upstream's)"}
-    worst = max(work.matrices, key=lambda m: m.error)
-    counts = Counter((m.recipe, m.block) for m in work.matrices)
+    worst = max(matrices, key=lambda m: m.error)
+    counts = Counter((m.recipe, m.block) for m in matrices)
     return {
-        "name": "plan" if work.planned else work.recipe,
-        "target": work.target,
+        "name": "plan" if settings.plan else settings.recipe,
+        "target": settings.target,
         "matrices": ", ".join(
             f"{n} {recipe}" + (f" in blocks of {block}" if block else "")
             for (recipe, block), n in sorted(counts.items())
@@ -457,7 +548,7 @@ def _recipe(work: _Work) -> dict[str, str]:
     }
 
 
-def _figures(work: _Work, report: Report) -> dict[str, dict[str, float]]:
+def _figures(graphs: Mapping[str, Parity], report: Report) -> dict[str, dict[str, float]]:
     totals = Totals.of(report.clips)
     package = {
         "probes": totals.clips,
@@ -465,5 +556,5 @@ def _figures(work: _Work, report: Report) -> dict[str, dict[str, float]]:
         "mean_dlogp": round(totals.mean_dlogp, 9),
         "worst_dlogp": round(totals.worst_dlogp, 9),
     }
-    graphs = {name: found.figures() for name, found in work.figures.items()}
-    return {**graphs, "torch to package": package}
+    named = {name: found.figures() for name, found in graphs.items()}
+    return {**named, "torch to package": package}

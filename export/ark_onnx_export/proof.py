@@ -10,6 +10,7 @@ from typing import Any
 
 from ark_asr_onnx.package.contract import File, file_sha256
 
+from .budget import Rung
 from .choose import FASTEST, Choice
 from .findings import Finding
 from .heads import Errors, Found
@@ -19,18 +20,6 @@ from .report import report_to_record, report_to_text
 from .verify import Report, Totals
 
 JSON_FILE, TEXT_FILE = "report.json", "REPORT.md"
-
-
-@dataclass(frozen=True, slots=True)
-class Rung:
-    """One choice of recipes for one graph, and what it cost."""
-
-    graph: str
-    recipes: dict[str, int]  # recipe -> matrices
-    predicted: float | None  # cost, where it was chosen by calibration
-    cost: float  # measured on speech: see `pipeline.BUDGETS`
-    budget: float
-    bytes: int  # of the graph with its weights
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,7 @@ Graphs are ``onnx_ir`` models, edited in place.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -25,6 +25,7 @@ Recipes = Callable[[str], str]  # weight name -> recipe
 Examples = Callable[[str], F32 | None]  # weight name -> rows [n, n_in] that it is multiplied with
 
 _ZERO_POINT = 128  # MatMulNBits' default for 8 bits
+_RUN = 16384  # outputs
 _ACCURACY_LEVEL = 4  # int8 x int8 products; activations are scaled per row and block
 
 
@@ -216,18 +217,30 @@ def pack_blocks8(weight: F32, block: int) -> tuple[U8, F32]:
     """
     n_in, n_out = weight.shape
     n_blocks = -(-n_in // block)
-    padded = np.zeros((n_out, n_blocks * block), np.float32)
-    padded[:, :n_in] = weight.T
-    blocks = padded.reshape(n_out, n_blocks, block)
-    scales = np.abs(blocks).max(axis=2) / 127
-    codes = np.rint(blocks / np.where(scales > 0, scales, 1)[:, :, None]) + _ZERO_POINT
-    return codes.astype(np.uint8), scales.astype(np.float32)
+    codes = np.empty((n_out, n_blocks, block), np.uint8)
+    scales = np.empty((n_out, n_blocks), np.float32)
+    for some in _outputs(n_out):
+        padded = np.zeros((some.stop - some.start, n_blocks * block), np.float32)
+        padded[:, :n_in] = weight[:, some].T
+        blocks = padded.reshape(-1, n_blocks, block)
+        scales[some] = found = np.abs(blocks).max(axis=2) / 127
+        codes[some] = np.rint(blocks / np.where(found > 0, found, 1)[:, :, None]) + _ZERO_POINT
+    return codes, scales
 
 
 def unpack_blocks8(codes: U8, scales: F32, n_in: int) -> F32:
     """The matrix ``[n_in, n_out]`` that the graph multiplies with."""
-    blocks = (codes.astype(np.float32) - _ZERO_POINT) * scales[:, :, None]
-    return blocks.reshape(len(codes), -1)[:, :n_in].T
+    found = np.empty((len(codes), n_in), np.float32)
+    for some in _outputs(len(codes)):
+        blocks = (codes[some].astype(np.float32) - _ZERO_POINT) * scales[some, :, None]
+        found[some] = blocks.reshape(len(blocks), -1)[:, :n_in]
+    return found.T
+
+
+def _outputs(n_out: int) -> Iterator[slice]:
+    """Runs of outputs: of a head, arrays of all would take gigabytes."""
+    for begin in range(0, n_out, _RUN):
+        yield slice(begin, min(begin + _RUN, n_out))
 
 
 def pack_blocks4(weight: F32, block: int) -> tuple[U8, F32, F32]:
@@ -247,4 +260,5 @@ def pack_blocks4(weight: F32, block: int) -> tuple[U8, F32, F32]:
 def weight_error(weight: F32, restored: F32) -> float:
     """``||W - W'|| / ||W||``, Frobenius."""
     norm = float(np.linalg.norm(weight))
-    return float(np.linalg.norm(restored - weight)) / norm if norm else 0.0
+    runs = [np.linalg.norm(restored[:, o] - weight[:, o]) for o in _outputs(weight.shape[1])]
+    return float(np.linalg.norm(runs)) / norm if norm else 0.0

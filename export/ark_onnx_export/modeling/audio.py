@@ -17,6 +17,9 @@ from ..config import ENCODER_ROPE_DIM, ENCODER_ROPE_THETA, LAYER_NORM_EPS, Audio
 from .ops import add_layer_norm, attention, gelu, rope_tables, rotate_interleaved
 from .stored import Conv1d, LayerNorm, Linear
 
+# Between two layers: the sum so far [B, S, d_model], and what is still to be added to it.
+State = tuple[Tensor, Tensor | None]
+
 
 class EncoderAttention(nn.Module):
     """Bidirectional self-attention with partial interleaved RoPE; keys have no bias."""
@@ -123,20 +126,30 @@ class AudioTower(nn.Module):
 
         ``bias`` as in :func:`ops.attention`.
         """
+        return self.leave(self.through(self.enter(log_mel), bias=bias))
+
+    def enter(self, log_mel: Tensor) -> State:
+        """The convolutions; what comes before the first layer."""
         whisper = self.audio_encoder.whisper
         x = gelu(whisper.conv2(gelu(whisper.conv1(log_mel)))).transpose(1, 2)
-        rope = None
-        if self.config.use_rope:
-            rope = self.rope_cos, self.rope_sin
-        else:
-            x = whisper.embed_positions(x)
-        delta = None
-        for layer in whisper.layers:
+        return (x if self.config.use_rope else whisper.embed_positions(x)), None
+
+    def through(
+        self, state: State, first: int = 0, last: int | None = None, bias: Tensor | None = None
+    ) -> State:
+        """The layers from ``first`` up to ``last``, which is not run."""
+        x, delta = state
+        rope = (self.rope_cos, self.rope_sin) if self.config.use_rope else None
+        for layer in self.audio_encoder.whisper.layers[first:last]:
             normed, x = _next_norm(x, delta, layer.self_attn_layer_norm)
             delta = layer.self_attn(normed, rope, bias)
             normed, x = _next_norm(x, delta, layer.final_layer_norm)
             delta = layer.fc2(gelu(layer.fc1(normed)))
-        return _next_norm(x, delta, self.audio_encoder.layer_norm)[0]
+        return x, delta
+
+    def leave(self, state: State) -> Tensor:
+        """The adapter's norm of what comes after the last layer."""
+        return _next_norm(*state, self.audio_encoder.layer_norm)[0]
 
     def merge(self, encoded: Tensor) -> Tensor:
         """``[B, S, d_model]`` to ``[B, N, merge_factor * d_model]``, frame order kept."""
