@@ -21,6 +21,7 @@ from typing import Any, Literal
 import ark_asr_onnx
 from ark_asr_onnx.audio.mel import SAMPLE_RATE
 from ark_asr_onnx.errors import ExportError
+from ark_asr_onnx.model.cpu import adds_exactly
 from ark_asr_onnx.package import contract
 from ark_asr_onnx.package.contract import Provenance, Sizes, Tokens, file_sha256
 from ark_asr_onnx.package.text import Text
@@ -54,7 +55,7 @@ from .oracle import TorchEngine
 from .parity import Parity
 from .probes import F32, builtin_references, builtin_speech, calibration_speech
 from .quantize import Examples, Matrix
-from .recipes import RECIPES, Asked, Graph, Target
+from .recipes import EXACT_TARGETS, RECIPES, Asked, Graph, Target
 from .smoothing import Fold
 from .space import export_need, require_space
 from .verify import Report, Totals
@@ -113,12 +114,9 @@ def export(
     """
     begin = time.perf_counter()
     track = progress or (lambda _, items: items)
-    source = _read(checkpoint_dir, settings)
-    checkpoint = source.checkpoint
-    n_values = sum(math.prod(shape) for shape in checkpoint.shapes.values())
-    decoder = checkpoint.config.decoder
-    require_space(export_need(n_values, decoder, settings.precision, out.parent))
+    source = _read(checkpoint_dir, out, settings)
     with write.staged(out) as staging:
+        _require_target(settings, staging)
         bench = _Bench.of(source, settings, staging, track)
         clips = bench.hear(source.probes, "torch reference")
         prefix = reference.prefix_caches(bench.network, source.tokens)
@@ -232,10 +230,13 @@ class _Made:
     shortfalls: tuple[str, ...] = ()
 
 
-def _read(checkpoint_dir: Path, settings: Settings) -> _Source:
+def _read(checkpoint_dir: Path, out: Path, settings: Settings) -> _Source:
     """Find what is wrong before hours are spent."""
     checkpoint = open_checkpoint(checkpoint_dir)
     text, tokens = open_text(checkpoint, settings.instruction)
+    n_values = sum(math.prod(shape) for shape in checkpoint.shapes.values())
+    decoder = checkpoint.config.decoder
+    require_space(export_need(n_values, decoder, settings.precision, out.parent))
     sizes = _sizes(checkpoint, tokens, prune=settings.prune and settings.layout == "native")
     calibration = settings.calibration or calibration_speech()
     return _Source(
@@ -246,6 +247,18 @@ def _read(checkpoint_dir: Path, settings: Settings) -> _Source:
         _sounds(settings.probes, checkpoint, sizes.max_seconds),
         _cut(calibration, sizes.max_seconds),
     )
+
+
+def _require_target(settings: Settings, staging: Path) -> None:
+    """Refuse to make what cannot be proved on this CPU."""
+    write.write_cpu_check(staging)
+    if settings.precision == "fp32" or settings.target not in EXACT_TARGETS:
+        return
+    if not adds_exactly(staging / contract.CPU_CHECK_FILE):
+        raise ExportError(
+            f"a package for {settings.target} cannot be checked on this CPU, which adds products "
+            "of bytes in 16 bits; export it on such a CPU, or take --target any"
+        )
 
 
 def _advise(bench: _Bench, clips: Sequence[Heard], prefix: Sequence[Any], rows: Path) -> _Advice:
@@ -314,7 +327,6 @@ def _make_graphs(
 ) -> list[_Made]:
     """Every graph of the layout, one after the other."""
     source = bench.source
-    write.write_cpu_check(bench.staging)  # on which the graphs' own comparison depends
     layout = LAYOUTS[bench.settings.layout]
     facts = _facts(bench)
     plans = layout.plans(source.checkpoint, bench.network, clips, facts, prefix, advice.fold)

@@ -25,6 +25,8 @@ Costs = Mapping[str, float]  # recipe -> cost, as a multiple of the plainest pro
 
 ASKED: tuple[Asked, ...] = get_args(Asked)
 TARGETS: tuple[Target, ...] = get_args(Target)
+# CPUs that add products of bytes in 32 bits; packages for them are right nowhere else.
+EXACT_TARGETS: tuple[Target, ...] = ("vnni", "arm64")
 FINE_BLOCK = 32
 # Smoothing is chosen for the recipe that most matrices of a graph will have.
 SMOOTHED_FOR: Mapping[Graph, str] = {"audio": "rows8+5", "decoder": "columns7"}
