@@ -110,6 +110,44 @@ def test_a_child_that_was_forked_after_the_import_works_and_ends(samples: list[S
 
 
 @posix
+def test_a_child_opens_files_though_a_thread_of_the_parent_was_opening_one(
+    samples: list[Sample],
+) -> None:
+    code = """
+import io
+from ark_asr_onnx.audio import sources
+started, go = threading.Event(), threading.Event()
+class Slow(io.BytesIO):
+    def readinto(self, buffer):
+        started.set()
+        go.wait()
+        return super().readinto(buffer)
+with open(clip, "rb") as file:
+    slow = Slow(file.read())
+thread = threading.Thread(target=lambda: sources.soundfile.SoundFile(slow))
+thread.start()
+started.wait()
+forked(lambda: transcribe(load()))
+go.set()
+thread.join()
+"""
+    assert forking(code, samples[0].path) == f"{samples[0].text}\n"
+
+
+@posix
+def test_a_child_has_its_stderr_though_a_thread_of_the_parent_discards_it(
+    samples: list[Sample],
+) -> None:
+    code = """
+from ark_asr_onnx.audio import quiet
+with quiet.allowed(), quiet.quiet():
+    forked(lambda: print(os.readlink("/proc/self/fd/2") == os.devnull, flush=True))
+"""
+    if Path("/proc/self/fd").is_dir():
+        assert forking(code, samples[0].path) == "False\n"
+
+
+@posix
 def test_a_child_that_was_forked_after_loading_works_and_ends(
     samples: list[Sample], tmp_path: Path
 ) -> None:

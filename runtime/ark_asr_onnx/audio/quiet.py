@@ -12,7 +12,7 @@ import os
 import threading
 from collections.abc import Generator
 
-_LOCK = threading.Lock()
+_lock = threading.Lock()
 _state = {"wanted": 0, "users": 0, "saved": -1}
 
 
@@ -32,7 +32,7 @@ def quiet() -> Generator[None]:
     if not _state["wanted"]:
         yield
         return
-    with _LOCK, contextlib.suppress(OSError):
+    with _lock, contextlib.suppress(OSError):
         _state["users"] += 1
         if _state["users"] == 1:
             _state["saved"] = os.dup(2)
@@ -42,9 +42,24 @@ def quiet() -> Generator[None]:
     try:
         yield
     finally:
-        with _LOCK, contextlib.suppress(OSError):
-            _state["users"] -= 1
+        with _lock, contextlib.suppress(OSError):
+            _state["users"] = max(_state["users"] - 1, 0)  # 0 in a child that was forked here
             if not _state["users"] and _state["saved"] >= 0:
                 os.dup2(_state["saved"], 2)
                 os.close(_state["saved"])
                 _state["saved"] = -1
+
+
+def _restored() -> None:
+    """In a forked child, undo what threads of the parent did, which are not there to end it."""
+    global _lock  # noqa: PLW0603 - a thread of the parent may have held it
+    _lock = threading.Lock()
+    if _state["saved"] >= 0:
+        with contextlib.suppress(OSError):
+            os.dup2(_state["saved"], 2)
+            os.close(_state["saved"])
+    _state.update(users=0, saved=-1)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_restored)

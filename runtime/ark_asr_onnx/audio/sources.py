@@ -10,6 +10,7 @@ import io
 import os
 import re
 import sys
+import threading
 import warnings
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -42,6 +43,16 @@ _READABLE = (
     "WAV, FLAC, OGG, Opus, WebM/Opus, MP3 and AIFF can be read, MP4/M4A with the extra media; "
     "convert others, for example with ffmpeg"
 )
+
+
+def _renew_lock() -> None:
+    """In a forked child, replace soundfile's lock: a thread of the parent may have held it."""
+    lock = threading.Lock()
+    soundfile.SoundFile._sf_error_lock = lock  # pyright: ignore[reportPrivateUsage]
+
+
+if hasattr(os, "register_at_fork") and hasattr(soundfile.SoundFile, "_sf_error_lock"):
+    os.register_at_fork(after_in_child=_renew_lock)
 
 
 def read(
