@@ -18,8 +18,12 @@ import ark_asr_onnx
 from ark_asr_onnx.audio import mel, sources
 from ark_asr_onnx.errors import PackageError
 from ark_asr_onnx.package import contract
-from ark_onnx_export import calibrate, pipeline
+from ark_onnx_export import calibrate, pipeline, smoothing
+from ark_onnx_export.checkpoint import load_network, open_checkpoint, open_text
 from ark_onnx_export.cli import main
+from ark_onnx_export.engines import Decoded
+from ark_onnx_export.figures import relative
+from ark_onnx_export.listen import Heard
 
 
 @pytest.fixture(scope="module")
@@ -79,6 +83,33 @@ def test_one_recipe_for_all_costs_planted_outliers_more(
     assert cost["audio.onnx"] > chosen["audio.onnx"]
     assert cost["decoder.onnx"] > chosen["decoder.onnx"]
     assert not plain["choices"]
+
+
+def test_what_comes_before_a_change_is_the_same_for_all(tiny_checkpoint: Path) -> None:
+    import torch
+
+    opened = open_checkpoint(tiny_checkpoint)
+    network = load_network(opened, 64)
+    _, tokens = open_text(opened, pipeline.INSTRUCTION)
+    n_mels = opened.config.audio.n_mels
+    mels = [np.random.default_rng(i).random((1, n_mels, 90 + i), np.float32) for i in (0, 1)]
+    nothing, decoded = np.zeros(1, np.float32), Decoded((1,), np.zeros((1, 1), np.float32), "")
+    clips = [Heard("clip", nothing, mel, nothing, tokens, decoded) for mel in mels]
+    sites = smoothing.audio_sites(opened.config)
+    runner = calibrate.Runner(network, tokens, ())
+    with torch.inference_mode():
+        found = calibrate._at_output(
+            runner, "audio", sites, {s.name: (None, None) for s in sites}, clips, lambda _, x: x
+        )
+        for site in sites:
+            changed = [(runner.module(name), calibrate._changed(0, None, None))
+                       for name in site.modules]  # fmt: skip
+            exact = [runner.audio(mel).numpy() for mel in mels]
+            with calibrate._hooks(changed):
+                outputs = [runner.audio(mel).numpy() for mel in mels]
+            expected = [relative(a, b) for a, b in zip(exact, outputs, strict=True)]
+            assert found[site.name] == pytest.approx(expected, rel=1e-3), site.name
+            assert min(expected) > 1e-5
 
 
 def test_other_audio_is_calibrated_on(
