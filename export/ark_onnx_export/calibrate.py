@@ -100,7 +100,8 @@ def listen(
     folder: Path,
     progress: Progress,
 ) -> dict[str, Sample]:
-    """The first pass: what each site reads. Rows are kept in ``folder``."""
+    """The first pass: what each site reads. Rows are kept in a new folder."""
+    folder.mkdir()
     samples = {site.name: Sample(folder / f"{site.name}.rows") for site in sites}
 
     def watch(sample: Sample) -> Callable[[nn.Module, tuple[Tensor], Tensor], None]:

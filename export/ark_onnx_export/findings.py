@@ -19,8 +19,8 @@ from ark_asr_onnx import files
 from ark_asr_onnx.package.contract import file_sha256
 
 from .listen import Heard
-from .recipes import PLAIN, costs
-from .smoothing import F32, Graph, Site
+from .recipes import PLAIN, Graph, costs
+from .smoothing import F32, Site
 
 _FORMAT = 9  # raised when kept findings would be misread
 

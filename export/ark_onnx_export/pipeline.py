@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import platform
+import shutil
 import tempfile
 import time
 from collections import Counter
@@ -122,7 +123,7 @@ def export(
         prefix = reference.prefix_caches(bench.network, source.tokens)
         with tempfile.TemporaryDirectory(prefix=".rows-", dir=staging) as rows:
             advice = _advise(bench, clips, prefix, Path(rows))
-            graphs = _make_graphs(bench, clips, prefix, advice)
+            graphs = _make_graphs(bench, clips, prefix, advice, Path(rows))
         bench.network.page_out()
         found = _find_heads(bench) if settings.layout == "native" else None
         facts = _complete(bench, prefix, graphs)
@@ -280,11 +281,14 @@ def _advise(bench: _Bench, clips: Sequence[Heard], prefix: Sequence[Any], rows: 
 
     def sample(graph: Graph) -> dict[str, samples.Sample]:
         network.page_out()
-        return calibrate.listen(runner, graph, sites[graph], heard, rows, bench.track)
+        return calibrate.listen(runner, graph, sites[graph], heard, rows / graph, bench.track)
 
     def calibrated(graph: Graph) -> Calibration:
         found = sampled[graph] = sample(graph)
-        return calibrate.calibrate(runner, graph, sites[graph], found, heard, bench.track)
+        result = calibrate.calibrate(runner, graph, sites[graph], found, heard, bench.track)
+        if graph != "audio":  # whose weights are rounded by what they are multiplied with
+            shutil.rmtree(rows / graph)
+        return result
 
     found, remark = ({}, "") if planned else _findings(bench, heard, sites, calibrated)
     audio = sampled.get("audio") or sample("audio")
@@ -323,9 +327,9 @@ def _findings(
 
 
 def _make_graphs(
-    bench: _Bench, clips: Sequence[Heard], prefix: Sequence[Any], advice: _Advice
+    bench: _Bench, clips: Sequence[Heard], prefix: Sequence[Any], advice: _Advice, rows: Path
 ) -> list[_Made]:
-    """Every graph of the layout, one after the other."""
+    """Every graph of the layout, one after the other; its rows go when it is made."""
     source = bench.source
     layout = LAYOUTS[bench.settings.layout]
     facts = _facts(bench)
@@ -334,6 +338,7 @@ def _make_graphs(
     for plan in plans:
         bench.network.page_out()
         made.append(_make_graph(bench, plan, advice, clips))
+        shutil.rmtree(rows / (plan.part or ""), ignore_errors=True)
     return made
 
 

@@ -14,8 +14,8 @@ from pathlib import Path
 from ark_asr_onnx.errors import ExportError
 
 from .config import read_object
-from .recipes import RECIPES
-from .smoothing import Graph, Site
+from .recipes import RECIPES, Graph
+from .smoothing import Site
 
 _LAYER = re.compile(r"(?<=\.layers\.)\d+(?=\.)")
 
