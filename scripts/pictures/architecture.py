@@ -71,11 +71,11 @@ EXPORT = (
     Box("read", "configuration and tensors", "checkpoint.py"),
     Box("listen in torch", "what the reference hears", "oracle.py"),
     Box("calibrate", "the cost of each recipe", "calibrate.py"),
-    Box("choose", "a recipe for each matrix", "choose.py"),
     Box("trace", "graphs in fp32", "trace.py"),
+    Box("choose", "a recipe for each matrix", "choose.py"),
     Box("store", "graphs in INT8", "quantize.py"),
     Box("find heads", "that tell times of words", "heads.py"),
-    Box("prove", "the runtime against torch", "proof.py"),
+    Box("prove", "the runtime against torch", "verify.py"),
 )
 PACKAGE = (
     ("ark_manifest.json", "what is in the folder, with checksums"),
@@ -99,7 +99,7 @@ POOL = (
     Box("encode", "audio embeddings", "audio.onnx"),
     Box("prefill", "the prompt fills a slot", "decoder.onnx"),
     Box("step", "a token for every slot", "decoder.onnx"),
-    Box("second look", "for expected words", "decoding/hotwords.py", is_optional=True),
+    Box("second look", "for expected words", "decoding/second_look.py", is_optional=True),
     Box("align", "when each word was said", "align.onnx", is_optional=True),
 )
 RESULTS = (
