@@ -45,9 +45,9 @@ def quiet() -> Generator[None]:
         with _lock, contextlib.suppress(OSError):
             _state["users"] = max(_state["users"] - 1, 0)  # 0 in a child that was forked here
             if not _state["users"] and _state["saved"] >= 0:
-                os.dup2(_state["saved"], 2)
-                os.close(_state["saved"])
-                _state["saved"] = -1
+                saved, _state["saved"] = _state["saved"], -1
+                os.dup2(saved, 2)
+                os.close(saved)
 
 
 def _restored() -> None:
