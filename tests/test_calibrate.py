@@ -24,6 +24,7 @@ from ark_onnx_export.cli import main
 from ark_onnx_export.engines import Decoded
 from ark_onnx_export.figures import relative
 from ark_onnx_export.listen import Heard
+from ark_onnx_export.recipes import Asked
 
 
 @pytest.fixture(scope="module")
@@ -160,6 +161,16 @@ def test_a_package_that_cannot_be_checked_on_this_cpu_is_refused_at_once(
     assert line.startswith(f"error: a package for {target} cannot be checked on this CPU")
     assert "--target any" in line
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("recipe", ["blocks8", "fine8"])
+def test_a_package_without_such_sums_is_made_on_any_cpu(
+    tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recipe: Asked
+) -> None:
+    monkeypatch.setattr(contract, "EXACT_SUM", contract.EXACT_SUM + 1)  # as if it had saturated
+    settings = pipeline.Settings(target="vnni", recipe=recipe)
+    out = pipeline.export(tiny_checkpoint, tmp_path / "out", settings).directory
+    assert ark_asr_onnx.load(out).manifest.target == "any"
 
 
 def test_a_package_for_any_cpu_has_graphs_that_do_not_saturate(tiny_package: Path) -> None:

@@ -15,6 +15,7 @@ from ark_asr_onnx.errors import ExportError
 from ark_onnx_export import cli, smoothing
 from ark_onnx_export.checkpoint import open_checkpoint
 from ark_onnx_export.plans import answers, read_plan
+from ark_onnx_export.recipes import Target
 
 DEEPER = {"whisper_config.encoder_layers": 5, "num_hidden_layers": 3}
 
@@ -104,6 +105,17 @@ def test_what_is_no_plan_is_one_clear_line(
         read_plan(tmp_path / "report.json", sites)
     with pytest.raises(ExportError, match="no plan"):
         read_plan(tmp_path / "absent.json", sites)
+
+
+@pytest.mark.parametrize(("recipe", "target"), [("rows8+5", "avx2"), ("columns8", "any")])
+def test_a_recipe_that_is_wrong_on_the_target_is_refused(
+    tiny_checkpoint: Path, tmp_path: Path, recipe: str, target: Target
+) -> None:
+    sites = smoothing.sites(open_checkpoint(tiny_checkpoint).config)
+    path = write(tmp_path / "report.json", choices(tiny_checkpoint, recipe))
+    with pytest.raises(ExportError, match="take another --target"):
+        read_plan(path, sites, target)
+    assert set(read_plan(path, sites, "vnni").values()) == {recipe}
 
 
 def test_a_recipe_that_does_not_exist_is_named(tiny_checkpoint: Path, tmp_path: Path) -> None:

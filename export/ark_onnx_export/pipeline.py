@@ -117,10 +117,11 @@ def export(
     track = progress or (lambda _, items: items)
     source = _read(checkpoint_dir, out, settings)
     with write.staged(out) as staging:
-        _require_target(settings, staging)
+        _require_target(source, settings, staging)
         bench = _Bench.of(source, settings, staging, track)
         clips = bench.hear(source.probes, "torch reference")
-        prefix = reference.prefix_caches(bench.network, source.tokens)
+        has_prefix = LAYOUTS[settings.layout].prefix
+        prefix = reference.prefix_caches(bench.network, source.tokens) if has_prefix else []
         with tempfile.TemporaryDirectory(prefix=".rows-", dir=staging) as rows:
             advice = _advise(bench, clips, prefix, Path(rows))
             graphs = _make_graphs(bench, clips, prefix, advice, Path(rows))
@@ -169,6 +170,8 @@ class _Source:
     sizes: Sizes
     probes: list[Sound]
     calibration: list[Sound]
+    sites: Mapping[Graph, Sequence[smoothing.Site]]
+    planned: Mapping[str, str]  # weight -> recipe, by another package's choices
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,6 +200,7 @@ class _Bench:
 
     def hear(self, sounds: Sequence[Sound], label: str) -> list[Heard]:
         """What torch makes of some sounds; one half of the network in memory at a time."""
+        self.network.page_out()
         encoded = [
             listen.encode(self.oracle, name, waveform)
             for name, waveform in self.track(f"{label}, audio", sounds)
@@ -240,6 +244,7 @@ def _read(checkpoint_dir: Path, out: Path, settings: Settings) -> _Source:
     require_space(export_need(n_values, decoder, settings.precision, out.parent))
     sizes = _sizes(checkpoint, tokens, prune=settings.prune and settings.layout == "native")
     calibration = settings.calibration or calibration_speech()
+    sites = smoothing.sites(checkpoint.config)
     return _Source(
         checkpoint,
         text,
@@ -247,18 +252,28 @@ def _read(checkpoint_dir: Path, out: Path, settings: Settings) -> _Source:
         sizes,
         _sounds(settings.probes, checkpoint, sizes.max_seconds),
         _cut(calibration, sizes.max_seconds),
+        sites,
+        plans.read_plan(settings.plan, sites, settings.target) if settings.plan else {},
     )
 
 
-def _require_target(settings: Settings, staging: Path) -> None:
-    """Refuse to make what cannot be proved on this CPU."""
+def _require_target(source: _Source, settings: Settings, staging: Path) -> None:
+    """Refuse what would be wrong on this CPU, so that nothing could be proved here."""
     write.write_cpu_check(staging)
-    if settings.precision == "fp32" or settings.target not in EXACT_TARGETS:
+    target = settings.target
+    if settings.precision == "fp32" or target not in EXACT_TARGETS:
         return
-    if not adds_exactly(staging / contract.CPU_CHECK_FILE):
+    if source.planned:
+        names = set(source.planned.values())
+    elif settings.recipe == "auto":
+        names = {name for name, recipe in RECIPES.items() if target in recipe.targets}
+    else:
+        names = {recipes.fixed(settings.recipe, graph, target) for graph in source.sites}
+    is_exact = any(RECIPES[name].exact_sums for name in names)
+    if is_exact and not adds_exactly(staging / contract.CPU_CHECK_FILE):
         raise ExportError(
-            f"a package for {settings.target} cannot be checked on this CPU, which adds products "
-            "of bytes in 16 bits; export it on such a CPU, or take --target any"
+            f"a package for {target} cannot be checked on this CPU, which adds products of bytes "
+            "in 16 bits; export it on such a CPU, or take --target any"
         )
 
 
@@ -274,8 +289,7 @@ def _advise(bench: _Bench, clips: Sequence[Heard], prefix: Sequence[Any], rows: 
     heard = bench.hear(source.calibration, "calibrate: torch reference")
     if not settings.calibration:
         heard = [*clips[: len(clips) - len(settings.probes)], *heard]
-    sites = smoothing.sites(source.checkpoint.config)
-    planned = plans.read_plan(settings.plan, sites) if settings.plan else {}
+    sites, planned = source.sites, source.planned
     runner = calibrate.Runner(network, source.tokens, prefix)
     sampled: dict[Graph, dict[str, samples.Sample]] = {}
 
@@ -354,10 +368,11 @@ def _make_graph(bench: _Bench, plan: GraphPlan, advice: _Advice, clips: Sequence
     if settings.precision == "fp32":
         return _Made(parities)
     fitted = _quantise(bench, plan, traced, advice, clips)
+    _judge(settings, [fitted.shortfall])  # before more time is spent
     found = _compare(bench, plan, expected, "int8")
     parities[f"torch to int8, {plan.file}"] = found
     shortfalls = [fitted.shortfall, parity.int8_shortfall(found, plan.file)]
-    _judge(settings, shortfalls)  # before more time is spent
+    _judge(settings, shortfalls)
     return _Made(parities, fitted.matrices, fitted.rungs, fitted.choices, tuple(shortfalls))
 
 

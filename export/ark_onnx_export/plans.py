@@ -14,16 +14,19 @@ from pathlib import Path
 from ark_asr_onnx.errors import ExportError
 
 from .config import read_object
-from .recipes import RECIPES, Graph
+from .recipes import RECIPES, Graph, Target
 from .smoothing import Site
 
 _LAYER = re.compile(r"(?<=\.layers\.)\d+(?=\.)")
 
 
-def read_plan(path: Path, sites: Mapping[Graph, Sequence[Site]]) -> dict[str, str]:
+def read_plan(
+    path: Path, sites: Mapping[Graph, Sequence[Site]], target: Target = "any"
+) -> dict[str, str]:
     """Weight name -> recipe, by the choices in a package's ``report.json``.
 
-    :class:`ExportError` when the file is none, or says nothing of a site.
+    :class:`ExportError` when the file is no plan, misses a site, or has a recipe that is wrong on
+    CPUs of the kind ``target``.
     """
     try:
         choices = read_object(path)["choices"]
@@ -43,6 +46,11 @@ def read_plan(path: Path, sites: Mapping[Graph, Sequence[Site]]) -> dict[str, st
             recipe = stated.get(name, "")
             if recipe not in RECIPES or RECIPES[recipe].kind == "dynamic":
                 raise ExportError(f"{path}: the plan has no known recipe for {name} ({recipe!r})")
+            if RECIPES[recipe].exact_sums and target not in RECIPES[recipe].targets:
+                raise ExportError(
+                    f"{path}: the plan has {recipe} for {name}, which is wrong on CPUs of the kind "
+                    f"{target!r}; take another --target"
+                )
             found |= dict.fromkeys(site.weights, recipe)
     return found
 
