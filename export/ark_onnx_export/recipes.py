@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import resources
 from typing import Any, Literal, get_args
 
@@ -67,20 +67,20 @@ class Recipe:
         return 128 if n_in % 128 == 0 and n_in >= 512 and not self.fine else FINE_BLOCK
 
 
-def _rows(name: str, **more: Any) -> list[Recipe]:
-    """A family: plain, with further places for some inputs, with segments."""
+def _family(plain: Recipe) -> list[Recipe]:
+    """Products of rows: plain ones, with further places for some inputs, with segments."""
     extras = {"+5": 0.05, "+10": 0.1, "+25": 0.25, "+100": 1.0}
     return [
-        Recipe(name, "rows", **more),
-        *(Recipe(name + end, "rows", extra=extra, **more) for end, extra in extras.items()),
-        *(Recipe(f"{name}/{n}", "rows", segments=n, **more) for n in (4, 8)),
+        plain,
+        *(replace(plain, name=plain.name + end, extra=extra) for end, extra in extras.items()),
+        *(replace(plain, name=f"{plain.name}/{n}", segments=n) for n in (4, 8)),
     ]
 
 
 _ALL = [
-    # For any CPU there is a second graph, where sums are not exact: see narrow.py.
-    *_rows("rows8", targets=("any", "vnni", "arm64"), exact_sums=True),
-    *_rows("rows7", targets=("avx2",), levels=NARROW_ROWS),
+    # These saturate on some CPUs. A package for any CPU has a second graph for them: narrow.py.
+    *_family(Recipe("rows8", "rows", ("any", "vnni", "arm64"), exact_sums=True)),
+    *_family(Recipe("rows7", "rows", ("avx2",), NARROW_ROWS)),
     Recipe("columns8", "columns", ("vnni", "arm64"), exact_sums=True),
     Recipe("columns7", "columns", ("any", "avx2"), _NARROW_COLUMNS),
     Recipe("blocks8", "blocks"),
@@ -88,13 +88,14 @@ _ALL = [
     Recipe("blocks8a16", "two bytes"),
     Recipe("blocks12a16", "two bytes", rest=True),
     Recipe("fp32", "fp32"),
-    Recipe("dynamic-any", "dynamic", ("any",), NARROW_ROWS, preset="avx2"),
-    Recipe("dynamic-avx2", "dynamic", ("avx2",), NARROW_ROWS, preset="avx2"),
+    Recipe("dynamic-any", "dynamic", ("any",), preset="avx2"),
+    Recipe("dynamic-avx2", "dynamic", ("avx2",), preset="avx2"),
     Recipe("dynamic-vnni", "dynamic", ("vnni",), exact_sums=True, preset="avx512_vnni"),
     Recipe("dynamic-arm64", "dynamic", ("arm64",), exact_sums=True, preset="arm64"),
 ]
 RECIPES: Mapping[str, Recipe] = {recipe.name: recipe for recipe in _ALL}
-# Its effect at the output is what calibration measures. It takes matrices that others cannot.
+# Calibration measures what this recipe does to the output. It also takes the matrices that other
+# recipes cannot store.
 PLAIN = RECIPES["blocks8"]
 
 _COSTS: Any = json.loads(
