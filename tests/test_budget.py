@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Callable
 
 import pytest
 
@@ -16,6 +16,7 @@ from ark_onnx_export.budget import BUDGETS, Fitted, Trial
 from ark_onnx_export.findings import Calibration
 from ark_onnx_export.quantize import Matrix
 
+WEIGHTS = [f"a{i}.weight" for i in range(16)]
 CALIBRATION = Calibration(tuple(finding(f"a{i}", 0.0005) for i in range(16)), {})
 
 
@@ -23,8 +24,8 @@ def fitted(costs: list[float]) -> tuple[Fitted, list[dict[str, str]]]:
     """A search whose attempts cost these, one after the other."""
     asked: list[dict[str, str]] = []
 
-    def attempt(recipes: Mapping[str, str]) -> Trial:
-        asked.append(dict(recipes))
+    def attempt(recipe: Callable[[str], str]) -> Trial:
+        asked.append(recipes := {name: recipe(name) for name in WEIGHTS})
         matrices = tuple(Matrix(name, recipes[name], (64, 64), 0, 0.01) for name in recipes)
         return Trial(matrices, costs[min(len(asked), len(costs)) - 1], 1000 + len(asked))
 
@@ -67,3 +68,8 @@ def test_a_budget_that_nothing_keeps_is_said_with_its_figures() -> None:
 def test_it_gives_the_same_for_the_same() -> None:
     first, again = fitted([0.02, 0.004]), fitted([0.02, 0.004])
     assert first == again
+
+
+def test_a_cost_that_is_no_number_is_over_the_budget() -> None:
+    found, _ = fitted([float("nan")])
+    assert "change on average by nan" in found.shortfall

@@ -178,7 +178,8 @@ def test_long_prompts_take_it_and_give_the_decoders_logits(
 
     through_decoder, through_prefill = run(1000), run(60)
     for a, b in zip(through_decoder, through_prefill, strict=True):
-        assert np.linalg.norm(a - b) < 0.1 * np.linalg.norm(a)
+        # Other CPUs have other kernels for blocks: up to 5.4 % for these ids, which mean nothing.
+        assert np.linalg.norm(a - b) < 0.08 * np.linalg.norm(a)
     assert not np.array_equal(through_decoder[0], through_prefill[0])  # the long one took it
     np.testing.assert_array_equal(through_decoder[1], through_prefill[1])  # the short one did not
 

@@ -1,4 +1,4 @@
-"""Searching for recipes whose measured cost is within the budget of their graph."""
+"""This searches for recipes whose measured cost is within the budget of their graph."""
 
 from __future__ import annotations
 
@@ -59,12 +59,12 @@ def fit(
     file: str,
     graph: Graph,
     target: Target,
-    attempt: Callable[[Mapping[str, str]], Trial],
+    attempt: Callable[[Callable[[str], str]], Trial],
 ) -> Fitted:
     """Choose recipes, measure what they cost, and correct the prediction, until it is enough.
 
-    ``attempt`` stores the graph by the recipes of its weights and measures. Choices that the
-    correction does not change are not measured again.
+    ``attempt`` stores the graph, by a function from weights to recipes, and measures. A choice that
+    the correction does not change is not measured again.
     """
     budget, scale = BUDGETS[graph], _FEEDBACK[graph]
     rungs: list[Rung] = []
@@ -76,7 +76,7 @@ def fit(
         if recipes == tried:
             scale *= 1.2
             continue
-        tried, trial = recipes, attempt(recipes)
+        tried, trial = recipes, attempt(recipes.__getitem__)
         rungs.append(rung(file, graph, trial, chosen.predicted))
         fitted = Fitted(trial.matrices, tuple(rungs), chosen.choices, _shortfall(rungs[-1], graph))
         if not fitted.shortfall:

@@ -12,6 +12,7 @@ import contextlib
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -68,13 +69,9 @@ class Runner:
     def run(self, graph: Graph, clip: Heard) -> None:
         """One half on a whole clip."""
         if graph == "audio":
-            self.audio(clip.log_mel)
+            self.network.tower(torch.from_numpy(clip.log_mel))
         else:
             self.decoder(clip)
-
-    def audio(self, log_mel: F32, copies: int = 1) -> Tensor:
-        """``[copies, N, hidden]``."""
-        return self.network.tower(torch.from_numpy(log_mel).expand(copies, -1, -1))
 
     def decoder(self, clip: Heard, copies: int = 1) -> Tensor:
         """Log-probabilities ``[copies, n]`` of the reference's tokens, teacher-forced."""
@@ -92,7 +89,7 @@ class Runner:
         return logprobs[:, torch.arange(len(ids)), list(ids)]
 
 
-def listen(
+def collect(
     runner: Runner,
     graph: Graph,
     sites: Sequence[Site],
@@ -206,17 +203,18 @@ def _at_output(
 ) -> dict[str, tuple[float, ...]]:
     """For each site, what its storing in 8 bits changes at the graph's output."""
     n_sure = 0
-    passages: Sequence[_Passage | _Whole]
+    passages: list[_Passage] = []
     if graph == "audio":
         tower = runner.network.tower
         passages = [_Passage(tower, clip.log_mel[:, :, :_PROBE_FRAMES]) for clip in clips]
+        runs = [passage.run for passage in passages]
     else:
         # Where the model is sure, nothing changes much whatever is stored how: taken for nothing.
         by_doubt = sorted(clips, key=lambda clip: float(runner.decoder(clip).mean()))
         doubtful, sure = by_doubt[:_PROBE_CLIPS], by_doubt[_PROBE_CLIPS:]
         n_sure = sum(len(clip.decoded.token_ids) for clip in sure)
-        passages = [_Whole(runner, clip) for clip in doubtful]
-    exact = [passage.run(1)[0].numpy() for passage in passages]
+        runs = [partial(runner.decoder, clip) for clip in doubtful]
+    exact = [run(1)[0].numpy() for run in runs]
     found: dict[str, tuple[float, ...]] = {}
     groups = [sites[i : i + _VARIANTS] for i in range(0, len(sites), _VARIANTS)]
     for group in progress(f"calibrate: at the output, {graph}", groups):
@@ -228,7 +226,7 @@ def _at_output(
             for name in site.modules
         ]
         with _hooks(hooks):
-            outputs = [passage.run(len(group)).numpy() for passage in passages]
+            outputs = [run(len(group)).numpy() for run in runs]
         for i, site in enumerate(group):
             pairs = [(a, b[i]) for a, b in zip(exact, outputs, strict=True)]
             if graph == "audio":
@@ -237,20 +235,6 @@ def _at_output(
                 each = np.concatenate([np.abs(b - a) for a, b in pairs]).tolist()
                 found[site.name] = (*each, *[0.0] * n_sure)
     return found
-
-
-class _Whole:
-    """A clip through the decoder."""
-
-    def __init__(self, runner: Runner, clip: Heard) -> None:
-        self.runner, self.clip = runner, clip
-
-    def advance(self, site: Site) -> None:
-        """See :class:`_Passage`; the decoder is run whole."""
-
-    def run(self, copies: int) -> Tensor:
-        """Log-probabilities ``[copies, n]``."""
-        return self.runner.decoder(self.clip, copies)
 
 
 class _Passage:

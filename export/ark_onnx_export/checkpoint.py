@@ -103,7 +103,7 @@ class Network:
     def page_out(self) -> None:
         """Hand back the memory of mapped weights, which are read again when needed; trim the heap.
 
-        Where the system has no such calls (only Linux has) it stays until memory gets scarce.
+        Where the system has no such calls (only Linux has) the memory stays until it gets scarce.
         """
         _page_out(*self.tower.parameters(), *self.decoder.parameters(), self.table)
         _trim()
@@ -120,7 +120,7 @@ def _page_out(*tensors: Tensor) -> None:
 
 
 def _trim() -> None:
-    """Let the C library give the system what it keeps of freed memory; glibc can."""
+    """Return freed memory of the heap to the system; only glibc has the call."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
     if trim is not None:
         trim(0)

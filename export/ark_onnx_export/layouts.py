@@ -40,10 +40,10 @@ class Written:
 
     def open(self) -> ort.InferenceSession:
         """The graph, or the one beside it that this CPU needs."""
-        narrow = self.path.with_name(contract.AUDIO_NARROW_FILE)
+        twin = self.path.with_name(contract.AUDIO_NARROW_FILE)
         check = self.path.with_name(contract.CPU_CHECK_FILE)
-        is_narrow = self.path.name == contract.AUDIO_FILE and narrow.is_file()
-        path = narrow if is_narrow and not adds_exactly(check) else self.path
+        has_twin = self.path.name == contract.AUDIO_FILE and twin.is_file()
+        path = twin if has_twin and not adds_exactly(check) else self.path
         return parity.session(path, prepack=self.prepack)
 
     def open_prefill(self) -> ort.InferenceSession | None:

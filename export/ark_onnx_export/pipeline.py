@@ -125,6 +125,7 @@ def export(
         with tempfile.TemporaryDirectory(prefix=".rows-", dir=staging) as rows:
             advice = _advise(bench, clips, prefix, Path(rows))
             graphs = _make_graphs(bench, clips, prefix, advice, Path(rows))
+            advice = replace(advice, clips=(), examples=lambda _: None)  # their memory goes
         bench.network.page_out()
         found = _find_heads(bench) if settings.layout == "native" else None
         facts = _complete(bench, prefix, graphs)
@@ -198,6 +199,11 @@ class _Bench:
         oracle = TorchEngine(source.checkpoint, network, source.text, source.tokens)
         return cls(settings, source, staging, network, oracle, made, track)
 
+    def once(self, label: str, work: Callable[[], Any]) -> Any:
+        """A stage of one step."""
+        (result,) = [work() for _ in self.track(label, [label])]
+        return result
+
     def hear(self, sounds: Sequence[Sound], label: str) -> list[Heard]:
         """What torch makes of some sounds; one half of the network in memory at a time."""
         self.network.page_out()
@@ -214,10 +220,9 @@ class _Bench:
 
 @dataclass(frozen=True, slots=True)
 class _Advice:
-    """What speech says about storing the matrices; without any, what was asked for holds."""
+    """What calibration found. Without calibration nothing is folded, and nothing is chosen."""
 
     fold: Fold = lambda _, tensor: tensor
-    planned: Mapping[str, str] = field(default_factory=dict[str, str])  # weight -> recipe
     calibrations: Mapping[Graph, Calibration] = field(default_factory=dict[Graph, Calibration])
     examples: Examples = lambda _: None
     clips: Sequence[Heard] = ()  # what was listened to
@@ -236,7 +241,7 @@ class _Made:
 
 
 def _read(checkpoint_dir: Path, out: Path, settings: Settings) -> _Source:
-    """Find what is wrong before hours are spent."""
+    """Read all but the weights. What is wrong is found here, before hours are spent."""
     checkpoint = open_checkpoint(checkpoint_dir)
     text, tokens = open_text(checkpoint, settings.instruction)
     n_values = sum(math.prod(shape) for shape in checkpoint.shapes.values())
@@ -295,7 +300,7 @@ def _advise(bench: _Bench, clips: Sequence[Heard], prefix: Sequence[Any], rows: 
 
     def sample(graph: Graph) -> dict[str, samples.Sample]:
         network.page_out()
-        return calibrate.listen(runner, graph, sites[graph], heard, rows / graph, bench.track)
+        return calibrate.collect(runner, graph, sites[graph], heard, rows / graph, bench.track)
 
     def calibrated(graph: Graph) -> Calibration:
         found = sampled[graph] = sample(graph)
@@ -311,7 +316,6 @@ def _advise(bench: _Bench, clips: Sequence[Heard], prefix: Sequence[Any], rows: 
         fold=smoothing.folded(
             chain(*sites.values()), factors, samples.orders(sites["audio"], audio)
         ),
-        planned=planned,
         calibrations=found,
         examples=samples.examples(sites["audio"], audio, factors),
         clips=heard,
@@ -347,9 +351,9 @@ def _make_graphs(
     source = bench.source
     layout = LAYOUTS[bench.settings.layout]
     facts = _facts(bench)
-    plans = layout.plans(source.checkpoint, bench.network, clips, facts, prefix, advice.fold)
+    to_make = layout.plans(source.checkpoint, bench.network, clips, facts, prefix, advice.fold)
     made: list[_Made] = []
-    for plan in plans:
+    for plan in to_make:
         bench.network.page_out()
         made.append(_make_graph(bench, plan, advice, clips))
         shutil.rmtree(rows / (plan.part or ""), ignore_errors=True)
@@ -359,7 +363,7 @@ def _make_graphs(
 def _make_graph(bench: _Bench, plan: GraphPlan, advice: _Advice, clips: Sequence[Heard]) -> _Made:
     """Trace, compare with torch, and for INT8 quantise and compare again."""
     settings, path = bench.settings, bench.staging / plan.file
-    (traced,) = [plan.trace(path) for _ in bench.track(f"trace {plan.file}", [plan.file])]
+    traced = bench.once(f"trace {plan.file}", lambda: plan.trace(path))
     expected = plan.expect(_labelled(bench, f"torch for {plan.file}"))
     bench.network.page_out()
     exact = _compare(bench, plan, expected, "fp32")
@@ -386,17 +390,13 @@ def _quantise(
         progress = _labelled(bench, f"quantise {plan.file}")
         return tuple(plan.quantise(traced, path, recipe, progress, advice.examples))
 
-    def attempt(chosen: Mapping[str, str]) -> budget.Trial:
-        matrices = store(chosen.__getitem__)
-        return budget.Trial(matrices, measured(), _bytes_of(path))
-
-    def measured() -> float:
-        assert plan.cost is not None
+    def attempt(recipe: Callable[[str], str]) -> budget.Trial:
+        matrices, cost = store(recipe), plan.cost
+        assert cost is not None
+        bench.network.page_out()
         speech = advice.clips or clips
-        (cost,) = [
-            cost(Written(path), speech) for cost in bench.track(f"weigh {plan.file}", [plan.cost])
-        ]
-        return cost
+        found = bench.once(f"weigh {plan.file}", lambda: cost(Written(path), speech))
+        return budget.Trial(matrices, found, _bytes_of(path))
 
     if part is None:
         return budget.Fitted(store(lambda _: ""), ())
@@ -404,9 +404,9 @@ def _quantise(
         calibration = advice.calibrations[part]
         return budget.fit(calibration, plan.file, part, settings.target, attempt)
     asked = recipes.fixed(settings.recipe, part, settings.target)
-    matrices = store(advice.planned.__getitem__ if advice.planned else lambda _: asked)
-    trial = budget.Trial(matrices, measured(), _bytes_of(path))
-    return budget.Fitted(matrices, (budget.rung(plan.file, part, trial),))
+    planned = bench.source.planned
+    trial = attempt(planned.__getitem__ if planned else lambda _: asked)
+    return budget.Fitted(trial.matrices, (budget.rung(plan.file, part, trial),))
 
 
 def _bytes_of(path: Path) -> int:
@@ -503,9 +503,7 @@ def _judge(settings: Settings, shortfalls: Iterable[str]) -> str:
     return found
 
 
-def _sounds(
-    probes: Sequence[tuple[str, F32]], checkpoint: Checkpoint, longest: float
-) -> list[tuple[str, F32]]:
+def _sounds(probes: Sequence[Sound], checkpoint: Checkpoint, longest: float) -> list[Sound]:
     """The built-in speech, as much of it as the model can hear, and the user's."""
     config = checkpoint.config
     for name, waveform in probes:
@@ -522,7 +520,7 @@ def _sounds(
     return [*_cut(builtin_speech(), longest), *probes]
 
 
-def _cut(sounds: Sequence[tuple[str, F32]], longest: float) -> list[tuple[str, F32]]:
+def _cut(sounds: Sequence[Sound], longest: float) -> list[Sound]:
     return [(name, waveform[: int(longest * SAMPLE_RATE)]) for name, waveform in sounds]
 
 

@@ -28,15 +28,15 @@ from .recipes import RECIPES, Levels, Recipe
 _TURNED = {"Sigmoid", "Mul"}  # operators on [outputs, positions] as on [1, positions, outputs]
 
 
-def write(decoder: Path, path: Path, matrices: Sequence[Matrix]) -> bool:
-    """Derive ``path`` from the INT8 decoder beside it; False if it has no matrices in columns.
+def write(decoder: Path, path: Path, matrices: Sequence[Matrix]) -> None:
+    """Derive ``path`` from the INT8 decoder beside it, if that has matrices in columns.
 
     Those of other kinds are multiplied as in the decoder.
     """
     recipes = {matrix.name: RECIPES[matrix.recipe] for matrix in matrices}
     path.unlink(missing_ok=True)
     if all(recipe.kind != "columns" for recipe in recipes.values()):
-        return False
+        return
     model = ir.load(decoder)
     graph = model.graph
     graph.outputs[:] = [value for value in graph.outputs if value.name != contract.LOGITS]
@@ -48,7 +48,6 @@ def write(decoder: Path, path: Path, matrices: Sequence[Matrix]) -> bool:
     _Turner(model, recipes).run()
     RemoveUnusedNodesPass()(model)
     ir.save(model, path)
-    return True
 
 
 class _Turner:

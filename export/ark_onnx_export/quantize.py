@@ -5,8 +5,9 @@ Graphs are ``onnx_ir`` models, edited in place.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, cast
 
 import numpy as np
@@ -22,7 +23,8 @@ from .recipes import FULL, PLAIN, RECIPES, Kind, Levels, Recipe
 
 U8 = npt.NDArray[np.uint8]
 Recipes = Callable[[str], str]  # weight name -> recipe
-Examples = Callable[[str], F32 | None]  # weight name -> rows [n, n_in] that it is multiplied with
+Rows = Callable[[], F32 | None]  # reads rows [n, n_in] that a weight is multiplied with
+Examples = Callable[[str], F32 | None]  # the same, by the name of the weight
 
 _ZERO_POINT = 128  # MatMulNBits' default for 8 bits
 _RUN = 16384  # outputs
@@ -64,19 +66,19 @@ def quantise(
     for node in progress(matrix_nodes(model)):
         name = cast("ir.Value", weight_of(node)).name or ""
         recipe = RECIPES[recipes(name)]
-        stored.append(_KINDS[recipe.kind](model, node, recipe, examples(name)))
+        stored.append(_KINDS[recipe.kind](model, node, recipe, partial(examples, name)))
     RemoveUnusedNodesPass()(model)  # norms that were written anew
     return stored
 
 
-def _fp32(_: ir.Model, node: ir.Node, recipe: Recipe, __: F32 | None) -> Matrix:
+def _fp32(_: ir.Model, node: ir.Node, recipe: Recipe, __: Rows) -> Matrix:
     """Leave one ``MatMul`` as it is."""
     value = cast("ir.Value", weight_of(node))
     n_in, n_out = cast("tuple[int, int]", tuple(value.shape or ()))
     return Matrix(value.name or "", recipe.name, (n_in, n_out), 0, 0.0)
 
 
-def _blocks(model: ir.Model, node: ir.Node, recipe: Recipe, _: F32 | None) -> Matrix:
+def _blocks(model: ir.Model, node: ir.Node, recipe: Recipe, _: Rows) -> Matrix:
     """Store the weight of one ``MatMul`` in 8 bits and multiply with ``MatMulNBits``.
 
     Weights are symmetric in blocks along the input axis, each block and output column with its
@@ -88,11 +90,15 @@ def _blocks(model: ir.Model, node: ir.Node, recipe: Recipe, _: F32 | None) -> Ma
     block = recipe.block_size(n_in)
     codes, scales = pack_blocks8(weight, block)
     _multiply_blocks(model, node, codes, scales, _ZERO_POINT)
-    error = weight_error(weight, unpack_blocks8(codes, scales, n_in))
+    off = [
+        np.linalg.norm(unpack_blocks8(codes[o], scales[o], n_in) - weight[:, o])
+        for o in _outputs(n_out)
+    ]
+    error = _share(off, weight)
     return Matrix(value.name or "", recipe.name, (n_in, n_out), block, error)
 
 
-def _columns(model: ir.Model, node: ir.Node, recipe: Recipe, examples: F32 | None) -> Matrix:
+def _columns(model: ir.Model, node: ir.Node, recipe: Recipe, rows: Rows) -> Matrix:
     """As :func:`_blocks` with the same scale for all blocks of an output column.
 
     Coarser, and good for two kinds of product: in blocks for a step, and for a prompt as in
@@ -102,7 +108,7 @@ def _columns(model: ir.Model, node: ir.Node, recipe: Recipe, examples: F32 | Non
     n_in, n_out = weight.shape
     block = next((size for size in (128, 64, 32, 16) if n_in % size == 0), None)
     if block is None:
-        return _blocks(model, node, PLAIN, examples)
+        return _blocks(model, node, PLAIN, rows)
     scales = (np.abs(weight).max(axis=0) / np.float32(recipe.levels.weights)).astype(np.float32)
     codes = np.rint(weight / np.where(scales > 0, scales, 1))
     stored = (codes.T.astype(np.int16) + zero_point(recipe.levels)).astype(np.uint8)
@@ -118,7 +124,7 @@ def _columns(model: ir.Model, node: ir.Node, recipe: Recipe, examples: F32 | Non
     return Matrix(value.name or "", recipe.name, (n_in, n_out), block, error)
 
 
-def _two_bytes(model: ir.Model, node: ir.Node, recipe: Recipe, examples: F32 | None) -> Matrix:
+def _two_bytes(model: ir.Model, node: ir.Node, recipe: Recipe, rows: Rows) -> Matrix:
     """Both bytes of the activations times 8 bits of the weight, and all of them times 4 more.
 
     For few rows: a step of the decoder waits for the weights, which are read once for both bytes
@@ -128,7 +134,7 @@ def _two_bytes(model: ir.Model, node: ir.Node, recipe: Recipe, examples: F32 | N
     n_in, n_out = weight.shape
     block = next((size for size in (recipe.block_size(n_in), 16) if n_in % size == 0), None)
     if block is None:
-        return _blocks(model, node, PLAIN, examples)
+        return _blocks(model, node, PLAIN, rows)
     codes, scales = pack_blocks8(weight, block)
     restored = unpack_blocks8(codes, scales, n_in)
     x = cast("ir.Value", node.inputs[0])
@@ -145,15 +151,15 @@ def _two_bytes(model: ir.Model, node: ir.Node, recipe: Recipe, examples: F32 | N
     return Matrix(value.name or "", recipe.name, (n_in, n_out), block, error)
 
 
-def _rows(model: ir.Model, node: ir.Node, recipe: Recipe, examples: F32 | None) -> Matrix:
+def _rows(model: ir.Model, node: ir.Node, recipe: Recipe, rows: Rows) -> Matrix:
     """See :mod:`row_products`."""
     name = cast("ir.Value", node.inputs[1]).name or ""
-    weight, restored = row_products.multiply(model, node, recipe, examples)
+    weight, restored = row_products.multiply(model, node, recipe, rows())
     return Matrix(name, recipe.name, weight.shape, 0, weight_error(weight, restored))
 
 
-# Each takes a graph, one of its MatMul nodes, the recipe, and examples of the node's input.
-_KINDS: dict[Kind, Callable[[ir.Model, ir.Node, Recipe, F32 | None], Matrix]] = {
+# Each takes a graph, one of its MatMul nodes, the recipe, and what reads examples of its input.
+_KINDS: dict[Kind, Callable[[ir.Model, ir.Node, Recipe, Rows], Matrix]] = {
     "rows": _rows,
     "columns": _columns,
     "blocks": _blocks,
@@ -230,11 +236,8 @@ def pack_blocks8(weight: F32, block: int) -> tuple[U8, F32]:
 
 def unpack_blocks8(codes: U8, scales: F32, n_in: int) -> F32:
     """The matrix ``[n_in, n_out]`` that the graph multiplies with."""
-    found = np.empty((len(codes), n_in), np.float32)
-    for some in _outputs(len(codes)):
-        blocks = (codes[some].astype(np.float32) - _ZERO_POINT) * scales[some, :, None]
-        found[some] = blocks.reshape(len(blocks), -1)[:, :n_in]
-    return found.T
+    blocks = (codes.astype(np.float32) - _ZERO_POINT) * scales[:, :, None]
+    return blocks.reshape(len(codes), -1)[:, :n_in].T
 
 
 def _outputs(n_out: int) -> Iterator[slice]:
@@ -259,6 +262,10 @@ def pack_blocks4(weight: F32, block: int) -> tuple[U8, F32, F32]:
 
 def weight_error(weight: F32, restored: F32) -> float:
     """``||W - W'|| / ||W||``, Frobenius."""
+    return _share([np.linalg.norm(restored - weight)], weight)
+
+
+def _share(off: Sequence[np.floating[Any]], weight: F32) -> float:
+    """The norm of some norms, as a share of the weight's."""
     norm = float(np.linalg.norm(weight))
-    runs = [np.linalg.norm(restored[:, o] - weight[:, o]) for o in _outputs(weight.shape[1])]
-    return float(np.linalg.norm(runs)) / norm if norm else 0.0
+    return float(np.linalg.norm(off)) / norm if norm else 0.0

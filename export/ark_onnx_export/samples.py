@@ -29,7 +29,7 @@ class Sample:
         self._generator = torch.Generator().manual_seed(0)
 
     def add(self, rows: Tensor) -> None:
-        """Take in rows ``[n, n_in]``; the loudest of them stays in any case."""
+        """Take in rows ``[n, n_in]``; the loudest of them is kept before all others."""
         largest = rows.abs().amax(dim=0)
         self.largest = torch.maximum(self.largest, largest) if self.seen else largest
         self.seen += len(rows)
@@ -51,7 +51,7 @@ class Sample:
         return torch.from_numpy(stored[self._places[:n].numpy()])
 
     def _write(self, places: Sequence[int], rows: F32) -> None:
-        with self._path.open("r+b" if self._path.exists() else "w+b") as stream:
+        with self._path.open("r+b" if self._path.exists() else "wb") as stream:
             for place, row in zip(places, rows, strict=True):
                 stream.seek(place * row.nbytes)
                 stream.write(row.tobytes())
