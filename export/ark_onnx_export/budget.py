@@ -48,8 +48,8 @@ class Rung:
 class Fitted:
     """The recipes of a graph: those of the last rung."""
 
-    matrices: tuple[Matrix, ...]
-    rungs: tuple[Rung, ...]  # in the order tried
+    matrices: tuple[Matrix, ...] = ()
+    rungs: tuple[Rung, ...] = ()  # in the order tried
     choices: tuple[choose.Choice, ...] = ()
     shortfall: str = ""  # by how much the budget is missed
 

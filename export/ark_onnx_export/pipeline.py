@@ -46,7 +46,6 @@ from . import (
     write,
 )
 from .checkpoint import Checkpoint, Network, load_network, open_checkpoint, open_text
-from .choose import Choice
 from .config import MAX_POSITIONS
 from .engines import PackageEngine
 from .findings import Calibration
@@ -130,9 +129,10 @@ def export(
         found = _find_heads(bench) if settings.layout == "native" else None
         facts = _complete(bench, prefix, graphs)
         report, word_errors = _prove(bench, facts, clips, found)
-        shortfalls = [*chain(*(graph.shortfalls for graph in graphs)), proof.shortfall(report)]
-        degraded = _judge(settings, shortfalls)
-        matrices = tuple(chain(*(graph.matrices for graph in graphs)))
+        fitted = [graph.fitted for graph in graphs]
+        missed = chain(*((graph.fitted.shortfall, graph.shortfall) for graph in graphs))
+        degraded = _judge(settings, [*missed, proof.shortfall(report)])
+        matrices = tuple(chain(*(one.matrices for one in fitted)))
         parities = {name: one for graph in graphs for name, one in graph.parities.items()}
         made = replace(
             facts.provenance, recipe=_recipe(settings, matrices), parity=_figures(parities, report)
@@ -144,9 +144,9 @@ def export(
             report=report,
             matrices=matrices,
             files=facts.files,
-            rungs=tuple(chain(*(graph.rungs for graph in graphs))),
+            rungs=tuple(chain(*(one.rungs for one in fitted))),
             findings=tuple(chain(*(one.findings for one in advice.calibrations.values()))),
-            choices=tuple(chain(*(graph.choices for graph in graphs))),
+            choices=tuple(chain(*(one.choices for one in fitted))),
             references={**builtin_references(), **settings.references},
             heads=found,
             word_errors=word_errors,
@@ -234,10 +234,8 @@ class _Made:
     """A graph in its file, and what was measured on it."""
 
     parities: dict[str, Parity]  # comparison -> figures
-    matrices: tuple[Matrix, ...] = ()
-    rungs: tuple[budget.Rung, ...] = ()
-    choices: tuple[Choice, ...] = ()
-    shortfalls: tuple[str, ...] = ()
+    fitted: budget.Fitted
+    shortfall: str = ""  # by how much INT8 is too far from torch
 
 
 def _read(checkpoint_dir: Path, out: Path, settings: Settings) -> _Source:
@@ -356,7 +354,8 @@ def _make_graphs(
     for plan in to_make:
         bench.network.page_out()
         made.append(_make_graph(bench, plan, advice, clips))
-        shutil.rmtree(rows / (plan.part or ""), ignore_errors=True)
+        if plan.part:
+            shutil.rmtree(rows / plan.part, ignore_errors=True)
     return made
 
 
@@ -370,14 +369,14 @@ def _make_graph(bench: _Bench, plan: GraphPlan, advice: _Advice, clips: Sequence
     parity.require_fp32(exact, plan.file)
     parities = {f"torch to fp32, {plan.file}": exact}
     if settings.precision == "fp32":
-        return _Made(parities)
+        return _Made(parities, budget.Fitted())
     fitted = _quantise(bench, plan, traced, advice, clips)
     _judge(settings, [fitted.shortfall])  # before more time is spent
     found = _compare(bench, plan, expected, "int8")
     parities[f"torch to int8, {plan.file}"] = found
-    shortfalls = [fitted.shortfall, parity.int8_shortfall(found, plan.file)]
-    _judge(settings, shortfalls)
-    return _Made(parities, fitted.matrices, fitted.rungs, fitted.choices, tuple(shortfalls))
+    shortfall = parity.int8_shortfall(found, plan.file)
+    _judge(settings, [shortfall])
+    return _Made(parities, fitted, shortfall)
 
 
 def _quantise(
@@ -399,7 +398,7 @@ def _quantise(
         return budget.Trial(matrices, found, _bytes_of(path))
 
     if part is None:
-        return budget.Fitted(store(lambda _: ""), ())
+        return budget.Fitted(store(lambda _: ""))
     if part in advice.calibrations:
         calibration = advice.calibrations[part]
         return budget.fit(calibration, plan.file, part, settings.target, attempt)
@@ -457,7 +456,7 @@ def _complete(bench: _Bench, prefix: Sequence[Any], graphs: Sequence[_Made]) -> 
     layout, target = LAYOUTS[settings.layout], settings.target
     if layout.prefix:
         write.write_prefix(prefix, staging)
-    if not any(RECIPES[m.recipe].exact_sums for graph in graphs for m in graph.matrices):
+    if not any(RECIPES[m.recipe].exact_sums for graph in graphs for m in graph.fitted.matrices):
         (staging / contract.CPU_CHECK_FILE).unlink()
         target = "any"
     write.write_embedding(
