@@ -44,6 +44,7 @@ _WORTH = 0.9  # smoothing must bring the error of a product at least to this sha
 _TRIED_ROWS = 192  # of each sample
 _MAX_COLUMNS = 1024  # of each weight, tried
 _OUTLIER = 20.0  # times the median channel or row
+_RUN = 16384  # outputs of a matrix that are stored at a time
 _VARIANTS = 8  # networks with one product changed that run side by side
 _PROBE_FRAMES, _PROBE_CLIPS = 400, 3  # audio of the second pass: of each clip, for the decoder
 
@@ -122,6 +123,7 @@ def calibrate(
     """Recipes tried on the samples, then the second pass."""
     findings: list[Finding] = []
     factors: dict[str, F32] = {}
+    runner.network.page_out()
     with torch.inference_mode():
         for site in progress(f"calibrate: recipes, {graph}", sites):
             finding, factor = _try_recipes(site, runner, samples[site.name], graph)
@@ -131,6 +133,7 @@ def calibrate(
         changes: dict[str, _Change] = {
             site.name: (factors.get(site.name), samples[site.name].order(site)) for site in sites
         }
+        runner.network.page_out()
         at_output = _at_output(runner, graph, sites, changes, clips, progress)
     return Calibration(
         tuple(replace(finding, at_output=at_output[finding.site]) for finding in findings), factors
@@ -146,10 +149,9 @@ def _rows(module: nn.Module, x: Tensor) -> Tensor:
     return torch.cat(taps, dim=1).transpose(1, 2)
 
 
-def _matrix(module: nn.Module) -> Tensor:
-    """A module's weight ``[n_out, n_in]`` in fp32, for :func:`_rows`."""
-    weight = cast("Tensor", module.weight).float()
-    return weight.transpose(1, 2).flatten(1) if isinstance(module, nn.Conv1d) else weight
+def _matrix(weight: Tensor) -> Tensor:
+    """A weight of a module as ``[n_out, n_in]`` in fp32, for :func:`_rows`."""
+    return (weight.transpose(1, 2).flatten(1) if weight.ndim == 3 else weight).float()
 
 
 def _try_recipes(
@@ -157,7 +159,8 @@ def _try_recipes(
 ) -> tuple[Finding, Tensor | None]:
     """Every recipe on some of the rows that were kept, with the best smoothing."""
     order = sample.order(site)
-    whole = torch.cat([_matrix(runner.module(name)) for name in site.modules])
+    parts = [_matrix(cast("Tensor", runner.module(name).weight)) for name in site.modules]
+    whole = torch.cat(parts) if len(parts) > 1 else parts[0]
     whole = fold_rows(whole, None, order)
     weight = whole[:: -(-len(whole) // _MAX_COLUMNS)]
     rows = fold_rows(sample.rows(_TRIED_ROWS), None, order)  # the loudest is the first
@@ -274,7 +277,8 @@ def _changed(row: int, factor: F32 | None, order: Order | None) -> Callable[...,
     def hook(module: nn.Module, inputs: tuple[Tensor], output: Tensor) -> Tensor:
         x = fold_rows(_rows(module, inputs[0][row : row + 1]), factor, order)
         inverse = None if factor is None else np.float32(1) / factor
-        y = product(x, fold_rows(_matrix(module), inverse, order), PLAIN)
+        runs = cast("Tensor", module.weight).split(_RUN)
+        y = torch.cat([product(x, fold_rows(_matrix(w), inverse, order), PLAIN) for w in runs], -1)
         bias = cast("Tensor | None", module.bias)
         y = y if bias is None else y + bias
         output[row : row + 1] = y.transpose(1, 2) if isinstance(module, nn.Conv1d) else y

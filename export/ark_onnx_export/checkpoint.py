@@ -6,6 +6,7 @@ Knows safetensors and tensor names; executes nothing that came with the checkpoi
 from __future__ import annotations
 
 import ctypes
+import gc
 import mmap
 import reprlib
 import sys
@@ -101,10 +102,12 @@ class Network:
         return embeds[None]
 
     def page_out(self) -> None:
-        """Hand back the memory of mapped weights, which are read again when needed; trim the heap.
+        """Hand back memory: of mapped weights, which are read again when needed, and of the heap.
 
+        Graphs that are no longer used refer to themselves, so that only the collector frees them.
         Where the system has no such calls (only Linux has) the memory stays until it gets scarce.
         """
+        gc.collect()
         _page_out(*self.tower.parameters(), *self.decoder.parameters(), self.table)
         _trim()
 

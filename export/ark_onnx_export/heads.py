@@ -108,11 +108,17 @@ def find(
         pools.append(extra)
     heard: list[list[_Heard]] = [[], []]
     sequences = [(half, one) for half in (0, 1) for one in spliced(pools[half::2], seed=half)]
+    encoded = [
+        oracle.encode(oracle.log_mel(sequence.waveform))
+        for _, sequence in track("single words, audio", sequences)
+    ]
+    oracle.page_out()
     n_spoken = 0
-    for half, sequence in track("listen to single words", sequences):
+    pairs = list(zip(sequences, encoded, strict=True))
+    for (half, sequence), audio_embeds in track("single words, text", pairs):
         if heard[0] or n_spoken < _HOPELESS:
             n_spoken += len(sequence.words)
-            heard[half] += _hear(oracle, sequence)
+            heard[half] += _hear(oracle, sequence, audio_embeds)
     understood = [sum(len(one.pairs) for one in half) for half in heard]
     if min(understood) < _ENOUGH:
         reason = (
@@ -209,9 +215,8 @@ class _Heard:
     attention: F32  # [layers, heads, tokens, N]
 
 
-def _hear(oracle: TorchEngine, sequence: Spliced) -> list[_Heard]:
+def _hear(oracle: TorchEngine, sequence: Spliced, audio_embeds: F32) -> list[_Heard]:
     """The sequence as it was heard, if any of it was understood."""
-    audio_embeds = oracle.encode(oracle.log_mel(sequence.waveform))
     n_most = _MOST_TOKENS * len(sequence.words)
     decoded = oracle.decode(sequence.waveform, audio_embeds, n_most)
     ids = [i for i in decoded.token_ids if i not in oracle.tokens.stop]

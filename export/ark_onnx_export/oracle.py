@@ -101,6 +101,10 @@ class TorchEngine:
         spoken = [i for i in found.token_ids if i not in self.tokens.stop]
         return Decoded(found.token_ids, found.logits, clean(self.text.decode(spoken)))
 
+    def page_out(self) -> None:
+        """See :meth:`Network.page_out`."""
+        self._network.page_out()
+
     def attention(self, audio_embeds: F32, token_ids: Sequence[int]) -> F32:
         """Where every head looked when it wrote each token ``[layers, heads, T, N]``."""
         return reference.attention(self._network, self.tokens, audio_embeds, token_ids)

@@ -137,7 +137,8 @@ def best_factor(largest: Tensor, weights: Tensor, strength: float, repeat: int =
     ``strength`` 0 evens out the weights, 1 the inputs. A power of two costs no rounding.
     """
     loudest = largest.view(repeat, -1).amax(0).clamp(min=1e-6)
-    heaviest = weights.abs().amax(0).view(repeat, -1).amax(0).clamp(min=1e-6)
+    low, high = weights.amin(0), weights.amax(0)  # abs() would copy the weights
+    heaviest = torch.maximum(high, -low).view(repeat, -1).amax(0).clamp(min=1e-6)
     exponent = strength * loudest.log2() - (1 - strength) * heaviest.log2()
     return torch.exp2((exponent - exponent.mean()).round())
 
