@@ -25,8 +25,9 @@ from ark_asr_onnx.package.repository import (
 )
 
 from . import shards
-from .config import CONFIG_FILE, SIDE_FILES, ArkConfig, read_object, shown
-from .space import Need, export_need, require_absent, require_space
+from .config import CONFIG_FILE, SIDE_FILES, ArkConfig, shown
+from .shapes import Shapes
+from .space import Need, export_bytes, export_need, require_absent, require_space
 from .terminal import require_extra
 
 # What is read of a checkpoint beside its weights, and what the published layout passes on.
@@ -117,14 +118,11 @@ def _fetched(place: Id, revision: str | None, target: _Target) -> Path:
     get = getter(place.repository, offline=False, revision=commit)
     files = remote_files(place.repository, commit)
     names = _needed(place, files.keys(), lambda name: need(get, [name]))
-    weights = sum(files[name].bytes for name in names if name.endswith(".safetensors"))
     n_bytes = missing_bytes(place.repository, commit, {name: files[name] for name in names})
     needs = [Need("download", n_bytes, config.parent, "set HF_HOME to a folder on another disk")]
     if target.out is not None:
-        n_values = weights // _value_bytes(config)
-        needs.append(
-            export_need(n_values, sizes.decoder, target.precision, target.out.absolute().parent)
-        )
+        n_export = export_bytes(Shapes.of(sizes), is_int8=target.precision == "int8")
+        needs.append(export_need(n_export, target.out.absolute().parent))
     require_space(*needs)
     for name in names:
         need(get, [name])
@@ -147,9 +145,3 @@ def _needed(place: Id, names: Set[str], fetch: Callable[[str], Path]) -> list[st
 def _commit(place: Id, directory: Path) -> str:
     """The commit to which a folder of the cache, ``snapshots/COMMIT/folder``, belongs."""
     return (directory / "x").parents[place.inside.count("/")].name
-
-
-def _value_bytes(config: Path) -> int:
-    """Bytes of a number, as far as the configuration tells."""
-    raw = read_object(config)
-    return 4 if "float32" in (raw.get("dtype"), raw.get("torch_dtype")) else 2

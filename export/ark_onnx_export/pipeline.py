@@ -6,7 +6,6 @@ was given.
 
 from __future__ import annotations
 
-import math
 import platform
 import shutil
 import tempfile
@@ -56,8 +55,9 @@ from .parity import Parity
 from .probes import F32, builtin_references, builtin_speech, calibration_speech
 from .quantize import Examples, Matrix
 from .recipes import EXACT_TARGETS, RECIPES, Asked, Graph, Target
+from .shapes import Shapes
 from .smoothing import Fold
-from .space import export_need, require_space
+from .space import export_bytes, export_need, require_space
 from .verify import Report, Totals
 
 Precision = Literal["int8", "fp32"]
@@ -242,9 +242,7 @@ def _read(checkpoint_dir: Path, out: Path, settings: Settings) -> _Source:
     """Read all but the weights. What is wrong is found here, before hours are spent."""
     checkpoint = open_checkpoint(checkpoint_dir)
     text, tokens = open_text(checkpoint, settings.instruction)
-    n_values = sum(math.prod(shape) for shape in checkpoint.shapes.values())
-    decoder = checkpoint.config.decoder
-    require_space(export_need(n_values, decoder, settings.precision, out.parent))
+    require_space(export_need(_disk_bytes(checkpoint, settings), out.parent))
     sizes = _sizes(checkpoint, tokens, prune=settings.prune and settings.layout == "native")
     calibration = settings.calibration or calibration_speech()
     sites = smoothing.sites(checkpoint.config)
@@ -258,6 +256,21 @@ def _read(checkpoint_dir: Path, out: Path, settings: Settings) -> _Source:
         sites,
         plans.read_plan(settings.plan, sites, settings.target) if settings.plan else {},
     )
+
+
+def _disk_bytes(checkpoint: Checkpoint, settings: Settings) -> int:
+    return export_bytes(
+        Shapes.of(checkpoint.config),
+        is_int8=settings.precision == "int8",
+        is_calibrated=_is_calibrated(settings),
+        is_half=settings.embedding == "fp16",
+    )
+
+
+def _is_calibrated(settings: Settings) -> bool:
+    """Whether the network listens to calibration clips: to choose recipes, or to round by them."""
+    is_chosen = settings.recipe == "auto" or settings.plan is not None
+    return settings.precision == "int8" and settings.layout == "native" and is_chosen
 
 
 def _require_target(source: _Source, settings: Settings, staging: Path) -> None:
@@ -286,8 +299,7 @@ def _advise(bench: _Bench, clips: Sequence[Heard], prefix: Sequence[Any], rows: 
     Rows that its products read are kept in the folder ``rows``.
     """
     settings, source, network = bench.settings, bench.source, bench.network
-    is_chosen = settings.recipe == "auto" or settings.plan
-    if settings.precision != "int8" or settings.layout != "native" or not is_chosen:
+    if not _is_calibrated(settings):
         return _Advice()
     heard = bench.hear(source.calibration, "calibrate: torch reference")
     if not settings.calibration:

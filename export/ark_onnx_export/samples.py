@@ -14,8 +14,7 @@ import torch
 from torch import Tensor
 
 from .smoothing import F32, Order, Site
-
-MAX_ROWS = 1024  # kept for each site
+from .space import MAX_ROWS
 
 
 class Sample:

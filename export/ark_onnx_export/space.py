@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 from dataclasses import dataclass
@@ -9,7 +10,10 @@ from pathlib import Path
 
 from ark_asr_onnx.errors import ExportError
 
-from .config import DecoderConfig
+from .shapes import Shapes, count
+
+MAX_ROWS = 1024  # kept in a file for each input of matrices, while an export calibrates
+_STORED = 1.05  # bytes of a weight in 8 bits, with its scales, at most
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,14 +26,28 @@ class Need:
     remedy: str
 
 
-def export_need(n_values: int, config: DecoderConfig, precision: str, parent: Path) -> Need:
-    """What an export of so many numbers takes in ``parent`` at the worst moment.
+def export_bytes(
+    shapes: Shapes, *, is_int8: bool, is_calibrated: bool = True, is_half: bool = False
+) -> int:
+    """What an export takes at the worst moment, its package included; ``is_half`` is the table."""
+    audio, decoder = count(shapes.audio), count(shapes.decoder)
+    table = count([shapes.table]) * (2 if is_half else 4)
+    if not is_int8:
+        return 4 * (audio + decoder) + table
+    kept = [4 * MAX_ROWS * sum(n_in for n_in, _ in s) for s in (shapes.audio, shapes.decoder)]
+    of_encoder, of_decoder = kept if is_calibrated else (0, 0)
+    stored_audio, stored_decoder = (int(_STORED * n) for n in (audio, decoder))
+    return max(
+        of_encoder + of_decoder,  # calibration of the decoder
+        of_encoder + 4 * audio,  # the encoder in fp32
+        stored_audio + 4 * decoder,  # the decoder in fp32
+        stored_audio + stored_decoder + table,
+    )
 
-    That is the table, and the larger graph once in fp32.
-    """
-    n_values += config.vocab_size * config.hidden_size  # the head, where it is not stored
-    n_bytes = int(n_values * (4.0 if precision == "fp32" else 3.0)) + (1 << 20)
-    return Need("export", n_bytes, parent, "give --out on another disk")
+
+def export_need(n_bytes: int, parent: Path) -> Need:
+    """So many bytes for an export, in ``parent``."""
+    return Need("export", n_bytes + (1 << 20), parent, "give --out on another disk")
 
 
 def require_absent(out: Path) -> None:
@@ -55,3 +73,12 @@ def require_space(*needs: Need) -> None:
                 f"{existing}: {free / 1e9:.2f} GB free, {' and '.join(parts)}; "
                 + " or ".join(remedies)
             )
+
+
+def free_memory() -> int | None:
+    """Bytes of memory that programs can still have; ``None`` where the system does not tell."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    return None
