@@ -45,8 +45,8 @@ _TRIED_ROWS = 192  # of each sample
 _MAX_COLUMNS = 1024  # of each weight, tried
 _OUTLIER = 20.0  # times the median channel or row
 _RUN = 16384  # outputs of a matrix that are stored at a time
-_VARIANTS = 8  # networks with one product changed that run side by side
-_PROBE_FRAMES, _PROBE_CLIPS = 400, 3  # audio of the second pass: of each clip, for the decoder
+VARIANTS = 8  # networks with one product changed that run side by side
+PROBE_FRAMES, PROBE_CLIPS = 400, 3  # audio of the second pass: of each clip, for the decoder
 
 
 class Runner:
@@ -209,17 +209,17 @@ def _at_output(
     passages: list[_Passage] = []
     if graph == "audio":
         tower = runner.network.tower
-        passages = [_Passage(tower, clip.log_mel[:, :, :_PROBE_FRAMES]) for clip in clips]
+        passages = [_Passage(tower, clip.log_mel[:, :, :PROBE_FRAMES]) for clip in clips]
         runs = [passage.run for passage in passages]
     else:
         # Where the model is sure, nothing changes much whatever is stored how: taken for nothing.
         by_doubt = sorted(clips, key=lambda clip: float(runner.decoder(clip).mean()))
-        doubtful, sure = by_doubt[:_PROBE_CLIPS], by_doubt[_PROBE_CLIPS:]
+        doubtful, sure = by_doubt[:PROBE_CLIPS], by_doubt[PROBE_CLIPS:]
         n_sure = sum(len(clip.decoded.token_ids) for clip in sure)
         runs = [partial(runner.decoder, clip) for clip in doubtful]
     exact = [run(1)[0].numpy() for run in runs]
     found: dict[str, tuple[float, ...]] = {}
-    groups = [sites[i : i + _VARIANTS] for i in range(0, len(sites), _VARIANTS)]
+    groups = [sites[i : i + VARIANTS] for i in range(0, len(sites), VARIANTS)]
     for group in progress(f"calibrate: at the output, {graph}", groups):
         for passage in passages:
             passage.advance(group[0])

@@ -316,7 +316,8 @@ def _export(options: argparse.Namespace) -> tuple[int, str]:
         plan=options.plan,
         allow_degraded=options.allow_degraded,
     )
-    exported = pipeline.export(source.directory, out, settings, progress)
+    tell = (lambda _: None) if options.quiet else say
+    exported = pipeline.export(source.directory, out, settings, progress, tell)
     if not options.quiet:
         say(meter.table())
     _report(exported)

@@ -25,6 +25,7 @@ from .parity import DecoderRun, Parity, Progress
 from .quantize import Examples, Matrix, Recipes
 from .recipes import Graph
 from .reference import lengths
+from .shapes import Shape, Shapes
 from .smoothing import Fold
 from .unfold import unfold_convolutions
 
@@ -89,6 +90,8 @@ class Layout:
     plans: Callable[
         [Checkpoint, Network, Sequence[Heard], Facts, Sequence[Tensor], Fold], list[GraphPlan]
     ]
+    # Of a precision: the graphs' files and matrices, in the order of the plans.
+    graphs: Callable[[str, Shapes], list[tuple[str, Sequence[Shape]]]]
     describe: Callable[[Path, Facts, Checkpoint], None]
     prefix: bool  # keys and values of the prompt's prefix are stored
 
@@ -110,6 +113,11 @@ def native_plans(
         _audio_plan(network, weights, has_narrow=facts.target == "any"),
         _decoder_plan(network, weights, clips, facts, prefix),
     ]
+
+
+def native_graphs(_: str, shapes: Shapes) -> list[tuple[str, Sequence[Shape]]]:
+    """See :class:`Layout`."""
+    return [(contract.AUDIO_FILE, shapes.audio), (contract.DECODER_FILE, shapes.decoder)]
 
 
 def _audio_plan(network: Network, weights: trace.Weights, *, has_narrow: bool) -> GraphPlan:
@@ -294,6 +302,12 @@ def published_plans(
     ]
 
 
+def published_graphs(precision: str, shapes: Shapes) -> list[tuple[str, Sequence[Shape]]]:
+    """See :class:`Layout`."""
+    names, (encoder, adapter) = published.Names.of(precision), shapes.audio_parts
+    return [(names.encoder, encoder), (names.adapter, adapter), (names.decoder, shapes.decoder)]
+
+
 def describe_published(directory: Path, facts: Facts, checkpoint: Checkpoint) -> None:
     """``runtime_manifest.json``, ``llm_kv_*.json`` and the checkpoint's side files."""
     names = published.Names.of(facts.precision)
@@ -339,6 +353,6 @@ def _function(graph: ort.InferenceSession, name: str) -> Callable[[F32], F32]:
 
 
 LAYOUTS = {
-    "native": Layout(native_plans, describe_native, prefix=True),
-    "published": Layout(published_plans, describe_published, prefix=False),
+    "native": Layout(native_plans, native_graphs, describe_native, prefix=True),
+    "published": Layout(published_plans, published_graphs, describe_published, prefix=False),
 }

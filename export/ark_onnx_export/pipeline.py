@@ -48,6 +48,7 @@ from .checkpoint import Checkpoint, Network, load_network, open_checkpoint, open
 from .config import MAX_POSITIONS
 from .engines import PackageEngine
 from .findings import Calibration
+from .forecast import Forecast, Job, Speed
 from .layouts import LAYOUTS, Facts, GraphPlan, Written
 from .listen import Heard
 from .oracle import TorchEngine
@@ -57,7 +58,7 @@ from .quantize import Examples, Matrix
 from .recipes import EXACT_TARGETS, RECIPES, Asked, Graph, Target
 from .shapes import Shapes
 from .smoothing import Fold
-from .space import export_bytes, export_need, require_space
+from .space import export_bytes, export_need, free_memory, require_space
 from .verify import Report, Totals
 
 Precision = Literal["int8", "fp32"]
@@ -105,10 +106,12 @@ def export(
     out: Path,
     settings: Settings = Settings(),
     progress: Progress | None = None,
+    tell: Callable[[str], None] = lambda _: None,
 ) -> Exported:
     """Turn a Hugging Face checkpoint into a package folder ``out``, which must not exist yet.
 
-    ``progress`` wraps the items of each stage, whose label it gets. A package outside the limits
+    ``progress`` wraps the items of each stage, whose label it gets; ``tell`` gets one line before
+    the work, with the time, the memory and the disk that it will take. A package outside the limits
     of :mod:`verify` is refused, unless the settings allow it.
     Raises :class:`ExportError`; whatever fails, ``out`` does not appear.
     """
@@ -117,6 +120,7 @@ def export(
     source = _read(checkpoint_dir, out, settings)
     with write.staged(out) as staging:
         _require_target(source, settings, staging)
+        tell(_foretell(source, settings))
         bench = _Bench.of(source, settings, staging, track)
         clips = bench.hear(source.probes, "torch reference")
         has_prefix = LAYOUTS[settings.layout].prefix
@@ -256,6 +260,26 @@ def _read(checkpoint_dir: Path, out: Path, settings: Settings) -> _Source:
         sites,
         plans.read_plan(settings.plan, sites, settings.target) if settings.plan else {},
     )
+
+
+def _foretell(source: _Source, settings: Settings) -> str:
+    """What the export will take, in one line."""
+    shapes = Shapes.of(source.checkpoint.config)
+    job = Job(
+        shapes=shapes,
+        graphs=LAYOUTS[settings.layout].graphs(settings.precision, shapes),
+        probes=_seconds(source.probes),
+        calibration=_seconds(source.calibration) if _is_calibrated(settings) else (),
+        is_planned=settings.plan is not None,
+        is_int8=settings.precision == "int8",
+        is_native=settings.layout == "native",
+    )
+    n_bytes = _disk_bytes(source.checkpoint, settings)
+    return Forecast.of(job, Speed.measured()).text(n_bytes, free_memory())
+
+
+def _seconds(sounds: Sequence[Sound]) -> list[float]:
+    return [len(waveform) / SAMPLE_RATE for _, waveform in sounds]
 
 
 def _disk_bytes(checkpoint: Checkpoint, settings: Settings) -> int:
