@@ -21,6 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ark_asr_onnx.arrays import F32
 from ark_asr_onnx.package.contract import Tokens
 
 from .checkpoint import Network
@@ -34,7 +35,7 @@ from .products import product
 from .recipes import PLAIN, RECIPES, SMOOTHED_FOR, Graph, costs
 from .reference import lengths
 from .samples import Sample, fold_rows
-from .smoothing import F32, Order, Site, best_factor
+from .smoothing import Order, Site, best_factor
 
 Progress = Callable[[str, Sequence[Any]], Any]  # label, items -> the items
 _Change = tuple[F32 | None, Order | None]  # factors and order of a site

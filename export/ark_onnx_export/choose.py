@@ -7,9 +7,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ark_asr_onnx.arrays import F32
+
 from .findings import Calibration, Finding
 from .recipes import RECIPES, Costs, Graph, Target, fitting
-from .smoothing import F32
 
 # The encoder is mended even within the budget where a share of its cost buys this many times as
 # large a share of the squared error. A step of the decoder reads every weight for one token.

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-F32 = npt.NDArray[np.float32]
+from ark_asr_onnx.arrays import F32
 
 
 def weight_of(node: ir.Node) -> ir.Value | None:

@@ -8,14 +8,12 @@ from pathlib import Path
 from typing import Protocol
 
 import numpy as np
-import numpy.typing as npt
 
 import ark_asr_onnx
+from ark_asr_onnx.arrays import F32
 from ark_asr_onnx.audio import mel
 from ark_asr_onnx.package.contract import Tokens
 from ark_asr_onnx.transcript import Word
-
-F32 = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True, slots=True)

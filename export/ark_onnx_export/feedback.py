@@ -9,11 +9,10 @@ real speech say that it can be (optimal brain surgeon, in the order that GPTQ ga
 from __future__ import annotations
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
-F32 = npt.NDArray[np.float32]
+from ark_asr_onnx.arrays import F32
 
 _DAMPING = 1.0  # of the mean square of an input, added to all: few rows must not be trusted too far
 _BLOCK = 64  # inputs whose errors are spread together

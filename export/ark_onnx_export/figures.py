@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-F32 = npt.NDArray[np.float32]
+from ark_asr_onnx.arrays import F32
 
 
 def relative(expected: F32, found: F32) -> float:

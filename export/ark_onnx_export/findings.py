@@ -16,11 +16,12 @@ import torch
 
 import ark_asr_onnx
 from ark_asr_onnx import files
+from ark_asr_onnx.arrays import F32
 from ark_asr_onnx.package.contract import file_sha256
 
 from .listen import Heard
 from .recipes import PLAIN, Graph, costs
-from .smoothing import F32, Site
+from .smoothing import Site
 
 _FORMAT = 9  # raised when kept findings would be misread
 

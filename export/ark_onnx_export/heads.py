@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
+from ark_asr_onnx.arrays import F32
 from ark_asr_onnx.audio.mel import SAMPLE_RATE
 from ark_asr_onnx.audio.sources import read
 from ark_asr_onnx.decoding.words import Written, parts, timed, tokens_of_words
@@ -28,7 +28,6 @@ from .align import Head
 from .engines import PackageEngine
 from .oracle import TorchEngine
 
-F32 = npt.NDArray[np.float32]
 Pool = Sequence[tuple[str, F32]]  # words of one speaker, and their waveforms
 
 _FOLDER = Path(__file__).parent / "spoken"

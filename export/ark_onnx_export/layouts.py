@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
-import numpy.typing as npt
 import onnx_ir as ir
 import onnxruntime as ort
 from torch import Tensor
 
+from ark_asr_onnx.arrays import F32
 from ark_asr_onnx.model.cpu import adds_exactly
 from ark_asr_onnx.package import contract
 from ark_asr_onnx.package.contract import File, Manifest, Provenance, Sizes, Tokens
@@ -28,8 +28,6 @@ from .reference import lengths
 from .shapes import Shape, Shapes
 from .smoothing import Fold
 from .unfold import unfold_convolutions
-
-F32 = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,16 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
-import numpy.typing as npt
-
+from ark_asr_onnx.arrays import F32
 from ark_asr_onnx.audio.mel import HOP_LENGTH, MIN_SAMPLES
 from ark_asr_onnx.errors import AudioError, ExportError
 from ark_asr_onnx.package.contract import Tokens
 
 from .engines import Decoded, PackageEngine, Subject
-
-F32 = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,10 +12,9 @@ from pathlib import Path
 from typing import Any, cast
 
 import numba
-import numpy as np
-import numpy.typing as npt
 import torch
 
+from ark_asr_onnx.arrays import F32
 from ark_asr_onnx.package.contract import Provenance, Tokens, file_sha256
 from ark_asr_onnx.package.text import Text, clean
 
@@ -24,7 +23,6 @@ from .checkpoint import Checkpoint, Network, load_network, open_checkpoint, open
 from .config import MAX_POSITIONS
 from .engines import Decoded
 
-F32 = npt.NDArray[np.float32]
 _SCIPY_BYTES = 1 << 29
 
 

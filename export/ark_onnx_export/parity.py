@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
-import numpy.typing as npt
 import onnxruntime as ort
 import torch
 from torch import Tensor
 
+from ark_asr_onnx.arrays import F32
 from ark_asr_onnx.errors import ExportError
 
 from .checkpoint import Network
@@ -21,7 +21,6 @@ from .listen import Heard
 from .mask import blocked
 from .reference import lengths
 
-F32 = npt.NDArray[np.float32]
 Progress = Callable[[Iterable[Any]], Iterable[Any]]
 # New embeddings [1, S, hidden] and the state so far (None: empty) to logits [1, vocab] and state.
 DecoderRun = Callable[[F32, Any], tuple[F32, Any]]

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import ark_asr_onnx
+from ark_asr_onnx.arrays import F32
 from ark_asr_onnx.audio.mel import SAMPLE_RATE
 from ark_asr_onnx.errors import ExportError
 from ark_asr_onnx.model.cpu import adds_exactly
@@ -53,7 +54,7 @@ from .layouts import LAYOUTS, Facts, GraphPlan, Written
 from .listen import Heard
 from .oracle import TorchEngine
 from .parity import Parity
-from .probes import F32, builtin_references, builtin_speech, calibration_speech
+from .probes import builtin_references, builtin_speech, calibration_speech
 from .quantize import Examples, Matrix
 from .recipes import EXACT_TARGETS, RECIPES, Asked, Graph, Target
 from .shapes import Shapes

@@ -5,13 +5,9 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import numpy as np
-import numpy.typing as npt
-
+from ark_asr_onnx.arrays import F32
 from ark_asr_onnx.audio.sources import read
 from ark_asr_onnx.errors import ExportError
-
-F32 = npt.NDArray[np.float32]
 
 # In an installed wheel beside this module, in a clone with the demo.
 _HERE = Path(__file__).parent

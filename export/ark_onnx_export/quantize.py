@@ -15,10 +15,11 @@ import numpy.typing as npt
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
+from ark_asr_onnx.arrays import F32
 from ark_asr_onnx.errors import ExportError
 
 from . import row_products, two_bytes
-from .edit import F32, added_bias, constant, initializer, numbers_of, replace, weight_of
+from .edit import added_bias, constant, initializer, numbers_of, replace, weight_of
 from .recipes import FULL, PLAIN, RECIPES, Kind, Levels, Recipe
 
 U8 = npt.NDArray[np.uint8]

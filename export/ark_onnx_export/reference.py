@@ -6,18 +6,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from ark_asr_onnx.arrays import F32
 from ark_asr_onnx.audio.mel import log_mel
 from ark_asr_onnx.package.contract import Tokens
 
 from .checkpoint import Network
 from .mask import blocked
 from .modeling.ops import rotate_half
-
-F32 = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True, slots=True)

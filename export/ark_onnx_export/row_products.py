@@ -12,7 +12,9 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from .edit import F32, added_bias, constant, initializer, numbers_of, replace
+from ark_asr_onnx.arrays import F32
+
+from .edit import added_bias, constant, initializer, numbers_of, replace
 from .recipes import Recipe
 from .rows import GELU_FLOOR, further, offsets, parts, places, store
 

@@ -19,7 +19,9 @@ import itertools
 import numpy as np
 import numpy.typing as npt
 
-from .feedback import F32, round_weights
+from ark_asr_onnx.arrays import F32
+
+from .feedback import round_weights
 from .recipes import Recipe
 
 Codes = npt.NDArray[np.int8]

@@ -13,7 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .smoothing import F32, Order, Site
+from ark_asr_onnx.arrays import F32
+
+from .smoothing import Order, Site
 from .space import MAX_ROWS
 
 

@@ -17,10 +17,11 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from ark_asr_onnx.arrays import F32
+
 from .config import ArkConfig
 from .recipes import Graph
 
-F32 = npt.NDArray[np.float32]
 Order = npt.NDArray[np.int64]  # channels, in the order in which they are to stand
 Fold = Callable[[str, Tensor], Tensor]  # a tensor's name and value to the value to be stored
 

@@ -9,13 +9,14 @@ from pathlib import Path
 
 import numpy as np
 
+from ark_asr_onnx.arrays import F32
 from ark_asr_onnx.audio import sources
 from ark_asr_onnx.audio.mel import SAMPLE_RATE
 from ark_asr_onnx.errors import ArkError, ExportError
 from ark_asr_onnx.package.contract import Tokens
 
 from .engines import PackageEngine, Subject
-from .figures import F32, first_difference, log_softmax, relative
+from .figures import first_difference, log_softmax, relative
 from .listen import Heard, hear, room
 from .mask import blocked
 
