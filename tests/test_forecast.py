@@ -84,7 +84,7 @@ def test_a_line_before_the_work_says_what_it_takes(
     assert cli.main([*arguments, "--precision", "fp32"]) == 0
     first = capsys.readouterr().err.splitlines()[0]
     assert re.fullmatch(
-        r"this export takes about (a minute|\d+ minutes), 1\.3 GB of memory and \d+ MB of disk"
+        r"this export takes about (a minute|\d+ minutes), 0\.[67] GB of memory and \d+ MB of disk"
         r"(; [\d.]+ GB of memory are free: close other programs)?",
         first,
     )
@@ -147,7 +147,7 @@ def test_times_are_told_as_people_say_them(seconds: float, text: str) -> None:
     line = told.text(disk=4_000_000, free=None)
     assert line.startswith("this export takes about ")
     assert line.endswith(", 3.9 GB of memory and 4 MB of disk")
-    assert (f"({text} of them to calibrate)" in line) == (seconds > 60)
+    assert (f"(calibration: {text})" in line) == (seconds > 60)
 
 
 def test_too_little_free_memory_is_told() -> None:

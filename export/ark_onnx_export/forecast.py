@@ -39,8 +39,8 @@ _EXACT_GRAPH = {"audio": 0.7, "decoder": 0.15}  # time of a graph in fp32, as a 
 _GRAPH = {"audio": 0.5, "decoder": 0.07}  # the same of a graph in 8 bits
 _START = 25.0  # seconds, libraries and checksums
 _BETWEEN = 1.06  # of all stages: what is done between them
-_BASE = 1.25e9  # bytes of memory beside the largest graph
-_FP32, _PUBLISHED = 4, 20  # bytes of memory for each of its weights: upstream's way needs more
+_LIBRARIES = 0.65e9  # bytes of memory
+_PUBLISHED = 20  # bytes of memory for each weight of the largest graph, in upstream's way
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,8 +99,10 @@ class Forecast:
     def of(cls, job: Job, speed: Speed) -> Forecast:
         """Count what a job consists of."""
         largest = max(count(matrices) for _, matrices in job.graphs)
-        memory = _BASE + largest * (_FP32 if job.is_native else _PUBLISHED)
-        return cls(tuple(_stages(job, speed)), int(memory))
+        memory = _PUBLISHED * largest
+        if job.is_native:  # the graph in fp32, mapped from its file, and the head of torch
+            memory = 4 * (largest + count([job.shapes.table]))
+        return cls(tuple(_stages(job, speed)), int(_LIBRARIES + memory))
 
     @property
     def seconds(self) -> float:
@@ -110,7 +112,7 @@ class Forecast:
     def text(self, disk: int, free: int | None) -> str:
         """For people, in one line, with bytes of disk and, where known, of free memory."""
         calibration = sum(s for label, s in self.stages if label.startswith("calibrate"))
-        part = f" ({_minutes(calibration)} of them to calibrate)" if calibration > 60 else ""
+        part = f" (calibration: {_minutes(calibration)})" if calibration > 60 else ""
         rest = ""
         if free is not None and free < self.memory:
             rest = f"; {_gigabytes(free)} of memory are free: close other programs"
