@@ -160,9 +160,7 @@ def export(
         files = {**facts.files, **proof.write(proved, staging)}
         final = replace(facts, provenance=made, degraded=degraded, files=files)
         LAYOUTS[settings.layout].describe(staging, final, source.checkpoint)
-    no_times = f"the package cannot tell when words are said: {found.reason}" if found else ""
-    remarks = (advice.remark, no_times if found and not found.heads else "", degraded)
-    notes = (*bench.network.notes, *filter(None, remarks))
+    notes = (*bench.network.notes, *filter(None, (advice.remark, _no_times(found), degraded)))
     return Exported(out, settings.precision, made, notes)
 
 
@@ -471,6 +469,13 @@ def _find_heads(bench: _Bench) -> heads.Found:
     if found.heads:
         align.write(bench.staging, found.heads, len(bench.source.tokens.prefix))
     return found
+
+
+def _no_times(found: heads.Found | None) -> str:
+    """Why the package has no times of words, if it could have them."""
+    if found is None or found.heads:
+        return ""
+    return f"the package cannot tell when words are said: {found.reason}"
 
 
 def _facts(bench: _Bench) -> Facts:
