@@ -92,9 +92,10 @@ def _peak_kb(pid: int) -> int:
 
 def _bytes_in(folder: Path) -> int:
     total = 0
-    for path in folder.rglob("*"):
-        with contextlib.suppress(OSError):  # it has just been removed
-            total += path.lstat().st_blocks * 512
+    for parent, _, names in os.walk(folder):  # which passes over what has just been removed
+        for name in names:
+            with contextlib.suppress(OSError):
+                total += Path(parent, name).lstat().st_blocks * 512
     return total
 
 
