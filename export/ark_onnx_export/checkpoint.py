@@ -251,8 +251,10 @@ def load_network(
     owners = {n: m for m in (tower, decoder) for n, _ in m.named_parameters()}
     for name in progress(list(owners)):
         owner, _, leaf = name.rpartition(".")
-        stored = checkpoint.stored(head if name == HEAD else name)
-        _require_finite(checkpoint, head if name == HEAD else name, stored)
+        source = head if name == HEAD else name
+        # Pages that are mapped twice would not be handed back.
+        stored = table if source == EMBEDDING else checkpoint.stored(source)
+        _require_finite(checkpoint, source, stored)
         weight = nn.Parameter(stored, requires_grad=False)
         setattr(owners[name].get_submodule(owner), leaf, weight)
     notes = (*checkpoint.notes, *notes)
