@@ -67,7 +67,6 @@ def test_segments_are_whole_and_have_scales_of_their_own() -> None:
         (0, 2), (2, 5), (5, 8), (8, 10),
     ]  # fmt: skip
     assert len(parts(3, RECIPES["rows8/8"])) == 3
-    assert len(parts(96, RECIPES["rows8/16"])) == 16
     weight = examples(96, 8)
     weight[:24] *= 50
     stored, restored = store(weight, RECIPES["rows8/4"], np.ones(96, np.int64), None)

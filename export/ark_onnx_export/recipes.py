@@ -73,7 +73,7 @@ def _family(plain: Recipe) -> list[Recipe]:
     return [
         plain,
         *(replace(plain, name=plain.name + end, extra=extra) for end, extra in extras.items()),
-        *(replace(plain, name=f"{plain.name}/{n}", segments=n) for n in (4, 8, 16)),
+        *(replace(plain, name=f"{plain.name}/{n}", segments=n) for n in (4, 8)),
     ]
 
 
