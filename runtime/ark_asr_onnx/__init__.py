@@ -32,7 +32,7 @@ from .subtitles import CueLayout
 from .transcriber import Status, Transcriber
 from .transcript import AudioWarning, Segment, Timings, Transcript, Word, transcript_to_json
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "ArkError",
