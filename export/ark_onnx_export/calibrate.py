@@ -32,6 +32,7 @@ from .mask import blocked
 from .modeling import AudioTower
 from .modeling.audio import State
 from .products import product
+from .quantize import RUN
 from .recipes import PLAIN, RECIPES, SMOOTHED_FOR, Graph, costs
 from .reference import lengths
 from .samples import Sample, fold_rows
@@ -45,7 +46,6 @@ _WORTH = 0.9  # smoothing must bring the error of a product at least to this sha
 _TRIED_ROWS = 192  # of each sample
 _MAX_COLUMNS = 1024  # of each weight, tried
 _OUTLIER = 20.0  # times the median channel or row
-_RUN = 16384  # outputs of a matrix that are stored at a time
 VARIANTS = 8  # networks with one product changed that run side by side
 PROBE_FRAMES, PROBE_CLIPS = 400, 3  # audio of the second pass: of each clip, for the decoder
 
@@ -278,7 +278,7 @@ def _changed(row: int, factor: F32 | None, order: Order | None) -> Callable[...,
     def hook(module: nn.Module, inputs: tuple[Tensor], output: Tensor) -> Tensor:
         x = fold_rows(_rows(module, inputs[0][row : row + 1]), factor, order)
         inverse = None if factor is None else np.float32(1) / factor
-        runs = cast("Tensor", module.weight).split(_RUN)
+        runs = cast("Tensor", module.weight).split(RUN)
         y = torch.cat([product(x, fold_rows(_matrix(w), inverse, order), PLAIN) for w in runs], -1)
         bias = cast("Tensor | None", module.bias)
         y = y if bias is None else y + bias

@@ -18,14 +18,15 @@ import torch
 import torch.nn.functional as F
 
 from .calibrate import PROBE_CLIPS, PROBE_FRAMES, VARIANTS
+from .heads import SEQUENCES
 from .parity import AWKWARD_FRAMES, PREFILL_LENGTHS
+from .probes import PROBE_TOKENS
 from .shapes import Shape, Shapes, count
 from .space import MAX_ROWS
 
 _FRAMES = 50  # rows of the encoder for a second of audio
 _AUDIO_TOKENS, _PROMPT = 12.5, 25  # rows of a prompt: for a second of audio, and beside it
-_TOKENS = 24  # written for each clip
-_SINGLE_WORDS = [2.0] * 32  # seconds of each sequence
+_SINGLE_WORDS = [2.0] * (2 * SEQUENCES)  # seconds of each sequence
 _SINGLE_WORDS_TOKENS = 9  # for each
 # What Speed multiplies: matrices of a layer, and as many weights as a part of a head, whose memory
 # the system gives anew each time.
@@ -160,7 +161,7 @@ def _stages(job: Job, speed: Speed) -> Iterator[tuple[str, float]]:
     all_weights = clock.encoder + clock.decoder + count([job.shapes.table])
     yield "read weights", _READ * all_weights * speed.weight
     yield "torch reference, audio", clock.encode(job.probes)
-    yield "torch reference, text", clock.prompt(job.probes) + clock.steps(_TOKENS * n_probes)
+    yield "torch reference, text", clock.prompt(job.probes) + clock.steps(PROBE_TOKENS * n_probes)
     if job.calibration:
         yield from _calibration(job, clock)
     for file, shapes in job.graphs:
@@ -169,14 +170,14 @@ def _stages(job: Job, speed: Speed) -> Iterator[tuple[str, float]]:
         words = clock.prompt(_SINGLE_WORDS, 2 * _SINGLE_WORDS_TOKENS)  # read twice
         yield "single words, audio", clock.encode(_SINGLE_WORDS)
         yield "single words, text", words + clock.steps(_SINGLE_WORDS_TOKENS * len(_SINGLE_WORDS))
-    encoded, written = clock.encode(job.probes), clock.steps(_TOKENS * n_probes)
+    encoded, written = clock.encode(job.probes), clock.steps(PROBE_TOKENS * n_probes)
     yield "verify with the runtime", 2 * (_GRAPH["audio"] * encoded + _GRAPH["decoder"] * written)
 
 
 def _calibration(job: Job, clock: _Clock) -> Iterator[tuple[str, float]]:
     clips, n = [*job.probes, *job.calibration], len(job.calibration)
     yield "calibrate: torch reference, audio", clock.encode(job.calibration)
-    text = clock.prompt(job.calibration) + clock.steps(_TOKENS * n)
+    text = clock.prompt(job.calibration) + clock.steps(PROBE_TOKENS * n)
     yield "calibrate: torch reference, text", text
     yield "calibrate: listen, audio", clock.encode(clips)
     if job.is_planned:
@@ -186,11 +187,11 @@ def _calibration(job: Job, clock: _Clock) -> Iterator[tuple[str, float]]:
     cut = [min(clip, PROBE_FRAMES / 100) for clip in clips]
     n_groups = len(job.shapes.audio) / VARIANTS
     yield "calibrate: at the output, audio", n_groups / 2 * clock.encode(cut, VARIANTS)
-    yield "calibrate: listen, decoder", clock.prompt(clips, _TOKENS)
+    yield "calibrate: listen, decoder", clock.prompt(clips, PROBE_TOKENS)
     yield "calibrate: recipes, decoder", _TRY["decoder"] * clock.decoder * clock.speed.weight
     few = [sum(clips) / len(clips)] * PROBE_CLIPS
     n_groups = len(job.shapes.decoder) / VARIANTS
-    yield "calibrate: at the output, decoder", n_groups * clock.prompt(few, _TOKENS, VARIANTS)
+    yield "calibrate: at the output, decoder", n_groups * clock.prompt(few, PROBE_TOKENS, VARIANTS)
 
 
 def _graph(
@@ -201,7 +202,7 @@ def _graph(
     clips = [*job.probes, *job.calibration]
     if is_decoder:
         part, cases = "decoder", sum(speed.of(n, rows) for rows in PREFILL_LENGTHS)
-        compared, weighed = (clock.steps(_TOKENS * len(some)) for some in (job.probes, clips))
+        compared, weighed = (clock.steps(PROBE_TOKENS * len(some)) for some in (job.probes, clips))
     else:
         part, cases = "audio", sum(speed.of(n, frames / 2) for frames in AWKWARD_FRAMES)
         compared, weighed = cases, clock.encode(clips)

@@ -31,7 +31,7 @@ from .oracle import TorchEngine
 Pool = Sequence[tuple[str, F32]]  # words of one speaker, and their waveforms
 
 _FOLDER = Path(__file__).parent / "spoken"
-_SEQUENCES = 16  # of each half of the speakers
+SEQUENCES = 16  # of each half of the speakers
 _ENOUGH = 15  # words of each half that must have been understood
 _WORDS = range(3, 6)  # in a sequence
 _GAPS = (0.0, 0.05, 0.1, 0.25)  # seconds between two words
@@ -159,7 +159,7 @@ def spoken_words() -> list[Pool]:
     return pools
 
 
-def spliced(pools: Sequence[Pool], seed: int, n: int = _SEQUENCES) -> Iterator[Spliced]:
+def spliced(pools: Sequence[Pool], seed: int, n: int = SEQUENCES) -> Iterator[Spliced]:
     """Sequences of words of one speaker each, the same ones for the same seed."""
     chance = random.Random(seed)
     noise = np.random.default_rng(seed)

@@ -54,7 +54,7 @@ from .layouts import LAYOUTS, Facts, GraphPlan, Written
 from .listen import Heard
 from .oracle import TorchEngine
 from .parity import Parity
-from .probes import builtin_references, builtin_speech, calibration_speech
+from .probes import PROBE_TOKENS, builtin_references, builtin_speech, calibration_speech
 from .quantize import Examples, Matrix
 from .recipes import EXACT_TARGETS, RECIPES, Asked, Graph, Target
 from .shapes import Shapes
@@ -68,7 +68,6 @@ Progress = Callable[[str, Sequence[Any]], Iterable[Any]]
 Sound = tuple[str, F32]  # name and waveform [n] at 16 kHz
 
 MAX_SECONDS = 30.0  # the published models' limit of one pass
-_PROBE_TOKENS = 24
 _TOOLS = ("torch", "onnx", "onnxruntime", "onnxscript", "safetensors", "tokenizers", "numpy")
 
 
@@ -216,7 +215,7 @@ class _Bench:
         ]
         self.network.page_out()
         return [
-            listen.decode(self.oracle, one, _PROBE_TOKENS)
+            listen.decode(self.oracle, one, PROBE_TOKENS)
             for one in self.track(f"{label}, text", encoded)
         ]
 
@@ -245,7 +244,7 @@ def _read(checkpoint_dir: Path, out: Path, settings: Settings) -> _Source:
     """Read all but the weights. What is wrong is found here, before hours are spent."""
     checkpoint = open_checkpoint(checkpoint_dir)
     text, tokens = open_text(checkpoint, settings.instruction)
-    require_space(export_need(_disk_bytes(checkpoint, settings), out.parent))
+    require_space(export_need(_disk_bytes(Shapes.of(checkpoint.config), settings), out.parent))
     sizes = _sizes(checkpoint, tokens, prune=settings.prune and settings.layout == "native")
     calibration = settings.calibration or calibration_speech()
     sites = smoothing.sites(checkpoint.config)
@@ -273,7 +272,7 @@ def _foretell(source: _Source, settings: Settings) -> str:
         is_int8=settings.precision == "int8",
         is_native=settings.layout == "native",
     )
-    n_bytes = _disk_bytes(source.checkpoint, settings)
+    n_bytes = _disk_bytes(shapes, settings)
     return Forecast.of(job, Speed.measured()).text(n_bytes, free_memory())
 
 
@@ -281,9 +280,9 @@ def _seconds(sounds: Sequence[Sound]) -> list[float]:
     return [len(waveform) / SAMPLE_RATE for _, waveform in sounds]
 
 
-def _disk_bytes(checkpoint: Checkpoint, settings: Settings) -> int:
+def _disk_bytes(shapes: Shapes, settings: Settings) -> int:
     return export_bytes(
-        Shapes.of(checkpoint.config),
+        shapes,
         is_int8=settings.precision == "int8",
         is_calibrated=_is_calibrated(settings),
         is_half=settings.embedding == "fp16",
@@ -517,7 +516,7 @@ def _prove(
     bench.network.page_out()
     package = PackageEngine(bench.staging)
     compared = [
-        verify.compare_clip(package, clip, _PROBE_TOKENS)
+        verify.compare_clip(package, clip, PROBE_TOKENS)
         for clip in bench.track("verify with the runtime", clips)
     ]
     settings = bench.settings

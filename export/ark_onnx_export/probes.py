@@ -9,6 +9,8 @@ from ark_asr_onnx.arrays import F32
 from ark_asr_onnx.audio.sources import read
 from ark_asr_onnx.errors import ExportError
 
+PROBE_TOKENS = 24  # written for each clip, at most
+
 # In an installed wheel beside this module, in a clone with the demo.
 _HERE = Path(__file__).parent
 _FOLDERS = (_HERE / "speech", _HERE.parents[1] / "models" / "demo" / "samples")

@@ -28,7 +28,7 @@ Rows = Callable[[], F32 | None]  # reads rows [n, n_in] that a weight is multipl
 Examples = Callable[[str], F32 | None]  # the same, by the name of the weight
 
 _ZERO_POINT = 128  # MatMulNBits' default for 8 bits
-_RUN = 16384  # outputs
+RUN = 16384  # outputs
 _ACCURACY_LEVEL = 4  # int8 x int8 products; activations are scaled per row and block
 
 
@@ -243,8 +243,8 @@ def unpack_blocks8(codes: U8, scales: F32, n_in: int) -> F32:
 
 def _outputs(n_out: int) -> Iterator[slice]:
     """Runs of outputs: of a head, arrays of all would take gigabytes."""
-    for begin in range(0, n_out, _RUN):
-        yield slice(begin, min(begin + _RUN, n_out))
+    for begin in range(0, n_out, RUN):
+        yield slice(begin, min(begin + RUN, n_out))
 
 
 def pack_blocks4(weight: F32, block: int) -> tuple[U8, F32, F32]:
